@@ -1,0 +1,37 @@
+"""HAWQ: Hessian-aware mixed-precision quantisation of vision networks (1905.03696, 1911.03852, 2011.10680)."""
+
+from hawq.allocation import Manual, Mixed, UniformBits, allocate
+from hawq.blocks import find_blocks
+from hawq.curvature import PowerIteration
+from hawq.export import export_onnx, load, save
+from hawq.finetuning import FineTuning, finetune
+from hawq.quantization import LSQ, Uniform, quantize
+from hawq.records import BitPlan, Block, Estimate, Phase, Precision, RunReport, Sensitivity
+from hawq.sensitivity import analyze
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "LSQ",
+    "BitPlan",
+    "Block",
+    "Estimate",
+    "FineTuning",
+    "Manual",
+    "Mixed",
+    "Phase",
+    "PowerIteration",
+    "Precision",
+    "RunReport",
+    "Sensitivity",
+    "Uniform",
+    "UniformBits",
+    "allocate",
+    "analyze",
+    "export_onnx",
+    "find_blocks",
+    "finetune",
+    "load",
+    "quantize",
+    "save",
+]

@@ -1,0 +1,48 @@
+"""One width for all blocks: the papers' "Direct" baseline."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from hawq.allocation.allocator import WIDTHS, check_activation_bits, check_widths, make_plan
+from hawq.records import BitPlan, Block, Sensitivity
+
+
+@dataclass(frozen=True)
+class UniformBits:
+    """Every block at `weights` bits, the first and the last block at `ends` bits ("Direct" of the HAWQ papers).
+
+    Args:
+        weights: width of the blocks between, 2 … 8.
+        ends: width of the first and the last block, 2 … 8.
+        activations: width of every block's activations, 32 for float.
+
+    Raises:
+        ValueError: a width out of range.
+    """
+
+    weights: int = 3
+    ends: int = 8
+    activations: int = 4
+
+    def __post_init__(self) -> None:
+        check_widths("bits.weights", [self.weights])
+        check_widths("bits.ends", [self.ends])
+        check_activation_bits(self.activations)
+
+    def check(self, blocks: Sequence[Block]) -> None:
+        """Any network can be given uniform bits."""
+
+    def allocate(self, sensitivity: Sensitivity) -> BitPlan:
+        names = [block.name for block in sensitivity.blocks]
+        bits = {name: self.ends if name in (names[0], names[-1]) else self.weights for name in names}
+        return make_plan(sensitivity, bits, self.activations, "direct uniform")
+
+
+def direct_baseline(sensitivity: Sensitivity, plan: BitPlan) -> BitPlan:
+    """The widest uniform plan (ends at 8 bits) that is no larger than `plan`, or the narrowest one if none is."""
+    activations = max(precision.activation_bits for precision in plan.precisions.values())
+    plans = [UniformBits(width, 8, activations).allocate(sensitivity) for width in WIDTHS]
+    fitting = [direct for direct in plans if direct.cost.weight_bytes <= plan.cost.weight_bytes]
+    return fitting[-1] if fitting else plans[0]

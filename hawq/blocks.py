@@ -1,0 +1,167 @@
+"""Finding blocks in any network: which layers share a bit-width, and what they cost."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from hawq.records import Block
+
+QUANTIZABLE = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
+_TRANSPARENT = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+GRANULARITIES = ("block", "layer")
+
+
+def find_blocks(
+    model: nn.Module,
+    example: Tensor | None = None,
+    *,
+    granularity: str | Sequence[str] = "block",
+) -> tuple[Block, ...]:
+    """Blocks of a network in the order of its modules (HAWQ, 1905.03696: residual units, stem, classifier).
+
+    Args:
+        model: any module with convolution or linear layers.
+        example: (N, ...) input; when given, one forward pass also fills in MACs and activation counts.
+        granularity: "block" groups by the module tree: containers are opened, any other module is one block.
+            "layer" makes every layer a block. A list of regular expressions groups the layers whose qualified
+            name starts with the same match of one expression; layers that none matches stay single.
+
+    Raises:
+        ValueError: nothing to quantise, a bad granularity, or one weight shared by two blocks.
+    """
+    layers = quantizable_layers(model)
+    if not layers:
+        raise ValueError(f"{type(model).__name__} has no convolution or linear layer; there is nothing to quantise")
+    if isinstance(granularity, str):
+        if granularity not in GRANULARITIES:
+            raise ValueError(
+                f"granularity {granularity!r} is not one of {', '.join(GRANULARITIES)} or a list of regular expressions"
+            )
+        owners = {name: name for name in layers} if granularity == "layer" else dict(_owners(model, ""))
+    else:
+        owners = {name: _first_match(name, granularity) for name in layers}
+    groups: dict[str, list[str]] = {}
+    for layer in layers:
+        groups.setdefault(owners[layer], []).append(layer)
+    blocks = tuple(_make_block(name, members, layers) for name, members in groups.items())
+    _refuse_weights_shared_between(blocks, layers)
+    return blocks if example is None else trace_blocks(model, blocks, example)
+
+
+def quantizable_layers(model: nn.Module) -> dict[str, nn.Module]:
+    """Qualified name → layer, for every convolution and linear layer, in module order."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, QUANTIZABLE)}
+
+
+@dataclass
+class LayerTrace:
+    """What one forward pass did in one layer, per sample."""
+
+    macs: int = 0
+    num_activations: int = 0
+    reads_image: bool = False
+
+
+def trace_blocks(model: nn.Module, blocks: Sequence[Block], example: Tensor) -> tuple[Block, ...]:
+    """The same blocks with `macs`, `num_activations` and `image_layers` filled in from one forward of `example`.
+
+    MACs of a layer = its weights × output positions, per sample; a layer that runs twice counts twice.
+    """
+    traces = trace_layers(model, [layer for block in blocks for layer in block.layers], example)
+    return tuple(
+        replace(
+            block,
+            macs=sum(traces[layer].macs for layer in block.layers),
+            num_activations=sum(traces[layer].num_activations for layer in block.layers),
+            image_layers=tuple(layer for layer in block.layers if traces[layer].reads_image),
+        )
+        for block in blocks
+    )
+
+
+def trace_layers(model: nn.Module, names: Sequence[str], example: Tensor) -> dict[str, LayerTrace]:
+    """Runs `example` (N, ...) once in eval mode, without gradients, and records each named layer."""
+    traces = {name: LayerTrace() for name in names}
+    modes = {module: module.training for module in model.modules()}
+    layers = dict(model.named_modules())
+    handles = [layers[name].register_forward_hook(_recorder(traces[name], example)) for name in names]
+    try:
+        with torch.no_grad():
+            model.eval()(example)
+    finally:
+        for handle in handles:
+            handle.remove()
+        for module, training in modes.items():
+            module.training = training
+    return traces
+
+
+def _recorder(trace: LayerTrace, example: Tensor) -> Callable[..., None]:
+    def record(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        batch = example.shape[0]
+        weight: Tensor = layer.weight  # type: ignore[assignment]
+        trace.macs += output.numel() // weight.shape[0] * weight.numel() // batch
+        if inputs[0].data_ptr() == example.data_ptr() and inputs[0].numel() == example.numel():
+            trace.reads_image = True
+        else:
+            trace.num_activations += inputs[0].numel() // batch
+
+    return record
+
+
+def _owners(module: nn.Module, prefix: str) -> Iterator[tuple[str, str]]:
+    """(layer, block) pairs by the module tree: opens containers and stages, keeps any other module whole."""
+    for child_name, child in module.named_children():
+        name = f"{prefix}{child_name}"
+        if isinstance(child, QUANTIZABLE):
+            yield name, name
+        elif isinstance(child, _TRANSPARENT) or _is_stage(child):
+            yield from _owners(child, f"{name}.")
+        else:
+            for layer in quantizable_layers(child):
+                yield f"{name}.{layer}", name
+
+
+def _is_stage(module: nn.Module) -> bool:
+    """A stage holds a container with at least two compound members (say, residual units): it is opened, not kept."""
+    return any(
+        isinstance(child, _TRANSPARENT) and sum(_is_compound(member) for member in child.children()) >= 2
+        for child in module.children()
+    )
+
+
+def _is_compound(module: nn.Module) -> bool:
+    return not isinstance(module, QUANTIZABLE) and bool(quantizable_layers(module))
+
+
+def _first_match(layer: str, patterns: Sequence[str]) -> str:
+    for pattern in patterns:
+        try:
+            match = re.match(pattern, layer)
+        except re.error as error:
+            raise ValueError(f"granularity pattern {pattern!r} is not a regular expression: {error}") from error
+        if match and match.group():
+            return match.group().rstrip(".")
+    return layer
+
+
+def _make_block(name: str, members: Sequence[str], layers: dict[str, nn.Module]) -> Block:
+    weights = {id(layers[layer].weight): layers[layer].weight.numel() for layer in members}  # type: ignore
+    return Block(name=name, layers=tuple(members), num_weights=sum(weights.values()))  # type: ignore[arg-type]
+
+
+def _refuse_weights_shared_between(blocks: Sequence[Block], layers: dict[str, nn.Module]) -> None:
+    seen: dict[int, str] = {}
+    for block in blocks:
+        for layer in block.layers:
+            other = seen.setdefault(id(layers[layer].weight), block.name)
+            if other != block.name:
+                raise ValueError(
+                    f"blocks {other!r} and {block.name!r} share one weight; "
+                    "put their layers in one block with a list of patterns as granularity"
+                )

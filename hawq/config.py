@@ -1,0 +1,296 @@
+"""From a composed Hydra config to built components; nothing below this file sees a Hydra object."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import pkgutil
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, dataclass
+from pathlib import Path
+from typing import Any, get_args, get_origin, get_type_hints
+
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException, MissingConfigException
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from hawq.allocation import Allocator
+from hawq.artifacts import fingerprint
+from hawq.curvature import Solver
+from hawq.data import ImageData
+from hawq.export import PackedExport
+from hawq.finetuning import FineTuning, Training
+from hawq.models import ModelSource
+from hawq.quantization import Quantizer
+from hawq.sensitivity import Analysis
+from hawq.tracking import Tracking
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+STAGES = ("analysis", "allocation", "finetune", "export", "report")
+COMPONENTS = (
+    "model",
+    "dataset",
+    "training",
+    "analysis",
+    "solver",
+    "bits",
+    "quantizer",
+    "finetune",
+    "export",
+    "tracking",
+)
+BASELINES = ("direct", "none")
+_NOT_PART_OF_A_RESULT = ("hydra", "stages", "device", "threads", "workers", "tracking", "outputs", "allowed_targets")
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """The options of `config.yaml` itself.
+
+    Args:
+        stages: which stages may do work; a result that is already cached is used without being named.
+        seed: of every random draw.
+        device: "auto", "cpu", "cuda" or "cuda:N".
+        threads: CPU threads, or None for PyTorch's choice.
+        workers: processes that load training images; 0 loads them in the main process.
+        baseline: "direct" adds a uniform network of at most the same size to the results, "none" leaves it out.
+        outputs: folder for runs and cache.
+        allowed_targets: prefixes that a `_target_` must have.
+
+    Raises:
+        ValueError: a value out of range.
+    """
+
+    stages: tuple[str, ...]
+    seed: int
+    device: str
+    threads: int | None
+    workers: int
+    baseline: str
+    outputs: str
+    allowed_targets: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        unknown = [stage for stage in self.stages if stage not in STAGES]
+        if unknown:
+            raise ValueError(f"stages={list(self.stages)} has unknown stages {unknown}: give some of {list(STAGES)}")
+        if not 0 <= self.seed < 2**31:
+            raise ValueError(f"seed={self.seed} is out of range: give 0 to {2**31 - 1}")
+        if self.threads is not None and self.threads < 1:
+            raise ValueError(f"threads={self.threads} is out of range: give 1 or more, or null")
+        if self.workers < 0:
+            raise ValueError(f"workers={self.workers} is out of range: give 0 or more")
+        if self.baseline not in BASELINES:
+            raise ValueError(f"baseline={self.baseline!r} is unknown: give {' or '.join(BASELINES)}")
+        self.torch_device()
+
+    def torch_device(self) -> torch.device:
+        """Raises ValueError for a device that this machine does not have."""
+        name = self.device
+        if name == "auto":
+            name = "cuda" if torch.cuda.is_available() else "cpu"
+        kind, _, index = name.partition(":")
+        if kind not in ("cpu", "cuda") or (index and not index.isdigit()):
+            raise ValueError(f"device={self.device!r} is unknown: give auto, cpu, cuda or cuda:N")
+        if kind == "cuda" and int(index or 0) >= torch.cuda.device_count():
+            raise ValueError(f"device={self.device!r} is not on this machine: give auto or cpu")
+        return torch.device(name)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything a run was asked for, built and checked."""
+
+    options: RunOptions
+    model: ModelSource
+    dataset: ImageData
+    training: Training
+    analysis: Analysis
+    solver: Solver
+    bits: Allocator
+    quantizer: Quantizer
+    finetune: FineTuning
+    export: PackedExport
+    tracking: Tracking
+    folder: Path
+    resolved: dict[str, Any]
+    command: str
+
+
+def register_resolvers() -> None:
+    """`${repository:}`, `${run_name:}` and `${command_name:}`, for the folders in `config.yaml`."""
+    OmegaConf.register_new_resolver("repository", lambda: str(REPOSITORY), replace=True)
+    OmegaConf.register_new_resolver("run_name", lambda *, _root_: run_name(_root_), replace=True)
+    OmegaConf.register_new_resolver("command_name", lambda: command_name(sys.argv[1:]), replace=True)
+
+
+def run_name(config: DictConfig) -> str:
+    """Folder name of a run: what was chosen, and a hash of the config, so that the same command finds it again."""
+    choices = config.hydra.runtime.choices
+    facts = {key: value for key, value in _plain(config).items() if key not in _NOT_PART_OF_A_RESULT}
+    parts = [choices.model, choices.dataset, choices.bits, f"s{config.seed}", fingerprint(facts)[:8]]
+    return "-".join(str(part).replace("/", "_") for part in parts)
+
+
+def command_name(arguments: Sequence[str]) -> str:
+    """Folder name of a sweep: a hash of its command line."""
+    return "sweep-" + fingerprint(sorted(arguments))[:8]
+
+
+def _plain(config: DictConfig) -> dict[str, Any]:
+    """The config without Hydra's own part, as resolved plain values."""
+    own = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
+    plain = OmegaConf.to_container(own, resolve=True)
+    assert isinstance(plain, dict)
+    return {str(key): value for key, value in plain.items()}
+
+
+def build_settings(config: DictConfig) -> Settings:
+    """Builds every component of a composed config once. Raises ValueError with one sentence for any wrong value."""
+    plain = _plain(config)
+    option_names = {field.name for field in dataclasses.fields(RunOptions)}
+    _refuse_unknown_keys("", set(plain), {*option_names, *COMPONENTS})
+    for name in COMPONENTS:
+        if name not in plain:
+            raise ValueError(f"the config has no {name}: choose an option, say {name}=...")
+    options = _build_dataclass("", RunOptions, {key: value for key, value in plain.items() if key in option_names})
+    parts = {name: build_component(name, plain[name], options.allowed_targets) for name in COMPONENTS}
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    command = " ".join(["python", *sys.argv])
+    return Settings(options=options, folder=folder, resolved=plain, command=command, **parts)
+
+
+def build_component(name: str, node: Any, allowed: Sequence[str]) -> Any:
+    """The object that `_target_` of a group option names, built from the option's other (plain) values.
+
+    Only classes from modules with an allowed prefix are built. Raises ValueError for any other target, an unknown or
+    missing key, a value of the wrong type, or one that the class refuses.
+    """
+    if not isinstance(node, dict) or "_target_" not in node:
+        raise ValueError(f"{name}={node!r} is not a group option with a _target_: choose one of conf/{name}/")
+    cls = _allowed_class(name, str(node["_target_"]), allowed)
+    values = {key: value for key, value in node.items() if key != "_target_"}
+    if dataclasses.is_dataclass(cls):
+        built = _build_dataclass(name, cls, values)
+    else:
+        try:
+            built = instantiate(node)
+        except HydraException as error:
+            raise ValueError(f"{name}: {cls.__name__} refused its keys: {_first_line(error)}") from error
+    _check_contract(name, built)
+    return built
+
+
+def config_keys() -> list[str]:
+    """All keys of the default config, dotted, to suggest from."""
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(REPOSITORY / "conf"), version_base="1.3"):
+        return _dotted(compose("config"))
+
+
+def _dotted(config: DictConfig, prefix: str = "") -> list[str]:
+    keys = []
+    for key in map(str, config):
+        node = config._get_node(key)
+        keys += [prefix + key, *(_dotted(node, f"{prefix}{key}.") if isinstance(node, DictConfig) else [])]
+    return keys
+
+
+def explain(error: Exception, known_keys: Sequence[str] = ()) -> str:
+    """Hydra's composition errors in one sentence: what was given, what is allowed."""
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
+        group, _, option = error.missing_cfg_file.rpartition("/")
+        options = sorted(error.options or [])
+        return f"{group or 'config'}={option} is not an option: {_suggest(option, options)}"
+    for chained in (error, error.__cause__):
+        key = getattr(chained, "full_key", None)
+        if key:
+            return f"{key} is not a key of the config: {_suggest(key, known_keys)}"
+    return " ".join(str(error).split())
+
+
+def _suggest(given: str, allowed: Sequence[str]) -> str:
+    close = difflib.get_close_matches(given, allowed, n=1, cutoff=0.5)
+    listed = f"allowed are {', '.join(allowed)}" if len(allowed) <= 25 else "see conf/"
+    return f"did you mean {close[0]}? ({listed})" if close else listed
+
+
+def _allowed_class(name: str, target: str, allowed: Sequence[str]) -> type:
+    """The class behind a target; both the written path and the module that defines the class must be allowed."""
+    prefixes = ", ".join(allowed)
+    if not target.startswith(tuple(allowed)):
+        raise ValueError(
+            f"{name}._target_={target} is not allowed: give a class below {prefixes}, or extend allowed_targets"
+        )
+    try:
+        found = pkgutil.resolve_name(target)
+    except (ImportError, ValueError, AttributeError) as error:
+        raise ValueError(f"{name}._target_={target} does not exist: {_first_line(error)}") from error
+    if not isinstance(found, type) or not f"{found.__module__}.".startswith(tuple(allowed)):
+        raise ValueError(
+            f"{name}._target_={target} is not a class below {prefixes}: give one, or extend allowed_targets"
+        )
+    return found
+
+
+def _build_dataclass(name: str, cls: type, values: dict[str, Any]) -> Any:
+    """Checks keys and types against the fields of `cls`, then builds it; tuples stay tuples."""
+    prefix = f"{name}." if name else ""
+    fields = dataclasses.fields(cls)
+    _refuse_unknown_keys(prefix, set(values), {field.name for field in fields})
+    for field in fields:
+        optional = field.default is not MISSING or field.default_factory is not MISSING
+        if values.get(field.name) == "???" or (field.name not in values and not optional):
+            raise ValueError(f"{prefix}{field.name} is not set: give {prefix}{field.name}=... on the command line")
+    try:
+        typed = OmegaConf.merge(OmegaConf.structured(cls), values)
+    except OmegaConfBaseException as error:
+        raise ValueError(f"{prefix}{error.full_key}: {_first_line(error)}") from error
+    hints = get_type_hints(cls)
+    plain = OmegaConf.to_container(typed)
+    assert isinstance(plain, dict)
+    return cls(**{str(key): _as_annotated(value, hints[str(key)]) for key, value in plain.items()})
+
+
+def _as_annotated(value: Any, hint: Any) -> Any:
+    wants_tuple = tuple in (get_origin(hint), *map(get_origin, get_args(hint)))
+    return tuple(value) if wants_tuple and isinstance(value, list) else value
+
+
+def _refuse_unknown_keys(prefix: str, given: set[str], known: set[str]) -> None:
+    for key in sorted(given - known):
+        raise ValueError(f"{prefix}{key} is not a key of the config: {_suggest(key, sorted(known))}")
+
+
+_CONTRACTS: Mapping[str, Any] = {
+    "model": ModelSource,
+    "dataset": ("name", "num_classes", "normalization", "augmentation", "open"),
+    "training": Training,
+    "analysis": Analysis,
+    "solver": ("name", "start", "update", "estimate"),
+    "bits": ("check", "allocate"),
+    "quantizer": ("name", "weight", "activation"),
+    "finetune": FineTuning,
+    "export": PackedExport,
+    "tracking": ("open",),
+}
+
+
+def _check_contract(name: str, value: Any) -> None:
+    contract = _CONTRACTS[name]
+    if isinstance(contract, type):
+        fits, wanted = isinstance(value, contract), f"a {contract.__name__}"
+    else:
+        fits, wanted = all(hasattr(value, key) for key in contract), f"something with {', '.join(contract)}"
+    if not fits:
+        raise ValueError(f"{name}._target_ built a {type(value).__name__}: {wanted} is needed there")
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

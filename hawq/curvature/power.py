@@ -1,0 +1,93 @@
+"""Power iteration (Algorithm 1 of HAWQ, 1905.03696)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from hawq.curvature.solver import State
+from hawq.records import Estimate
+
+STOPPING_RULES = ("change", "residual")
+
+
+@dataclass(frozen=True)
+class PowerIteration:
+    """v ← Hv/‖Hv‖, λ = vᵀHv, from a random start (Algorithm 1 of 1905.03696).
+
+    Power iteration finds the eigenvalue of largest magnitude. When that one is negative, the iteration goes on with
+    H − λI, whose dominant eigenvalue belongs to the largest algebraic one of H; so the sign is never lost.
+
+    Args:
+        tolerance: relative accuracy at which to stop.
+        max_iterations: most products for one block (twice that when the dominant eigenvalue is negative).
+        stopping: "change" stops when |λ_k − λ_{k−1}| ≤ tolerance · |λ_k|, the published rule; "residual" stops when
+            ‖Hv − λv‖ ≤ tolerance · |λ|, which proves an eigenvalue within that distance.
+
+    Raises:
+        ValueError: tolerance, max_iterations or stopping out of range.
+    """
+
+    tolerance: float = 0.01
+    max_iterations: int = 100
+    stopping: str = "change"
+
+    def __post_init__(self) -> None:
+        if not 0 < self.tolerance < 1:
+            raise ValueError(f"solver.tolerance={self.tolerance} is out of range: give a number between 0 and 1")
+        if self.max_iterations < 1:
+            raise ValueError(f"solver.max_iterations={self.max_iterations} is out of range: give 1 or more")
+        if self.stopping not in STOPPING_RULES:
+            raise ValueError(f"solver.stopping={self.stopping!r} is unknown: give {' or '.join(STOPPING_RULES)}")
+
+    @property
+    def name(self) -> str:
+        return "power"
+
+    def start(self, vector: Tensor) -> State:
+        return {
+            "vector": _normalised(vector),
+            "start": vector,
+            "value": float("nan"),
+            "residual": float("inf"),
+            "shift": 0.0,
+            "iterations": 0,
+            "products": 0,
+            "converged": False,
+            "done": False,
+        }
+
+    def update(self, state: State, product: Tensor) -> State:
+        vector, shift = state["vector"], state["shift"]
+        value = float(vector.dot(product))
+        residual = float((product - value * vector).norm())
+        iterations, products = state["iterations"] + 1, state["products"] + 1
+        measured = state | {"value": value, "residual": residual, "iterations": iterations, "products": products}
+        shifted = product - shift * vector
+        if float(shifted.norm()) == 0.0:  # v spans the whole space left: the eigenvalue is exact
+            return self._finish(measured, converged=True)
+        converged = self._has_converged(value, state["value"], residual)
+        if converged or iterations >= self.max_iterations:
+            return self._finish(measured, converged=converged)
+        return measured | {"vector": _normalised(shifted)}
+
+    def estimate(self, state: State) -> Estimate:
+        return Estimate(state["value"], state["residual"], state["products"], state["converged"])
+
+    def _has_converged(self, value: float, previous: float, residual: float) -> bool:
+        if self.stopping == "residual":
+            return residual <= self.tolerance * abs(value)
+        return abs(value - previous) <= self.tolerance * abs(value)  # False on the first product: previous is NaN
+
+    def _finish(self, state: State, *, converged: bool) -> State:
+        """Ends, or, when the dominant eigenvalue is negative, begins again on H − λI."""
+        if state["value"] < 0.0 and state["shift"] == 0.0:
+            restart = {"value": float("nan"), "iterations": 0, "vector": _normalised(state["start"])}
+            return state | restart | {"shift": state["value"]}
+        return state | {"converged": converged, "done": True}
+
+
+def _normalised(vector: Tensor) -> Tensor:
+    return vector / vector.norm().clamp_min(torch.finfo(vector.dtype).tiny)

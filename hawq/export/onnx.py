@@ -1,0 +1,54 @@
+"""ONNX: a quantised network for any runtime."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from hawq.quantization import FakeQuantizer
+
+
+def export_onnx(model: nn.Module, path: str | Path, example: Tensor) -> Path:
+    """Writes a quantised network as ONNX, weights on their grids, input quantisers as round and clip.
+
+    Args:
+        model: from `quantize`, `finetune` or `load`; it stays as it is.
+        path: of the `.onnx` file.
+        example: (N, ...) input on the model's device; N becomes a free axis.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    frozen = copy.deepcopy(model).eval()
+    for module in list(frozen.modules()):
+        if parametrize.is_parametrized(module, "weight"):
+            parametrize.remove_parametrizations(module, "weight", leave_parametrized=True)
+        quantizer = getattr(module, "input_quantizer", None)
+        if isinstance(quantizer, FakeQuantizer):
+            module.input_quantizer = _RoundAndClip(*quantizer.grid(example))
+    torch.onnx.export(
+        frozen,
+        (example,),
+        str(path),
+        input_names=["images"],
+        output_names=["logits"],
+        dynamic_shapes=({0: torch.export.Dim("batch")},),
+        dynamo=True,
+        external_data=False,
+        verbose=False,
+    )
+    return path
+
+
+class _RoundAndClip(nn.Module):
+    """s · clip(round(x/s), lo, hi) in plain operators, which every exporter knows."""
+
+    def __init__(self, scale: Tensor, low: Tensor, high: Tensor) -> None:
+        super().__init__()
+        self.scale, self.low, self.high = float(scale), float(low), float(high)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.clamp(torch.round(x / self.scale), self.low, self.high) * self.scale

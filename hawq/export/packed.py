@@ -1,0 +1,230 @@
+"""The packed file: a quantised network in one small safetensors file (layout in docs/formats.md)."""
+
+from __future__ import annotations
+
+import copy
+import json
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as to_safetensors
+from torch import Tensor, nn
+
+from hawq.export.bitpack import pack, unpack
+from hawq.files import write_whole
+from hawq.quantization import FakeQuantizer, Quantization, attach_input_quantizer, check_plan_fits, weight_quantizer
+from hawq.records import BitPlan, Block, from_dict, to_dict
+
+SCHEMA = "hawq.packed/1"
+_INPUT = "input_quantizer"
+
+
+@dataclass(frozen=True)
+class PackedExport:
+    """Writes the packed file, and an ONNX file beside it on request.
+
+    Args:
+        onnx: also write `model.onnx`.
+    """
+
+    onnx: bool = False
+
+
+class FrozenQuantizer(FakeQuantizer):
+    """A quantiser with a fixed grid, as read back from a file."""
+
+    scale: Tensor
+    low: Tensor
+    high: Tensor
+
+    def __init__(self, bits: int, scale: Tensor, low: Tensor) -> None:
+        super().__init__(bits)
+        self.register_buffer("scale", scale)
+        self.register_buffer("low", low)
+        self.register_buffer("high", low + 2**bits - 1)
+        self.enabled = True
+
+    def grid(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return self.scale, self.low, self.high
+
+
+def save(model: nn.Module, path: str | Path, about: dict[str, Any] | None = None) -> Path:
+    """Writes a quantised network: integer codes b bits each, one scale a channel, everything else as float32.
+
+    Args:
+        model: from `quantize` or `finetune`; any other raises ValueError.
+        path: of the file, replaced as a whole once the new one is complete.
+        about: JSON-ready facts to keep with it (say, mean and std of the inputs).
+    """
+    info = getattr(model, "quantization", None)
+    if not isinstance(info, Quantization):
+        raise ValueError(
+            f"{type(model).__name__} is not quantised: pass what hawq.quantize or hawq.finetuning returned"
+        )
+    pool = _Pool()
+    layers = dict(model.named_modules())
+    quantizers = {name: weight_quantizer(layer) for name, layer in layers.items()}
+    inputs = {name: getattr(layer, _INPUT, None) for name, layer in layers.items()}
+    header = {
+        "schema": SCHEMA,
+        "blocks": [to_dict(block) for block in info.blocks],
+        "plan": to_dict(info.plan),
+        "weights": [
+            pool.add_weight(name, layers[name].parametrizations.weight.original, quantizer)  # type: ignore
+            for name, quantizer in quantizers.items()
+            if quantizer is not None
+        ],
+        "inputs": [pool.add_grid(name, grid) for name, grid in inputs.items() if isinstance(grid, FakeQuantizer)],
+        "floats": [pool.add_float(name, tensor) for name, tensor in _float_tensors(model).items()],
+        "about": about or {},
+    }
+    data = to_safetensors(pool.tensors(), {"hawq": json.dumps(header, separators=(",", ":"))})
+    return write_whole(Path(path), data)
+
+
+def load(path: str | Path, model: nn.Module) -> nn.Module:
+    """A copy of `model` (the same architecture, float) with the weights and input quantisers of a packed file.
+
+    Weights are the dequantised codes, bit for bit what the saved network computed with; the copy is in eval mode.
+    Raises FileNotFoundError, or ValueError for a file that is no packed network or belongs to another model.
+    """
+    path = Path(path)
+    header, tensors = _read(path)
+    blocks = tuple(from_dict(block, Block) for block in header["blocks"])
+    plan = from_dict(header["plan"], BitPlan)
+    check_plan_fits(blocks, plan)
+    pool = _Reader(tensors)
+    state = {f"{entry['name']}.weight": pool.next_weight(entry) for entry in header["weights"]}
+    grids = {entry["name"]: pool.next_grid(entry) for entry in header["inputs"]}
+    state |= {entry["name"]: pool.next_float(entry["shape"]) for entry in header["floats"]}
+    copied = copy.deepcopy(model)
+    _load_strictly(copied, state, path)
+    modules = dict(copied.named_modules())
+    device = next(copied.parameters()).device
+    for name, quantizer in grids.items():
+        attach_input_quantizer(modules[name], quantizer.to(device))
+    copied.quantization = Quantization(blocks, plan)  # type: ignore[assignment]
+    return copied.eval()
+
+
+def read_about(path: str | Path) -> dict[str, Any]:
+    """The facts that `save` kept with the network."""
+    about: dict[str, Any] = _read(Path(path))[0]["about"]
+    return about
+
+
+class _Pool:
+    """Collects all tensors into a few long ones; the header says what stands where, in the order of adding."""
+
+    def __init__(self) -> None:
+        self._codes: list[Tensor] = []
+        self._scales: list[Tensor] = []
+        self._lows: list[Tensor] = []
+        self._floats: list[Tensor] = []
+
+    def add_weight(self, name: str, weight: Tensor, quantizer: FakeQuantizer) -> dict[str, Any]:
+        codes, scale, low = quantizer.codes(weight.detach())
+        self._codes.append(torch.from_numpy(pack((codes - low).cpu().numpy(), quantizer.bits)))
+        self._add_scale(scale, low)
+        grid = {"scales": scale.numel(), "lows": low.numel()}
+        return {"name": name, "bits": quantizer.bits, "shape": list(weight.shape), **grid}
+
+    def add_grid(self, name: str, quantizer: FakeQuantizer) -> dict[str, Any]:
+        scale, low, _ = quantizer.grid(torch.zeros(1, device=next(iter(quantizer.buffers())).device))
+        self._add_scale(scale, low)
+        return {"name": name, "bits": quantizer.bits}
+
+    def add_float(self, name: str, tensor: Tensor) -> dict[str, Any]:
+        self._floats.append(_flat(tensor))
+        return {"name": name, "shape": list(tensor.shape)}
+
+    def _add_scale(self, scale: Tensor, low: Tensor) -> None:
+        self._scales.append(_flat(scale))
+        self._lows.append(_flat(low).to(torch.int16))
+
+    def tensors(self) -> dict[str, Tensor]:
+        pools = {"codes": self._codes, "scales": self._scales, "lows": self._lows, "floats": self._floats}
+        return {name: torch.cat(parts) for name, parts in pools.items() if parts}
+
+
+class _Reader:
+    """Takes the tensors of a `_Pool` out again, in the order they were added."""
+
+    def __init__(self, tensors: dict[str, Tensor]) -> None:
+        self._tensors = tensors
+        self._position = dict.fromkeys(tensors, 0)
+
+    def _take(self, pool: str, count: int) -> Tensor:
+        begin = self._position[pool]
+        self._position[pool] = begin + count
+        return self._tensors[pool][begin : begin + count]
+
+    def next_weight(self, entry: dict[str, Any]) -> Tensor:
+        shape, bits = entry["shape"], entry["bits"]
+        count = prod(shape)
+        packed = self._take("codes", -(-count * bits // 8))
+        codes = torch.from_numpy(unpack(packed.numpy(), bits, count)).float()
+        scale, low = self._take("scales", entry["scales"]), self._take("lows", entry["lows"]).float()
+        channels = (-1, *[1] * (len(shape) - 1))
+        return (codes.reshape(shape) + low.reshape(channels)) * scale.reshape(channels)
+
+    def next_grid(self, entry: dict[str, Any]) -> FrozenQuantizer:
+        return FrozenQuantizer(entry["bits"], self._take("scales", 1), self._take("lows", 1).float())
+
+    def next_float(self, shape: list[int]) -> Tensor:
+        return self._take("floats", prod(shape)).reshape(shape)
+
+
+def _flat(tensor: Tensor) -> Tensor:
+    return tensor.detach().float().cpu().reshape(-1)
+
+
+def _float_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """What `model.state_dict()` holds as floating point, except quantised weights and quantisers."""
+    return {
+        name: tensor
+        for name, tensor in model.state_dict().items()
+        if not ({"parametrizations", _INPUT} & set(name.split(".")) and _is_ours(model, name))
+        and isinstance(tensor, Tensor)
+        and tensor.is_floating_point()
+    }
+
+
+def _is_ours(model: nn.Module, name: str) -> bool:
+    """Whether a tensor belongs to one of our quantisers or to a weight that one of them quantises."""
+    parts = name.split(".")
+    position = min(parts.index(key) for key in ("parametrizations", _INPUT) if key in parts)
+    layer = model.get_submodule(".".join(parts[:position]))
+    if parts[position] == _INPUT:
+        return isinstance(getattr(layer, _INPUT), FakeQuantizer)
+    return weight_quantizer(layer) is not None
+
+
+def _load_strictly(model: nn.Module, state: dict[str, Tensor], path: Path) -> None:
+    expected = {name: tensor for name, tensor in model.state_dict().items() if tensor.is_floating_point()}
+    missing, unexpected = sorted(expected.keys() - state.keys()), sorted(state.keys() - expected.keys())
+    shapes = [name for name in expected.keys() & state.keys() if expected[name].shape != state[name].shape]
+    if missing or unexpected or shapes:
+        raise ValueError(
+            f"{path} holds another network than {type(model).__name__}: missing {missing or 'none'}, "
+            f"unexpected {unexpected or 'none'}, other shapes {sorted(shapes) or 'none'}"
+        )
+    model.load_state_dict(state, strict=False)  # whole-number buffers (batch counters) are not stored
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist: give a file that hawq.save wrote")
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = json.loads((file.metadata() or {})["hawq"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    except (SafetensorError, KeyError, ValueError) as error:
+        raise ValueError(f"{path} is not a packed network, or is damaged ({error!r})") from error
+    if header["schema"] != SCHEMA:
+        raise ValueError(f"{path} has format {header['schema']}, this version reads {SCHEMA}")
+    return header, tensors

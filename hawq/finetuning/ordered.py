@@ -1,0 +1,76 @@
+"""Algorithm 2 of HAWQ: quantise and fine-tune block after block, the most sensitive one first."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from hawq.finetuning.loop import RepeatedLoader, Row, TrainingCheckpoint, TrainingData, fit
+from hawq.finetuning.schedule import make_phases
+from hawq.finetuning.settings import FineTuning
+from hawq.quantization import LSQ, Quantizer, attach, enable
+from hawq.records import BitPlan, Phase, Sensitivity
+
+
+def finetune(
+    model: nn.Module,
+    sensitivity: Sensitivity,
+    plan: BitPlan,
+    data: TrainingData | Any,
+    calibration: Sequence[Tensor],
+    settings: FineTuning | None = None,
+    *,
+    quantizer: Quantizer | None = None,
+    seed: int = 0,
+    loss: Callable[[Tensor, Tensor], Tensor] | None = None,
+    evaluate: Callable[[nn.Module], float] | None = None,
+    checkpoint: TrainingCheckpoint | None = None,
+    on_row: Callable[[Row], None] = lambda row: None,
+    title: str = "fine-tuning",
+) -> tuple[nn.Module, list[Row]]:
+    """A quantised, fine-tuned copy of `model`, and its history (one row a step; see `fit`).
+
+    Blocks enter by Ω_i = λ_i ‖Q(W_i) − W_i‖²₂, largest first (Algorithm 2 of 1905.03696); blocks that have entered
+    stay quantised while all weights go on learning.
+
+    Args:
+        model: the float network, left as it is.
+        sensitivity, plan: from `analyze` and `allocate`.
+        data: training batches; a DataLoader will do.
+        calibration: input batches (N, ...) that activation ranges are chosen from when a block enters.
+        settings: `FineTuning()` unless given.
+        quantizer: LSQ unless given.
+        loss: mean loss of (outputs, targets); cross-entropy unless given.
+        evaluate: accuracy in percent of a network, for the history.
+        checkpoint: where a half-done run is stored and found.
+        on_row: hears every row of the history as it is made.
+
+    Raises:
+        ValueError: the plan is for another model, or the loss stops being finite.
+    """
+    settings = settings or FineTuning()
+    if not isinstance(data, TrainingData):
+        data = RepeatedLoader(data, next(model.parameters()).device)
+    quantized = attach(model, sensitivity.blocks, plan, quantizer or LSQ())
+    steps = settings.num_steps(data.steps_per_epoch)
+    phases = make_phases(sensitivity, plan, settings.block_order(), steps, settings.lr, seed)
+
+    def enter(network: nn.Module, phase: Phase) -> None:
+        enable(network, phase.enters, calibration)
+
+    history = fit(
+        quantized,
+        phases,
+        data,
+        settings,
+        seed=seed,
+        loss=loss,
+        enter=enter,
+        evaluate=evaluate,
+        checkpoint=checkpoint,
+        on_row=on_row,
+        title=title,
+    )
+    return quantized, history

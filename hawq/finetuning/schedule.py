@@ -1,0 +1,61 @@
+"""Fine-tuning as data: which block becomes quantised when, and for how long."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from hawq.records import FLOAT_BITS, BitPlan, Phase, Sensitivity
+
+ORDERS = ("descending", "ascending", "random", "joint")
+
+
+@dataclass(frozen=True)
+class Order:
+    """The order in which blocks are quantised and fine-tuned (HAWQ, 1905.03696, Algorithm 2).
+
+    Args:
+        order: "descending" takes the block with the largest Ω_i first (HAWQ), "ascending" the reverse (the paper's
+            ablation), "random" a seeded shuffle, "joint" all blocks at once.
+        final_fraction: share of the steps kept for a last phase in which everything is quantised.
+
+    Raises:
+        ValueError: an unknown order, or a fraction outside 0 … 1.
+    """
+
+    order: str = "descending"
+    final_fraction: float = 0.5
+
+    def __post_init__(self) -> None:
+        if self.order not in ORDERS:
+            raise ValueError(f"finetune.order={self.order!r} is unknown: give {', '.join(ORDERS)}")
+        if not 0 <= self.final_fraction <= 1:
+            raise ValueError(f"finetune.final_fraction={self.final_fraction} is out of range: give 0 to 1")
+
+
+def tuning_order(sensitivity: Sensitivity, plan: BitPlan, order: str, seed: int) -> list[str]:
+    """Names of the quantised blocks in the order they enter, by Ω_i = λ_i ‖Q(W_i) − W_i‖²₂ at the planned bits."""
+    names = [name for name, bits in plan.weight_bits().items() if bits < FLOAT_BITS]
+    if order == "random":
+        shuffled = torch.randperm(len(names), generator=torch.Generator().manual_seed(seed)).tolist()
+        return [names[index] for index in shuffled]
+    omega = {name: sensitivity.row(name).omega(plan.precisions[name].weight_bits) for name in names}
+    return sorted(names, key=lambda name: omega[name] if order == "ascending" else -omega[name])
+
+
+def make_phases(
+    sensitivity: Sensitivity, plan: BitPlan, order: Order, num_steps: int, lr: float, seed: int
+) -> tuple[Phase, ...]:
+    """Phases that together take exactly `num_steps`: one a block at `lr`, then a last one that decays to zero.
+
+    With order="joint" there is a single phase. Blocks share the steps before the last phase evenly; the remainder
+    goes to the first ones.
+    """
+    names = tuple(tuning_order(sensitivity, plan, order.order, seed))
+    if order.order == "joint" or not names:
+        return (Phase(names, names, num_steps, lr, 0.0),)
+    final = round(num_steps * order.final_fraction)
+    each, extra = divmod(num_steps - final, len(names))
+    phases = [Phase((name,), names[: index + 1], each + (index < extra), lr, lr) for index, name in enumerate(names)]
+    return (*phases, Phase((), names, final, lr, 0.0))

@@ -1,0 +1,74 @@
+"""How a network is trained: the same settings serve the float network and its fine-tuning."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import ceil
+
+from hawq.finetuning.schedule import Order
+
+
+@dataclass(frozen=True)
+class Training:
+    """SGD with Nesterov momentum, on cross-entropy.
+
+    Args:
+        epochs: passes over the training data; 0 trains nothing.
+        max_steps: upper limit on the steps of all phases together, or None.
+        batch_size: images a step.
+        lr: learning rate at the start; the last phase lowers it to zero by a half cosine.
+        momentum, weight_decay: of SGD; decay acts on weights only, not on biases, norms or step sizes.
+        label_smoothing: of the cross-entropy.
+        calibration_batches: training batches that activation ranges are chosen from.
+        eval_samples: test images for the curve during training (the final figure uses all), None for all.
+        checkpoint_every: steps between two checkpoints of a half-done training.
+
+    Raises:
+        ValueError: a value out of range.
+    """
+
+    epochs: float = 10.0
+    max_steps: int | None = None
+    batch_size: int = 128
+    lr: float = 0.02
+    momentum: float = 0.9
+    weight_decay: float = 1e-4
+    label_smoothing: float = 0.0
+    calibration_batches: int = 2
+    eval_samples: int | None = None
+    checkpoint_every: int = 50
+
+    section = "training"
+
+    def __post_init__(self) -> None:
+        least = {"epochs": 0, "max_steps": 0, "batch_size": 1, "lr": 0, "weight_decay": 0, "calibration_batches": 1}
+        least |= {"eval_samples": 1, "checkpoint_every": 1, "momentum": 0, "label_smoothing": 0}
+        for key, bound in least.items():
+            value = getattr(self, key)
+            if value is not None and not value >= bound:
+                raise ValueError(f"{self.section}.{key}={value} is out of range: give {bound} or more")
+        for key in ("momentum", "label_smoothing"):
+            if getattr(self, key) >= 1:
+                raise ValueError(f"{self.section}.{key}={getattr(self, key)} is out of range: give less than 1")
+
+    def num_steps(self, steps_per_epoch: int) -> int:
+        """Optimiser steps in all."""
+        steps = ceil(self.epochs * steps_per_epoch)
+        return steps if self.max_steps is None else min(steps, self.max_steps)
+
+
+@dataclass(frozen=True)
+class FineTuning(Training):
+    """Training settings together with the order in which blocks become quantised."""
+
+    order: str = "descending"
+    final_fraction: float = 0.5
+
+    section = "finetune"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.block_order()
+
+    def block_order(self) -> Order:
+        return Order(self.order, self.final_fraction)

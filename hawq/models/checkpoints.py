@@ -1,0 +1,144 @@
+"""Checkpoint files: reading them safely, translating their names, and knowing how their inputs were normalised."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import pickle
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as to_safetensors
+from torch import Tensor, nn
+
+from hawq.records import Normalization
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Weights under this project's names, with the normalisation they were trained with."""
+
+    state: dict[str, Tensor]
+    normalization: Normalization
+
+
+@dataclass(frozen=True)
+class _Known:
+    """A published file, recognised by its content."""
+
+    rename: Callable[[str], str]
+    normalization: Normalization
+
+
+_IMAGENET = Normalization((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+_CIFAR_PYHESSIAN = Normalization((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
+
+_KNOWN_BY_SHA256 = {
+    # akamaster/pytorch_resnet_cifar10, pretrained_models/resnet20-12fca82f.th: option A, head `linear`
+    "12fca82f0bebc4135bf1f32f6e3710e61d5108578464b84fd6d7f5c1b04036c8": _Known(
+        lambda name: name.replace("linear.", "fc."), _IMAGENET
+    ),
+    # amirgholami/PyHessian, checkpoints/net.pkl: option B
+    "540b6fa4571068396e1e95c9159b14449dc2d18fa120476b209834b38214a719": _Known(lambda name: name, _CIFAR_PYHESSIAN),
+    # yanghr/BSQ, checkpoints/cifar10/resnet-20/model_best.pth.tar: option B
+    "0bce40d695b9fc6c75666b442e70a690f339c379abbbd905e673beefa55d552b": _Known(lambda name: name, _CIFAR_PYHESSIAN),
+}
+
+
+def read_checkpoint(path: Path, given: Normalization | None) -> Checkpoint:
+    """Weights and normalisation of a checkpoint file.
+
+    The normalisation comes from the file (one that this project wrote, or a published one recognised by its SHA-256);
+    for any other file the user must give it, and it may never contradict the file.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not a state dict, or a normalisation that is unknown or contradicts the file.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"model.checkpoint={path} does not exist: give the path of a weights file")
+    if path.suffix == ".safetensors":
+        state, own = _read_safetensors(path)
+    else:
+        known = _KNOWN_BY_SHA256.get(hashlib.sha256(path.read_bytes()).hexdigest())
+        state = {_without_module(name): tensor for name, tensor in _read_torch(path).items()}
+        own = known.normalization if known else None
+        if known:
+            state = {known.rename(name): tensor for name, tensor in state.items()}
+    return Checkpoint(state, _agree(path, own, given))
+
+
+def load_strictly(model: nn.Module, state: dict[str, Tensor], path: Path) -> None:
+    """Loads every tensor by name. Raises ValueError listing missing and unexpected names, and other shapes."""
+    expected = model.state_dict()
+    counters = {name for name in expected if name.endswith("num_batches_tracked")}  # absent from old files
+    missing = sorted(expected.keys() - state.keys() - counters)
+    unexpected = sorted(state.keys() - expected.keys())
+    shapes = [
+        f"{name} {tuple(state[name].shape)} for {tuple(expected[name].shape)}"
+        for name in expected.keys() & state.keys()
+        if expected[name].shape != state[name].shape
+    ]
+    if missing or unexpected or shapes:
+        raise ValueError(
+            f"model.checkpoint={path} is for another network: missing names {missing or 'none'}, unexpected names "
+            f"{unexpected or 'none'}, other shapes {sorted(shapes) or 'none'}; choose the matching model"
+        )
+    model.load_state_dict(state, strict=False)
+
+
+def write_checkpoint(model: nn.Module, normalization: Normalization) -> bytes:
+    """A float network as a safetensors file that carries its normalisation."""
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    about = {"mean": normalization.mean, "std": normalization.std}
+    return to_safetensors(state, {"hawq.normalization": json.dumps(about)})
+
+
+def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], Normalization | None]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            about = (file.metadata() or {}).get("hawq.normalization")
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    except SafetensorError as error:
+        raise ValueError(f"model.checkpoint={path} is not a safetensors file, or is damaged: {error}") from error
+    own = json.loads(about) if about else None
+    return state, Normalization(tuple(own["mean"]), tuple(own["std"])) if own else None
+
+
+def _read_torch(path: Path) -> dict[str, Tensor]:
+    try:
+        content: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(
+            f"model.checkpoint={path} is not a file of plain weights ({reason}): give a state dict or .safetensors"
+        ) from error
+    for key in ("state_dict", "model"):
+        if isinstance(content, dict) and isinstance(content.get(key), dict):
+            content = content[key]
+    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
+        raise ValueError(f"model.checkpoint={path} holds no state dict: give a dictionary of name → tensor")
+    return dict(content)
+
+
+def _without_module(name: str) -> str:
+    """DataParallel puts `module.` before every name."""
+    return name.removeprefix("module.")
+
+
+def _agree(path: Path, own: Normalization | None, given: Normalization | None) -> Normalization:
+    if own is None and given is None:
+        raise ValueError(
+            f"model.checkpoint={path} does not say how its inputs were normalised: give model.mean=[r,g,b] and "
+            "model.std=[r,g,b] as it was trained"
+        )
+    if own is not None and given is not None and own != given:
+        raise ValueError(
+            f"model.checkpoint={path} was trained with mean {list(own.mean)} and std {list(own.std)}, but model.mean="
+            f"{list(given.mean)} model.std={list(given.std)} was given: leave model.mean and model.std out"
+        )
+    return own or given  # type: ignore[return-value]

@@ -1,0 +1,100 @@
+"""CIFAR ResNets (He et al., 1512.03385, §4.2): 3×3 stem, three stages of 16, 32 and 64 channels."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from timm.models import register_model
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+__all__ = ["CifarResNet", "resnet20", "resnet20_projection"]
+
+
+class PadShortcut(nn.Module):
+    """Option A: every second pixel, new channels filled with zeros; no parameters."""
+
+    def __init__(self, new_channels: int) -> None:
+        super().__init__()
+        self.padding = (0, 0, 0, 0, new_channels // 2, new_channels - new_channels // 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.pad(x[:, :, ::2, ::2], self.padding)  # (N, C, H, W) → (N, C + new, H/2, W/2)
+
+
+class ResidualUnit(nn.Module):
+    """Two 3×3 convolutions beside a shortcut."""
+
+    def __init__(self, in_channels: int, channels: int, stride: int, option: str) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_channels, channels, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.conv2 = nn.Conv2d(channels, channels, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(channels)
+        self.downsample: nn.Module = nn.Identity()
+        if stride != 1 and option == "A":
+            self.downsample = PadShortcut(channels - in_channels)
+        elif stride != 1:
+            projection = nn.Conv2d(in_channels, channels, 1, stride, bias=False)
+            self.downsample = nn.Sequential(projection, nn.BatchNorm2d(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = F.relu(self.bn1(self.conv1(x)))
+        return F.relu(self.bn2(self.conv2(out)) + self.downsample(x))
+
+
+class CifarResNet(nn.Module):
+    """ResNet of 6n+2 layers for 32×32 images (any size ≥ 8 works).
+
+    Args:
+        units: residual units in each stage (3 for ResNet20).
+        option: shortcut where the size changes, "A" (zero padding) or "B" (1×1 convolution).
+        num_classes: outputs.
+        in_chans: image channels.
+    """
+
+    def __init__(self, units: int, option: str, num_classes: int = 10, in_chans: int = 3) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        self.conv1 = nn.Conv2d(in_chans, 16, 3, 1, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(16)
+        self.layer1 = _stage(16, 16, 1, units, option)
+        self.layer2 = _stage(16, 32, 2, units, option)
+        self.layer3 = _stage(32, 64, 2, units, option)
+        self.fc = nn.Linear(64, num_classes)
+        for module in self.modules():
+            if isinstance(module, (nn.Conv2d, nn.Linear)):
+                nn.init.kaiming_normal_(module.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.bn1(self.conv1(x)))  # (N, 16, H, W)
+        x = self.layer3(self.layer2(self.layer1(x)))  # (N, 64, H/4, W/4)
+        return torch.as_tensor(self.fc(x.mean(dim=(2, 3))))  # (N, classes)
+
+
+def _stage(in_channels: int, channels: int, stride: int, units: int, option: str) -> nn.Sequential:
+    first = ResidualUnit(in_channels, channels, stride, option)
+    return nn.Sequential(first, *[ResidualUnit(channels, channels, 1, option) for _ in range(units - 1)])
+
+
+# timm's registry calls these by name and passes `pretrained` and whatever the user gave.
+
+
+@register_model
+def resnet20(pretrained: bool = False, **kwargs: Any) -> CifarResNet:
+    """ResNet20 with parameter-free shortcuts (option A), the network of HAWQ's table 1."""
+    return _build(3, "A", pretrained, kwargs)
+
+
+@register_model
+def resnet20_projection(pretrained: bool = False, **kwargs: Any) -> CifarResNet:
+    """ResNet20 with 1×1 convolutions as shortcuts (option B)."""
+    return _build(3, "B", pretrained, kwargs)
+
+
+def _build(units: int, option: str, pretrained: bool, kwargs: dict[str, Any]) -> CifarResNet:
+    if pretrained:
+        raise ValueError("CIFAR ResNets have no weights to download: give model.checkpoint=path instead")
+    known = {"num_classes", "in_chans"}
+    return CifarResNet(units, option, **{key: value for key, value in kwargs.items() if key in known})

@@ -1,0 +1,98 @@
+"""Where the float network comes from: any name in timm's registry, random, from a file or from timm's hub."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import timm
+from torch import nn
+
+from hawq.blocks import GRANULARITIES
+from hawq.models.checkpoints import load_strictly, read_checkpoint
+from hawq.records import Normalization
+
+
+@dataclass(frozen=True)
+class FloatModel:
+    """A float network; `normalization` is None while it has not been trained."""
+
+    network: nn.Module
+    normalization: Normalization | None
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """A network by its name in timm's registry (this package adds the CIFAR ResNets to it).
+
+    Args:
+        name: timm name.
+        checkpoint: weights file, or None to train the float network first.
+        pretrained: take timm's pretrained weights from its hub (needs a network).
+        mean, std: normalisation of the checkpoint's inputs, RGB in 0 … 1; only for files that do not carry their own.
+        input_size: side of the square input the network was designed for.
+        small_input_size: side used with small embedded images.
+        blocks: "block", "layer", or regular expressions that group layers by name (see `find_blocks`).
+        channels_last: memory format during training and evaluation.
+
+    Raises:
+        ValueError: an unknown name, contradicting sources, or a value out of range.
+    """
+
+    name: str
+    checkpoint: str | None = None
+    pretrained: bool = False
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    input_size: int = 224
+    small_input_size: int = 32
+    blocks: Any = "block"
+    channels_last: bool = True
+
+    def __post_init__(self) -> None:
+        if not timm.is_model(self.name):
+            close = difflib.get_close_matches(self.name, timm.list_models(), n=3)
+            hint = f"did you mean {' or '.join(close)}?" if close else "see timm.list_models()"
+            raise ValueError(f"model.name={self.name!r} is not in timm's registry: {hint}")
+        if self.checkpoint and self.pretrained:
+            raise ValueError("model.checkpoint and model.pretrained=true were both given: give one of them")
+        if (self.mean is None) != (self.std is None) or any(value <= 0 for value in self.std or ()):
+            raise ValueError(f"model.mean={self.mean} and model.std={self.std}: give both, with positive std")
+        if self.mean is not None and not (self.checkpoint):
+            raise ValueError("model.mean and model.std belong to a checkpoint: give model.checkpoint=path too")
+        for key in ("input_size", "small_input_size"):
+            if getattr(self, key) < 8:
+                raise ValueError(f"model.{key}={getattr(self, key)} is out of range: give 8 or more")
+        if isinstance(self.blocks, str) and self.blocks not in GRANULARITIES:
+            raise ValueError(
+                f"model.blocks={self.blocks!r} is unknown: give {', '.join(GRANULARITIES)} or a list of patterns"
+            )
+
+    def build(self, num_classes: int) -> FloatModel:
+        """The network with its weights: loaded where a source was given, else random and still to be trained.
+
+        Raises FileNotFoundError or ValueError for a checkpoint that is missing, damaged or for another network.
+        """
+        if self.pretrained:
+            return self._pretrained(num_classes)
+        network = timm.create_model(self.name, pretrained=False, num_classes=num_classes)
+        if self.checkpoint is None:
+            return FloatModel(network, None)
+        given = Normalization(tuple(self.mean), tuple(self.std)) if self.mean and self.std else None
+        path = Path(self.checkpoint)
+        checkpoint = read_checkpoint(path, given)
+        load_strictly(network, checkpoint.state, path)
+        return FloatModel(network, checkpoint.normalization)
+
+    def _pretrained(self, num_classes: int) -> FloatModel:
+        try:
+            network = timm.create_model(self.name, pretrained=True, num_classes=num_classes)
+        except (OSError, RuntimeError) as error:
+            reason = str(error).splitlines()[0]
+            raise ValueError(
+                f"model.pretrained=true could not fetch weights of {self.name} ({reason}): give model.checkpoint=path"
+            ) from error
+        config = timm.data.resolve_model_data_config(network)
+        return FloatModel(network, Normalization(tuple(config["mean"]), tuple(config["std"])))

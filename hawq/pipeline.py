@@ -1,0 +1,252 @@
+"""A whole run: check everything, walk through the stages, report."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+import yaml
+
+from hawq.allocation import UniformBits, direct_baseline
+from hawq.artifacts import Store, dump_record, fingerprint, write_json
+from hawq.blocks import find_blocks
+from hawq.config import REPOSITORY, STAGES, Settings
+from hawq.costs import checkpoint_bytes, paper_size_mib
+from hawq.errors import UserError
+from hawq.files import write_whole
+from hawq.measurement import measured
+from hawq.records import FLOAT_BITS, BitPlan, ResultRow, RunReport, Sensitivity, StageRecord, to_dict
+from hawq.report import (
+    RESULT_COLUMNS,
+    bits_label,
+    finetuning_figure,
+    git_commit,
+    markdown,
+    result_cells,
+    results_table,
+    sensitivity_figure,
+    sensitivity_rows,
+    versions,
+)
+from hawq.stages import (
+    SENSITIVITY_SCHEMA,
+    FloatNetwork,
+    Packed,
+    Prepared,
+    Tuned,
+    analysis,
+    float_network,
+    packing,
+    tuning,
+)
+from hawq.tracking import RunLog
+
+PLAN_SCHEMA = "hawq.plan/1"
+
+
+def prepare(settings: Settings) -> Prepared:
+    """Opens the data, builds the network, finds its blocks, and checks that the bits fit them.
+
+    Raises ValueError or FileNotFoundError, with one sentence, for whatever does not fit.
+    """
+    options = settings.options
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+    splits = settings.dataset.open()
+    torch.manual_seed(options.seed)
+    source = settings.model.build(settings.dataset.num_classes)
+    device = options.torch_device()
+    source.network.to(device)
+    if settings.model.channels_last:
+        source.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    example = torch.from_numpy(splits.test_images[:1]).permute(0, 3, 1, 2).float().to(device)
+    try:
+        blocks = find_blocks(source.network, example, granularity=settings.model.blocks)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(
+            f"model {settings.model.name} cannot take images of {tuple(example.shape[2:])} ({reason}): "
+            "give a larger model.small_input_size or another dataset"
+        ) from error
+    settings.bits.check(blocks)
+    normalization = source.normalization or settings.dataset.normalization
+    data_facts = {"data": splits.identity(), "normalization": to_dict(normalization)}
+    store = Store(Path(options.outputs) / "cache")
+    return Prepared(settings, device, splits, data_facts, source, normalization, blocks, store)
+
+
+@dataclass
+class Findings:
+    """What a run has found so far."""
+
+    source: FloatNetwork | None = None
+    sensitivity: Sensitivity | None = None
+    plan: BitPlan | None = None
+    tuned: dict[str, Tuned] = field(default_factory=dict)
+    packed: dict[str, Packed] = field(default_factory=dict)
+    records: list[StageRecord] = field(default_factory=list)
+
+
+def run(prepared: Prepared) -> None:
+    """Walks through the stages that were asked for, and says where everything lies.
+
+    Raises UserError when a stage was left out whose result is not in the cache.
+    """
+    settings = prepared.settings
+    folder = settings.folder
+    folder.mkdir(parents=True, exist_ok=True)
+    write_whole(folder / "config.yaml", yaml.safe_dump(settings.resolved, sort_keys=False).encode())
+    found = Findings()
+    sink = settings.tracking.open(folder, folder.name, settings.resolved)
+    with RunLog(folder, sink) as log:
+        with measured() as cost:
+            _walk(prepared, found, log)
+        if "report" in settings.options.stages:
+            _report(prepared, found, log, cost.seconds)
+    print(f"\nEverything of this run: {folder}")
+
+
+def _walk(prepared: Prepared, found: Findings, log: RunLog) -> None:
+    """The stages in order, each as far as it is wanted."""
+    settings = prepared.settings
+    folder, selected = settings.folder, settings.options.stages
+    last = max((STAGES.index(stage) for stage in selected), default=-1)
+    found.source = float_network(prepared, log, found.records)
+    print(f"float accuracy: {found.source.accuracy:.2f} %")
+    if last < STAGES.index("analysis"):
+        return
+    found.sensitivity = analysis(prepared, found.source, log, found.records)
+    write_whole(folder / "sensitivity.json", dump_record(SENSITIVITY_SCHEMA, found.sensitivity))
+    if last == STAGES.index("analysis"):
+        print("\n" + _sensitivity_table(found.sensitivity, None))
+        return
+    found.plan = _allocation(settings, found.sensitivity, found.records)
+    write_whole(folder / "plan.json", dump_record(PLAN_SCHEMA, found.plan))
+    columns, rows = sensitivity_rows(found.sensitivity, found.plan)
+    log.table("sensitivity", columns, rows)
+    log.table("plan", ("block", "weight_bits", "activation_bits"), _plan_rows(found.plan))
+    print("\n" + _sensitivity_table(found.sensitivity, found.plan) + "\n")
+    if last == STAGES.index("allocation"):
+        return
+    for name, plan in _plans(settings, found.sensitivity, found.plan).items():
+        tuned = _tune(prepared, found, name, plan, log)
+        if last > STAGES.index("finetune"):
+            found.packed[name] = packing(prepared, found.source, tuned, name, found.records)
+    _copy_results(folder, prepared, found)
+
+
+def _allocation(settings: Settings, sensitivity: Sensitivity, records: list[StageRecord]) -> BitPlan:
+    """Allocation takes milliseconds, so it is made anew each time; its key is the hash of the plan."""
+    with measured() as cost:
+        plan = settings.bits.allocate(sensitivity)
+    key = fingerprint(to_dict(plan))
+    records.append(StageRecord("allocation", key, False, cost.seconds, cost.peak_memory_mib))
+    return plan
+
+
+def _plans(settings: Settings, sensitivity: Sensitivity, plan: BitPlan) -> dict[str, BitPlan]:
+    """What is fine-tuned: the plan, and before it the uniform baseline it is compared with."""
+    if settings.options.baseline == "none" or isinstance(settings.bits, UniformBits):
+        return {"hawq": plan}
+    return {"direct": direct_baseline(sensitivity, plan), "hawq": plan}
+
+
+def _tune(prepared: Prepared, found: Findings, name: str, plan: BitPlan, log: RunLog) -> Tuned:
+    """Fine-tunes one plan; the baseline is trained jointly, for the same number of steps."""
+    assert found.source is not None and found.sensitivity is not None
+    settings = prepared.settings.finetune
+    if name == "direct":
+        settings = replace(settings, order="joint")
+    tuned = tuning(prepared, found.source, found.sensitivity, plan, settings, name, log, found.records)
+    found.tuned[name] = tuned
+    return tuned
+
+
+def _copy_results(folder: Path, prepared: Prepared, found: Findings) -> None:
+    """The run folder gets its own copy of every result; the direct baseline's stand in a folder of their own."""
+    for name, tuned in found.tuned.items():
+        target = folder if name == "hawq" else folder / name
+        target.mkdir(parents=True, exist_ok=True)
+        if name != "hawq":
+            write_whole(target / "plan.json", dump_record(PLAN_SCHEMA, tuned.plan))
+        (target / "finetune").mkdir(exist_ok=True)
+        for path in tuned.entry.files():
+            shutil.copyfile(path, target / "finetune" / path.name)
+        if name in found.packed:
+            for path in found.packed[name].entry.files():
+                if path.suffix in (".safetensors", ".onnx"):
+                    shutil.copyfile(path, target / path.name)
+
+
+def _report(prepared: Prepared, found: Findings, log: RunLog, seconds: float) -> None:
+    """report.json, the figures and the results table. Raises UserError when there is nothing to report on."""
+    settings = prepared.settings
+    if found.source is None or found.sensitivity is None or found.plan is None or not found.packed:
+        raise UserError("the report needs the results of all stages")
+    folder, plan = settings.folder, found.plan
+    rows = _result_rows(found)
+    figures = {
+        "sensitivity": sensitivity_figure(found.sensitivity, plan, folder / "figures" / "sensitivity.png"),
+        "finetuning": finetuning_figure(
+            {tuned.plan.method: tuned.history for tuned in reversed(found.tuned.values())},
+            found.source.accuracy,
+            folder / "figures" / "finetuning.png",
+        ),
+    }
+    report = RunReport(
+        rows=tuple(rows),
+        stages=tuple(found.records),
+        plan=plan,
+        config=settings.resolved,
+        versions=versions(),
+        git_commit=git_commit(REPOSITORY),
+        command=settings.command,
+        seconds=seconds,
+        paths={name: str(path) for name, path in figures.items()} | {"folder": str(folder)},
+    )
+    write_json(folder / "report.json", {"schema": "hawq.report/1", **to_dict(report)})
+    for name, path in figures.items():
+        log.image(name, path)
+    log.table("results", RESULT_COLUMNS, [result_cells(row) for row in rows])
+    log.artifact(f"{folder.name}-plan", "plan", folder / "plan.json")
+    log.artifact(f"{folder.name}-report", "report", folder / "report.json")
+    log.artifact(f"{folder.name}-model", "model", folder / "model.safetensors")
+    log.summary({"float_accuracy": rows[0].accuracy, "accuracy": rows[-1].accuracy, "w_comp": rows[-1].w_comp})
+    print("\n" + results_table(rows))
+
+
+def _result_rows(found: Findings) -> list[ResultRow]:
+    """The float network, then every packed one, in the papers' columns."""
+    assert found.source is not None
+    float_bytes = checkpoint_bytes(found.source.network)
+    full = str(FLOAT_BITS)
+    rows = [
+        ResultRow("float", full, full, found.source.accuracy, 1.0, float_bytes, 1.0, paper_size_mib(float_bytes, 1.0))
+    ]
+    for name, packed in found.packed.items():
+        plan = found.tuned[name].plan
+        rows.append(
+            ResultRow(
+                method=plan.method,
+                weight_bits=bits_label([precision.weight_bits for precision in plan.precisions.values()]),
+                activation_bits=bits_label([precision.activation_bits for precision in plan.precisions.values()]),
+                accuracy=packed.accuracy,
+                w_comp=plan.cost.w_comp,
+                size_bytes=packed.size_bytes,
+                a_comp=plan.cost.a_comp,
+                paper_size_mib=paper_size_mib(float_bytes, plan.cost.w_comp),
+            )
+        )
+    return rows
+
+
+def _plan_rows(plan: BitPlan) -> list[tuple[str, int, int]]:
+    return [(name, bits.weight_bits, bits.activation_bits) for name, bits in plan.precisions.items()]
+
+
+def _sensitivity_table(sensitivity: Sensitivity, plan: BitPlan | None) -> str:
+    columns, rows = sensitivity_rows(sensitivity, plan)
+    shown = [[f"{cell:.3g}" if isinstance(cell, float) else str(cell) for cell in row] for row in rows]
+    return markdown(columns, shown)

@@ -1,0 +1,34 @@
+"""Quantisers, and how they are put into a network."""
+
+from hawq.quantization.fake_quantize import FakeQuantizer, fake_quantize
+from hawq.quantization.lsq import LSQ
+from hawq.quantization.model import (
+    WIDTHS,
+    Quantization,
+    Quantizer,
+    attach,
+    attach_input_quantizer,
+    check_plan_fits,
+    enable,
+    quantize,
+    weight_errors,
+    weight_quantizer,
+)
+from hawq.quantization.uniform import Uniform
+
+__all__ = [
+    "LSQ",
+    "WIDTHS",
+    "FakeQuantizer",
+    "Quantization",
+    "Quantizer",
+    "Uniform",
+    "attach",
+    "attach_input_quantizer",
+    "check_plan_fits",
+    "enable",
+    "fake_quantize",
+    "quantize",
+    "weight_errors",
+    "weight_quantizer",
+]

@@ -1,0 +1,76 @@
+"""Learned step size quantisation (LSQ, Esser et al., 1902.08153)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from hawq.quantization.fake_quantize import FakeQuantizer
+from hawq.quantization.ranges import covering_scale, integer_limits, least_squares_ratio, reduce_axes
+
+
+@dataclass(frozen=True)
+class LSQ:
+    """Steps trained with the weights, from the start with the least squared error (LSQ, 1902.08153).
+
+    Args:
+        per_channel: one weight step for each output channel instead of one for each tensor.
+    """
+
+    per_channel: bool = True
+
+    @property
+    def name(self) -> str:
+        return "lsq"
+
+    def weight(self, bits: int) -> FakeQuantizer:
+        return LearnedStep(bits, 0 if self.per_channel else None, symmetric=True)
+
+    def activation(self, bits: int) -> FakeQuantizer:
+        return LearnedStep(bits, None, symmetric=False)
+
+
+class LearnedStep(FakeQuantizer):
+    """One trained step s; its gradient is scaled by 1/√(N·hi), N values sharing the step (1902.08153, §2.2)."""
+
+    shaped_by_data = ("scale",)
+    low: Tensor
+    high: Tensor
+
+    def __init__(self, bits: int, channel_axis: int | None, *, symmetric: bool) -> None:
+        super().__init__(bits, channel_axis)
+        self.symmetric = symmetric
+        self.scale = nn.Parameter(torch.ones(1))
+        self.register_buffer("low", torch.zeros(1))
+        self.register_buffer("high", torch.ones(1))
+
+    @torch.no_grad()
+    def initialise(self, x: Tensor) -> None:
+        axes = reduce_axes(x, self.channel_axis)
+        keep = self.channel_axis is not None
+        least, most = x.amin(axes, keepdim=keep), x.amax(axes, keepdim=keep)
+        low, high = integer_limits(self.bits, least, most, symmetric=self.symmetric)
+        scale = covering_scale(least, most, low, high)
+        self.low, self.high = low.reshape(-1)[:1], high.reshape(-1)[:1]  # a trained step keeps one integer range
+        scale = scale * least_squares_ratio(x, scale, self.low, self.high, self.channel_axis)
+        self.scale.data = scale if keep else scale.reshape(1)
+        self.enabled = True
+
+    def grid(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        sharing = x.numel() / self.scale.numel()
+        if self.channel_axis is None and x.dim() > 1:
+            sharing /= x.shape[0]  # activations: the step is shared within a sample, not over the batch
+        factor = (sharing * float(self.bits_above_zero())) ** -0.5
+        scale = self.scale.abs().clamp_min(torch.finfo(x.dtype).tiny)
+        return _scale_gradient(scale, factor), self.low, self.high
+
+    def bits_above_zero(self) -> int:
+        """Largest positive code, Q_P of the paper, at least 1."""
+        return max(2 ** (self.bits - 1) - 1, 1) if self.symmetric else 2**self.bits - 1
+
+
+def _scale_gradient(x: Tensor, factor: float) -> Tensor:
+    """x forward, `factor` times the gradient backward."""
+    return (x - x * factor).detach() + x * factor

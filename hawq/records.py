@@ -1,0 +1,227 @@
+"""The nouns: frozen records that every stage hands to the next, and that round-trip through JSON."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any, TypeVar
+
+import cattrs
+
+Record = TypeVar("Record")
+
+FLOAT_BITS = 32
+IMAGE_BITS = 8  # the network's input is an 8-bit image, whatever the first block's activation bits are
+
+
+@dataclass(frozen=True)
+class Block:
+    """A group of layers that shares one bit-width: a residual unit, the stem, the classifier, or one layer.
+
+    `num_weights` counts convolution and linear weights (no biases, no batch norm). `macs` and `num_activations`
+    (elements entering the layers, the input image not counted) are per sample, and None until a forward was traced.
+    `image_layers` are the layers that read the network's input itself.
+    """
+
+    name: str
+    layers: tuple[str, ...]
+    num_weights: int
+    macs: int | None = None
+    num_activations: int | None = None
+    image_layers: tuple[str, ...] = ()
+    tie_group: str | None = None
+    fixed_bits: int | None = None
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A number with its error (residual bound or standard error), and what it cost in Hessian-vector products."""
+
+    value: float
+    error: float
+    products: int
+    converged: bool
+
+    def __str__(self) -> str:
+        mark = "" if self.converged else ", not converged"
+        return f"{self.value:.4g} ± {self.error:.2g} ({self.products} products{mark})"
+
+
+@dataclass(frozen=True)
+class BlockSensitivity:
+    """One row of the analysis: λ_i, optionally Tr(H_i), and ‖Q_b(W_i) − W_i‖²₂ for every candidate width b."""
+
+    block: Block
+    eigenvalue: Estimate
+    weight_errors: dict[int, float]
+    trace: Estimate | None = None
+
+    @property
+    def score(self) -> float:
+        """S_i = λ_i / n_i (HAWQ, 1905.03696); a negative λ_i counts as flat."""
+        return max(self.eigenvalue.value, 0.0) / self.block.num_weights
+
+    def omega(self, bits: int) -> float:
+        """Ω_i(b) = λ_i · ‖Q_b(W_i) − W_i‖²₂ (HAWQ, 1905.03696). Raises ValueError for a width without an error."""
+        if bits not in self.weight_errors:
+            raise ValueError(
+                f"block {self.block.name!r} has no weight error for {bits} bits; "
+                f"widths {sorted(self.weight_errors)} were analysed"
+            )
+        return max(self.eigenvalue.value, 0.0) * self.weight_errors[bits]
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """The result of the analysis: one row a block, in network order, and how it was found."""
+
+    rows: tuple[BlockSensitivity, ...]
+    solver: str
+    num_samples: int
+    loss: float
+
+    @property
+    def blocks(self) -> tuple[Block, ...]:
+        return tuple(row.block for row in self.rows)
+
+    def row(self, name: str) -> BlockSensitivity:
+        """The row of one block. Raises KeyError for an unknown name."""
+        return {row.block.name: row for row in self.rows}[name]
+
+    def precision_order(self) -> tuple[str, ...]:
+        """Block names by S_i, most sensitive first (ties keep network order)."""
+        return tuple(row.block.name for row in sorted(self.rows, key=lambda row: -row.score))
+
+
+@dataclass(frozen=True)
+class Normalization:
+    """How a network's inputs are normalised: (x − mean) / std for each channel of an RGB image in 0 … 1."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Precision:
+    """Bit-widths of one block; 32 means float."""
+
+    weight_bits: int
+    activation_bits: int
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a plan costs, in every unit (definitions in `hawq.costs`). None where no forward was traced."""
+
+    num_weights: int
+    weight_bytes: int
+    average_bits: float
+    w_comp: float
+    a_comp: float | None
+    bops: int | None
+
+
+@dataclass(frozen=True)
+class BitPlan:
+    """Which block gets how many bits, in network order, with its cost and how it was found."""
+
+    precisions: dict[str, Precision]
+    method: str
+    cost: Cost
+    objective: float | None = None
+    gap: float | None = None
+
+    def __str__(self) -> str:
+        rows = [f"  {name:<24} {p.weight_bits:>2} / {p.activation_bits:>2}" for name, p in self.precisions.items()]
+        return "\n".join([f"{self.method}: W-Comp {self.cost.w_comp:.2f} (weight / activation bits)", *rows])
+
+    def weight_bits(self) -> dict[str, int]:
+        return {name: precision.weight_bits for name, precision in self.precisions.items()}
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One step of ordered fine-tuning: which blocks become quantised now, which already are, for how long."""
+
+    enters: tuple[str, ...]
+    quantized: tuple[str, ...]
+    steps: int
+    lr: float
+    final_lr: float
+
+
+@dataclass(frozen=True)
+class ResultRow:
+    """One line of the results table, in the papers' columns. `accuracy` is in percent, sizes are bytes on disk."""
+
+    method: str
+    weight_bits: str
+    activation_bits: str
+    accuracy: float
+    w_comp: float
+    size_bytes: int
+    a_comp: float | None
+    paper_size_mib: float
+
+
+@dataclass(frozen=True)
+class StageRecord:
+    """Provenance of one stage: the key of its artifact, and what making it took (whenever it was made)."""
+
+    stage: str
+    key: str
+    reused: bool
+    seconds: float
+    peak_memory_mib: float | None
+
+
+@dataclass(frozen=True)
+class RunReport:
+    """Everything a run found, and what is needed to find it again."""
+
+    rows: tuple[ResultRow, ...]
+    stages: tuple[StageRecord, ...]
+    plan: BitPlan
+    config: dict[str, Any]
+    versions: dict[str, str]
+    git_commit: str | None
+    command: str
+    seconds: float
+    paths: dict[str, str] = field(default_factory=dict)
+
+
+@cache
+def _converter() -> cattrs.Converter:
+    converter = cattrs.Converter(forbid_extra_keys=True)
+    converter.register_structure_hook(float, _finite_float)
+    return converter
+
+
+def _finite_float(value: Any, _: type) -> float:
+    number = float(value)
+    if not math.isfinite(number):
+        raise ValueError(f"{value!r} is not a finite number")
+    return number
+
+
+def to_dict(record: Any) -> dict[str, Any]:
+    """A record as JSON-ready dictionaries and lists."""
+    return _jsonable(_converter().unstructure(record))
+
+
+def _jsonable(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _jsonable(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_jsonable(item) for item in value]
+    return value
+
+
+def from_dict(data: Any, kind: type[Record]) -> Record:
+    """The record of type `kind` that `to_dict` wrote. Raises ValueError naming every wrong field."""
+    try:
+        return _converter().structure(data, kind)
+    except Exception as error:
+        problems = "; ".join(cattrs.transform_error(error, path=kind.__name__))
+        raise ValueError(f"not a {kind.__name__}: {problems}") from error

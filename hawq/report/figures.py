@@ -1,0 +1,80 @@
+"""Figures of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from hawq.records import BitPlan, Sensitivity
+
+_INK, _BLUE, _ORANGE, _GREY = "#222222", "#2b6cb0", "#d9730d", "#9aa0a6"
+_DPI = 160
+
+
+def sensitivity_figure(sensitivity: Sensitivity, plan: BitPlan, path: Path) -> Path:
+    """λ_i of every block on a logarithmic axis, above the bits each block got."""
+    names = [row.block.name for row in sensitivity.rows]
+    figure = Figure(figsize=(max(6.4, 0.42 * len(names) + 1.6), 5.2), layout="constrained")
+    top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
+    places = range(len(names))
+    positive = [(place, row.eigenvalue) for place, row in enumerate(sensitivity.rows) if row.eigenvalue.value > 0]
+    if positive:  # a logarithmic axis has no place for the others; they are left out
+        below = [min(estimate.error, 0.9 * estimate.value) for _, estimate in positive]
+        above = [estimate.error for _, estimate in positive]
+        values = [estimate.value for _, estimate in positive]
+        top.errorbar([place for place, _ in positive], values, [below, above], fmt="o", color=_BLUE, capsize=3)
+        top.set_yscale("log")
+    top.set_ylabel("top Hessian eigenvalue λ")
+    top.set_title(f"Sensitivity and bits per block — {plan.method}, W-Comp {plan.cost.w_comp:.2f}×", loc="left")
+    bits = list(plan.weight_bits().values())
+    bars = bottom.bar(places, bits, color=_ORANGE, width=0.65)
+    bottom.bar_label(bars, fontsize=8, color=_INK)
+    bottom.set_ylabel("weight bits")
+    bottom.set_ylim(0, max(bits) * 1.2)
+    bottom.set_xticks(list(places), names, rotation=60, ha="right", fontsize=8)
+    bottom.set_xlabel("block, from input to output")
+    return _save(figure, (top, bottom), path)
+
+
+def finetuning_figure(histories: Mapping[str, Sequence[Mapping[str, Any]]], float_accuracy: float, path: Path) -> Path:
+    """Training loss over steps, and accuracy at the end of every phase, with the borders of the phases."""
+    figure = Figure(figsize=(7.2, 5.2), layout="constrained")
+    top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
+    for (method, history), color in zip(histories.items(), (_BLUE, _ORANGE, _INK), strict=False):
+        points = [(row["step"], row["accuracy"]) for row in history if "accuracy" in row]
+        top.plot([step for step, _ in points], [value for _, value in points], "o-", color=color, label=method, ms=4)
+        bottom.plot([row["step"] for row in history], [row["loss"] for row in history], color=color, linewidth=1)
+    first = next(iter(histories.values()), [])
+    for border in phase_borders(first):
+        for axes in (top, bottom):
+            axes.axvline(border, color=_GREY, linewidth=0.6, linestyle=":")
+    top.axhline(float_accuracy, color=_GREY, linewidth=1, linestyle="--", label=f"float, {float_accuracy:.2f} %")
+    top.set_ylabel("accuracy %")
+    top.set_title("Fine-tuning; dotted lines: one more block is quantised", loc="left")
+    top.legend(frameon=False, fontsize=8, loc="lower right")
+    bottom.set_ylabel("training loss")
+    bottom.set_xlabel("step")
+    return _save(figure, (top, bottom), path)
+
+
+def phase_borders(history: Sequence[Mapping[str, Any]]) -> list[int]:
+    """The last step of every phase but the last one."""
+    ends = [list(rows)[-1]["step"] for _, rows in groupby(history, key=lambda row: row["phase"])]
+    return ends[:-1]
+
+
+def _save(figure: Figure, axes: Sequence[Axes], path: Path) -> Path:
+    for one in axes:
+        one.spines[["top", "right"]].set_visible(False)
+        one.grid(axis="y", color="#e5e7eb", linewidth=0.7)
+        one.set_axisbelow(True)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    FigureCanvasAgg(figure)
+    figure.savefig(path, dpi=_DPI)
+    return path

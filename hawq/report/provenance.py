@@ -1,0 +1,30 @@
+"""Where a result comes from: versions, commit, machine."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+from importlib.metadata import version
+from pathlib import Path
+
+_PACKAGES = ("torch", "torchvision", "timm", "hydra-core", "omegaconf", "scipy", "safetensors")
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python, of the packages that decide results, and the machine."""
+    found = {package: version(package) for package in _PACKAGES}
+    return {"python": platform.python_version(), "machine": f"{platform.system()} {platform.machine()}", **found}
+
+
+def git_commit(repository: Path) -> str | None:
+    """Commit of the code, with "+changes" when files differ from it; None outside a repository."""
+    try:
+        commit = _git(repository, "rev-parse", "HEAD")
+        return commit + ("+changes" if _git(repository, "status", "--porcelain") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _git(repository: Path, *arguments: str) -> str:
+    command = ["git", "-C", str(repository), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()

@@ -1,0 +1,361 @@
+"""The stages: each reads artifacts, does its work at most once for the same inputs, and writes one artifact."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from hawq.artifacts import Entry, Store, dump_record, hash_tensors, parse_record
+from hawq.config import STAGES, Settings
+from hawq.data import Images, Splits, TrainBatches, fixed_batches, sample_indices
+from hawq.errors import UserError
+from hawq.evaluation import accuracy
+from hawq.export import export_onnx, load, save
+from hawq.finetuning import FineTuning, Row, finetune, fit, make_phases
+from hawq.measurement import measured
+from hawq.models import FloatModel, load_strictly, read_checkpoint, write_checkpoint
+from hawq.quantization import attach
+from hawq.records import BitPlan, Block, Estimate, Normalization, Phase, Sensitivity, StageRecord, to_dict
+from hawq.sensitivity import Curvature, combine, measure_curvature
+from hawq.tracking import RunLog
+
+FORMAT = 1  # raised when a stage computes something else from the same settings: old artifacts are then left alone
+SENSITIVITY_SCHEMA = "hawq.sensitivity/1"
+CURVATURE_SCHEMA = "hawq.curvature/1"
+_EVALUATION_BATCH = 500
+
+Files = dict[str, bytes]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A run whose inputs are all there and fit each other; nothing has been computed yet."""
+
+    settings: Settings
+    device: torch.device
+    splits: Splits
+    data_facts: dict[str, Any]
+    source: FloatModel
+    normalization: Normalization
+    blocks: tuple[Block, ...]
+    store: Store
+
+    def train_images(self, *, augmented: bool) -> Images:
+        augment = self.settings.dataset.augmentation() if augmented else None
+        return Images(self.splits.train_images, self.splits.train_labels, self.normalization, augment)
+
+    def training_data(self, batch_size: int) -> TrainBatches:
+        options = self.settings.options
+        return TrainBatches(
+            self.train_images(augmented=True), batch_size, options.seed, self.device, workers=options.workers
+        )
+
+    def example(self) -> Tensor:
+        """The first test image, (1, 3, H, W)."""
+        images = Images(self.splits.test_images, self.splits.test_labels, self.normalization)
+        return fixed_batches(images, [0], 1, self.device)[0][0]
+
+    def test_accuracy(self, network: nn.Module, num_images: int | None = None, title: str = "") -> float:
+        """Accuracy in percent on the first `num_images` test images, or on all."""
+        count = min(num_images or len(self.splits.test_images), len(self.splits.test_images))
+        images = Images(self.splits.test_images[:count], self.splits.test_labels[:count], self.normalization)
+        loader = DataLoader(images, _EVALUATION_BATCH)
+        batches = ((inputs.to(self.device), labels.to(self.device)) for inputs, labels in loader)
+        return accuracy(network, batches, count, title)
+
+
+@dataclass(frozen=True)
+class FloatNetwork:
+    """The trained float network: its weights' hash is what every later key builds on."""
+
+    network: nn.Module
+    weights_hash: str
+    accuracy: float
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """A quantised, fine-tuned network, its history, and its artifact."""
+
+    network: nn.Module
+    plan: BitPlan
+    history: list[Row]
+    entry: Entry
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A packed file, and the accuracy measured from it."""
+
+    entry: Entry
+    accuracy: float
+    size_bytes: int
+
+
+def float_network(prepared: Prepared, log: RunLog, records: list[StageRecord]) -> FloatNetwork:
+    """The network as loaded, or trained first when no checkpoint was given; and its test accuracy."""
+    network, settings = prepared.source.network, prepared.settings
+    if prepared.source.normalization is None:
+        entry = _cached(prepared, "float", _float_facts(prepared), lambda e: _train_float(prepared, e, log), records)
+        path = entry.path / "float.safetensors"
+        load_strictly(network, read_checkpoint(path, None).state, path)
+        _replay(log, "float", entry.read_json("history.json"))
+    network.eval()
+    weights_hash = hash_tensors(network.state_dict())
+    facts = {"format": FORMAT, "model": settings.model.name, "weights": weights_hash, **prepared.data_facts}
+    entry = _cached(prepared, "evaluation", facts, lambda _: _evaluate(prepared, network), records)
+    return FloatNetwork(network, weights_hash, float(entry.read_json("accuracy.json")["accuracy"]))
+
+
+def analysis(prepared: Prepared, source: FloatNetwork, log: RunLog, records: list[StageRecord]) -> Sensitivity:
+    """λ_i of every block (the expensive half, kept by itself), joined with the weight errors of this quantiser."""
+    settings = prepared.settings
+    facts = {
+        "format": FORMAT,
+        "model": settings.model.name,
+        "weights": source.weights_hash,
+        "blocks": [to_dict(block) for block in prepared.blocks],
+        "analysis": component_facts(settings.analysis, without=("batch_size", "save_every_seconds")),
+        "solver": component_facts(settings.solver),
+        "seed": settings.options.seed,
+        **prepared.data_facts,
+    }
+    entry = _cached(prepared, "analysis", facts, lambda e: _analyse(prepared, source, e, log), records)
+    curvature = parse_record(entry.path / "curvature.json", CURVATURE_SCHEMA, Curvature)
+    for index, block in enumerate(prepared.blocks):
+        _log_estimate(log, index, curvature.eigenvalues[block.name])
+    return combine(source.network, prepared.blocks, curvature, settings.quantizer)
+
+
+def tuning(
+    prepared: Prepared,
+    source: FloatNetwork,
+    sensitivity: Sensitivity,
+    plan: BitPlan,
+    settings: FineTuning,
+    name: str,
+    log: RunLog,
+    records: list[StageRecord],
+) -> Tuned:
+    """The network quantised by `plan` and fine-tuned; `name` tells this one from others of the same run."""
+    seed = prepared.settings.options.seed
+    steps = settings.num_steps(prepared.training_data(settings.batch_size).steps_per_epoch)
+    phases = make_phases(sensitivity, plan, settings.block_order(), steps, settings.lr, seed)
+    facts = _tuning_facts(prepared, source, plan, phases, settings)
+    stage = f"finetune/{name}" if name != "hawq" else "finetune"
+
+    def make(entry: Entry) -> Files:
+        network, history = finetune(
+            source.network,
+            sensitivity,
+            plan,
+            prepared.training_data(settings.batch_size),
+            _calibration(prepared, settings),
+            settings,
+            quantizer=prepared.settings.quantizer,
+            seed=seed,
+            evaluate=lambda candidate: prepared.test_accuracy(candidate, settings.eval_samples),
+            checkpoint=entry.half_done,
+            on_row=lambda row: _log_row(log, stage, row),
+            title=f"fine-tuning ({plan.method})",
+        )
+        return {"network.pt": _to_bytes(network.state_dict()), "history.json": json.dumps(history).encode()}
+
+    entry = _cached(prepared, "finetune", facts, make, records, label=stage)
+    network = attach(source.network, prepared.blocks, plan, prepared.settings.quantizer)
+    network.load_state_dict(torch.load(entry.path / "network.pt", map_location=prepared.device, weights_only=True))
+    history = entry.read_json("history.json")
+    _replay(log, stage, history)
+    return Tuned(network.eval(), plan, history, entry)
+
+
+def packing(prepared: Prepared, source: FloatNetwork, tuned: Tuned, name: str, records: list[StageRecord]) -> Packed:
+    """The packed file (and ONNX on request), read back and measured on the whole test set."""
+    settings = prepared.settings
+    facts = {"format": FORMAT, "finetune": tuned.entry.key, "export": component_facts(settings.export)}
+
+    def make(entry: Entry) -> Files:
+        about = {"model": settings.model.name, "dataset": settings.dataset.name, **to_dict(prepared.normalization)}
+        path = save(tuned.network, entry.path / "model.safetensors", about)
+        restored = load(path, source.network)
+        _refuse_other_outputs(tuned.network, restored, prepared.example())
+        measured_accuracy = prepared.test_accuracy(restored, title=f"accuracy of the packed file ({tuned.plan.method})")
+        files = {
+            "model.safetensors": path.read_bytes(),
+            "accuracy.json": json.dumps({"accuracy": measured_accuracy}).encode(),
+        }
+        if settings.export.onnx:
+            files["model.onnx"] = export_onnx(restored, entry.path / "model.onnx", prepared.example()).read_bytes()
+        return files
+
+    entry = _cached(prepared, "export", facts, make, records, label="export" if name == "hawq" else f"export/{name}")
+    value = float(entry.read_json("accuracy.json")["accuracy"])
+    return Packed(entry, value, (entry.path / "model.safetensors").stat().st_size)
+
+
+def component_facts(component: Any, without: Sequence[str] = ()) -> dict[str, Any]:
+    """What a result depends on in a component: its class and its fields, less those that change no result."""
+    fields = {field.name: getattr(component, field.name) for field in dataclasses.fields(component)}
+    kept = {name: value for name, value in fields.items() if name not in without}
+    return {"class": f"{type(component).__module__}.{type(component).__qualname__}", **json.loads(json.dumps(kept))}
+
+
+def _cached(
+    prepared: Prepared,
+    stage: str,
+    facts: Mapping[str, Any],
+    make: Callable[[Entry], Files],
+    records: list[StageRecord],
+    label: str | None = None,
+) -> Entry:
+    """The artifact for `facts`, made now unless it exists; a record of its provenance is added to `records`."""
+    entry = prepared.store.entry(stage, facts)
+    with entry.locked():
+        manifest = entry.manifest()
+        reused = manifest is not None
+        if manifest is None:
+            _refuse_gap(stage, prepared.settings.options.stages)
+            with measured() as cost:
+                files = make(entry)
+            made: dict[str, Any] = {
+                "seconds": cost.seconds,
+                "peak_memory_mib": cost.peak_memory_mib,
+                "depends_on": dict(facts),
+            }
+            entry.finish(files, made)
+            manifest = made
+    if reused:
+        print(f"{label or stage}: found in the cache ({entry.key})")
+    records.append(StageRecord(label or stage, entry.key, reused, manifest["seconds"], manifest["peak_memory_mib"]))
+    return entry
+
+
+def _refuse_gap(stage: str, selected: Sequence[str]) -> None:
+    """Before any work: every stage from the one to be made up to the last selected one must be selected."""
+    last = max((STAGES.index(name) for name in selected), default=-1)
+    first = STAGES.index(stage) if stage in STAGES else 0
+    absent = [name for name in STAGES[first : last + 1] if name not in selected]
+    if absent:
+        raise UserError(
+            f"stages={list(selected)} leaves out {', '.join(absent)}, whose result for these settings is not in the "
+            f"cache: give stages={list(STAGES[: last + 1])}"
+        )
+
+
+def _float_facts(prepared: Prepared) -> dict[str, Any]:
+    settings = prepared.settings
+    return {
+        "format": FORMAT,
+        "model": settings.model.name,
+        "num_classes": settings.dataset.num_classes,
+        "training": component_facts(settings.training, without=("checkpoint_every",)),
+        "dataset": component_facts(settings.dataset, without=("path",)),
+        "seed": settings.options.seed,
+        **prepared.data_facts,
+    }
+
+
+def _tuning_facts(
+    prepared: Prepared, source: FloatNetwork, plan: BitPlan, phases: Sequence[Phase], settings: FineTuning
+) -> dict[str, Any]:
+    return {
+        "format": FORMAT,
+        "model": prepared.settings.model.name,
+        "weights": source.weights_hash,
+        "blocks": [to_dict(block) for block in prepared.blocks],
+        "bits": to_dict(plan.precisions),
+        "phases": [to_dict(phase) for phase in phases],
+        "quantizer": component_facts(prepared.settings.quantizer),
+        "finetune": component_facts(settings, without=("checkpoint_every",)),
+        "dataset": component_facts(prepared.settings.dataset, without=("path",)),
+        "seed": prepared.settings.options.seed,
+        **prepared.data_facts,
+    }
+
+
+def _train_float(prepared: Prepared, entry: Entry, log: RunLog) -> Files:
+    network, settings = prepared.source.network, prepared.settings.training
+    data = prepared.training_data(settings.batch_size)
+    phases = [Phase((), (), settings.num_steps(data.steps_per_epoch), settings.lr, 0.0)]
+    history = fit(
+        network,
+        phases,
+        data,
+        settings,
+        seed=prepared.settings.options.seed,
+        evaluate=lambda candidate: prepared.test_accuracy(candidate, settings.eval_samples),
+        checkpoint=entry.half_done,
+        on_row=lambda row: _log_row(log, "float", row),
+        title="training the float network",
+    )
+    return {
+        "float.safetensors": write_checkpoint(network, prepared.normalization),
+        "history.json": json.dumps(history).encode(),
+    }
+
+
+def _evaluate(prepared: Prepared, network: nn.Module) -> Files:
+    value = prepared.test_accuracy(network, title="accuracy of the float network")
+    return {"accuracy.json": json.dumps({"accuracy": value}).encode()}
+
+
+def _analyse(prepared: Prepared, source: FloatNetwork, entry: Entry, log: RunLog) -> Files:
+    settings = prepared.settings
+    images = prepared.train_images(augmented=False)
+    indices = sample_indices(len(images), settings.analysis.num_samples, settings.options.seed)
+    index_of = {block.name: index for index, block in enumerate(prepared.blocks)}
+    curvature = measure_curvature(
+        source.network,
+        prepared.blocks,
+        fixed_batches(images, indices, settings.analysis.batch_size, prepared.device),
+        nn.functional.cross_entropy,
+        settings.solver,
+        settings.options.seed,
+        checkpoint=entry.half_done,
+        save_every_seconds=settings.analysis.save_every_seconds,
+        on_estimate=lambda name, estimate: _log_estimate(log, index_of[name], estimate),
+    )
+    return {"curvature.json": dump_record(CURVATURE_SCHEMA, curvature)}
+
+
+def _calibration(prepared: Prepared, settings: FineTuning) -> list[Tensor]:
+    """Training images, not augmented, that activation ranges are chosen from."""
+    images = prepared.train_images(augmented=False)
+    wanted = settings.calibration_batches * settings.batch_size
+    indices = sample_indices(len(images), wanted, prepared.settings.options.seed)
+    return [inputs for inputs, _ in fixed_batches(images, indices, settings.batch_size, prepared.device)]
+
+
+@torch.no_grad()
+def _refuse_other_outputs(tuned: nn.Module, restored: nn.Module, example: Tensor) -> None:
+    difference = float((tuned(example) - restored(example)).abs().max())
+    assert difference <= 1e-4, f"the packed file computes something else (largest difference {difference})"
+
+
+def _log_row(log: RunLog, stage: str, row: Row) -> None:
+    log.log(stage, row["step"], {key: value for key, value in row.items() if key != "step"})
+
+
+def _replay(log: RunLog, stage: str, history: Sequence[Row]) -> None:
+    """Rows of a cached stage, for a run that has not seen them."""
+    for row in history:
+        _log_row(log, stage, row)
+
+
+def _log_estimate(log: RunLog, index: int, estimate: Estimate) -> None:
+    values = {"eigenvalue": estimate.value, "error": estimate.error, "products": estimate.products}
+    log.log("analysis", index, values)
+
+
+def _to_bytes(state: Mapping[str, Any]) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(dict(state), buffer)
+    return buffer.getvalue()

@@ -1,0 +1,40 @@
+"""Float network in, small quantised network out: `python train.py [group=option] [key=value]` (see README)."""
+
+from __future__ import annotations
+
+import os
+
+import hydra
+from hydra.errors import HydraException
+from omegaconf import DictConfig
+
+from hawq.config import build_settings, config_keys, explain, register_resolvers
+from hawq.errors import UserError
+from hawq.pipeline import prepare, run
+
+
+@hydra.main(version_base="1.3", config_path="conf", config_name="config")
+def main(config: DictConfig) -> None:
+    """One run, or one job of a sweep: everything is built and checked before any work starts."""
+    try:
+        prepared = prepare(build_settings(config))
+    except (ValueError, FileNotFoundError) as error:
+        raise SystemExit(f"error: {error}") from error
+    try:
+        run(prepared)
+    except UserError as error:
+        raise SystemExit(f"error: {error}") from error
+
+
+def command_line() -> None:
+    """`main`, with Hydra's complaints about a command line told in one sentence."""
+    register_resolvers()
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra then raises instead of printing over many lines
+    try:
+        main()
+    except HydraException as error:
+        raise SystemExit(f"error: {explain(error, config_keys())}") from error
+
+
+if __name__ == "__main__":
+    command_line()
