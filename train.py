@@ -8,7 +8,7 @@ import hydra
 from hydra.errors import HydraException
 from omegaconf import DictConfig
 
-from hawq.config import build_settings, config_keys, explain, register_resolvers
+from hawq.config import build_settings, config_keys, explain, leave_no_empty_folder, register_resolvers
 from hawq.errors import UserError
 from hawq.pipeline import prepare, run
 
@@ -19,6 +19,7 @@ def main(config: DictConfig) -> None:
     try:
         prepared = prepare(build_settings(config))
     except (ValueError, FileNotFoundError) as error:
+        leave_no_empty_folder()
         raise SystemExit(f"error: {error}") from error
     try:
         run(prepared)

@@ -187,6 +187,14 @@ def build_component(name: str, node: Any, allowed: Sequence[str]) -> Any:
     return built
 
 
+def leave_no_empty_folder() -> None:
+    """Removes the run folder that Hydra makes before anything is checked, if nothing is in it."""
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    for place in (folder, folder.parent):
+        if place.is_dir() and not any(place.iterdir()):
+            place.rmdir()
+
+
 def config_keys() -> list[str]:
     """All keys of the default config, dotted, to suggest from."""
     GlobalHydra.instance().clear()
@@ -248,14 +256,28 @@ def _build_dataclass(name: str, cls: type, values: dict[str, Any]) -> Any:
         optional = field.default is not MISSING or field.default_factory is not MISSING
         if values.get(field.name) == "???" or (field.name not in values and not optional):
             raise ValueError(f"{prefix}{field.name} is not set: give {prefix}{field.name}=... on the command line")
+    hints = get_type_hints(cls)
     try:
         typed = OmegaConf.merge(OmegaConf.structured(cls), values)
     except OmegaConfBaseException as error:
-        raise ValueError(f"{prefix}{error.full_key}: {_first_line(error)}") from error
-    hints = get_type_hints(cls)
+        raise ValueError(_wrong_type(prefix, str(error.full_key), values, hints)) from error
     plain = OmegaConf.to_container(typed)
     assert isinstance(plain, dict)
     return cls(**{str(key): _as_annotated(value, hints[str(key)]) for key, value in plain.items()})
+
+
+_TYPE_NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "text", tuple: "a list"}
+
+
+def _wrong_type(prefix: str, full_key: str, values: Mapping[str, Any], hints: Mapping[str, Any]) -> str:
+    """One sentence for a value that does not fit the annotation of its field; `full_key` may point inside a list."""
+    key = full_key.split(".")[0].split("[")[0]
+    options = get_args(hints[key]) if type(None) in get_args(hints[key]) else (hints[key],)
+    names = [_TYPE_NAMES.get(get_origin(kind) or kind, str(kind)) for kind in options if kind is not type(None)]
+    inside = [kind for option in options for kind in get_args(option) if kind in _TYPE_NAMES]
+    of = f", each {_TYPE_NAMES[inside[0]]}," if inside and "a list" in names else ""
+    null = " or null" if len(options) > 1 else ""
+    return f"{prefix}{key}={values.get(key)!r} has the wrong type: {' or '.join(names)}{of}{null} is needed"
 
 
 def _as_annotated(value: Any, hint: Any) -> Any:
@@ -265,7 +287,8 @@ def _as_annotated(value: Any, hint: Any) -> Any:
 
 def _refuse_unknown_keys(prefix: str, given: set[str], known: set[str]) -> None:
     for key in sorted(given - known):
-        raise ValueError(f"{prefix}{key} is not a key of the config: {_suggest(key, sorted(known))}")
+        allowed = sorted(prefix + name for name in known)
+        raise ValueError(f"{prefix}{key} is not a key of the config: {_suggest(prefix + key, allowed)}")
 
 
 _CONTRACTS: Mapping[str, Any] = {

@@ -141,11 +141,14 @@ def _read_npz(path: Path) -> Splits:
 
 
 def _read_torchvision(path: Path) -> Splits:
+    existed = path.is_dir()
     try:
         absent = not (path / CIFAR10.base_folder).is_dir()
         train = CIFAR10(str(path), train=True, download=absent)
         test = CIFAR10(str(path), train=False)
     except (OSError, RuntimeError) as error:
+        if not existed and path.is_dir() and not any(path.iterdir()):
+            path.rmdir()  # torchvision made it for the download that failed
         raise FileNotFoundError(
             f"dataset.path={path} holds no CIFAR-10 and it could not be downloaded ({error}): give an .npz, or a "
             f"folder with {CIFAR10.base_folder}/"

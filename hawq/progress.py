@@ -32,13 +32,10 @@ class Progress:
 
     def _print(self, note: str) -> None:
         self._printed = time.monotonic()
-        rate = (self._done - self._first) / max(self._printed - self._started, 1e-9)
-        left = max(self._total - self._done, 0) / rate if rate else float("inf")
-        print(
-            f"{self._title}: {self._done}/{self._total}, {rate:.2g}/s, {left:.0f} s left{note and ', '}{note}",
-            file=sys.stderr,
-            flush=True,
-        )
+        seconds = self._printed - self._started
+        rate = (self._done - self._first) / seconds
+        pace = f"{rate:.2g}/s, {(self._total - self._done) / rate:.0f} s left" if rate else f"{seconds:.0f} s so far"
+        print(f"{self._title}: {self._done}/{self._total}, {pace}{note and ', '}{note}", file=sys.stderr, flush=True)
 
     def __enter__(self) -> Progress:
         return self

@@ -71,14 +71,14 @@ def fit(
     on_row: Callable[[Row], None] = lambda row: None,
     title: str = "training",
 ) -> list[Row]:
-    """Trains `model` in place through all phases and returns one row a step: step, phase, loss, lr (accuracy at ends).
+    """Trains `model` in place through all phases; returns one row a step: step, phase, loss, lr, at times accuracy.
 
     Args:
         model: in train mode afterwards; the caller's device and memory format are kept.
         phases: `enter(model, phase)` is called at the start of each, also of one without steps.
         seed: of the randomness inside the network (dropout), re-seeded at every step.
         loss: mean loss of (outputs, targets); cross-entropy with the settings' label smoothing unless given.
-        evaluate: accuracy in percent, called at the end of every phase.
+        evaluate: accuracy in percent, called at the end of every phase and `settings.evaluations` times between.
         checkpoint: where to store and find a half-done training.
         on_row: hears every row of the history as it is made.
 
@@ -95,6 +95,7 @@ def fit(
         step, begun, history = saved["step"], saved["begun"], saved["history"]
     total = sum(phase.steps for phase in phases)
     batches = iter(data.batches(step)) if step < total else iter(())
+    measured = {round(total * k / settings.evaluations) for k in range(1, settings.evaluations)}
     first = 0
     with Progress(total, title, done=step) as progress:
         for index, phase in enumerate(phases):
@@ -107,7 +108,7 @@ def fit(
                 history.append({"step": step, "phase": index, **row})
                 if not math.isfinite(row["loss"]):
                     raise UserError(_diverged(title, step, phase))
-                if step == first + phase.steps and evaluate:
+                if evaluate and (step == first + phase.steps or step in measured):
                     history[-1]["accuracy"] = evaluate(model)
                 on_row(history[-1])
                 if checkpoint and step < total and step % settings.checkpoint_every == 0:

@@ -21,6 +21,7 @@ class Training:
         label_smoothing: of the cross-entropy.
         calibration_batches: training batches that activation ranges are chosen from.
         eval_samples: test images for the curve during training (the final figure uses all), None for all.
+        evaluations: how many times the curve is measured, evenly spread, besides once at the end of every phase.
         checkpoint_every: steps between two checkpoints of a half-done training.
 
     Raises:
@@ -36,13 +37,14 @@ class Training:
     label_smoothing: float = 0.0
     calibration_batches: int = 2
     eval_samples: int | None = None
+    evaluations: int = 10
     checkpoint_every: int = 50
 
     section = "training"
 
     def __post_init__(self) -> None:
         least = {"epochs": 0, "max_steps": 0, "batch_size": 1, "lr": 0, "weight_decay": 0, "calibration_batches": 1}
-        least |= {"eval_samples": 1, "checkpoint_every": 1, "momentum": 0, "label_smoothing": 0}
+        least |= {"eval_samples": 1, "evaluations": 0, "checkpoint_every": 1, "momentum": 0, "label_smoothing": 0}
         for key, bound in least.items():
             value = getattr(self, key)
             if value is not None and not value >= bound:

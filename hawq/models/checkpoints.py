@@ -85,10 +85,16 @@ def load_strictly(model: nn.Module, state: dict[str, Tensor], path: Path) -> Non
     ]
     if missing or unexpected or shapes:
         raise ValueError(
-            f"model.checkpoint={path} is for another network: missing names {missing or 'none'}, unexpected names "
-            f"{unexpected or 'none'}, other shapes {sorted(shapes) or 'none'}; choose the matching model"
+            f"model.checkpoint={path} is for another network: missing names {_listed(missing)}, "
+            f"unexpected names {_listed(unexpected)}, other shapes {_listed(sorted(shapes))}; choose the matching model"
         )
     model.load_state_dict(state, strict=False)
+
+
+def _listed(names: list[str], most: int = 20) -> str:
+    """Names in brackets; a long list is cut and counted."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return f"[{', '.join(names[:most])}]{more}" if names else "none"
 
 
 def write_checkpoint(model: nn.Module, normalization: Normalization) -> bytes:

@@ -43,7 +43,7 @@ def sensitivity_figure(sensitivity: Sensitivity, plan: BitPlan, path: Path) -> P
 
 
 def finetuning_figure(histories: Mapping[str, Sequence[Mapping[str, Any]]], float_accuracy: float, path: Path) -> Path:
-    """Training loss over steps, and accuracy at the end of every phase, with the borders of the phases."""
+    """Accuracy over fine-tuning steps above the training loss, with the borders of the phases."""
     figure = Figure(figsize=(7.2, 5.2), layout="constrained")
     top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
     for (method, history), color in zip(histories.items(), (_BLUE, _ORANGE, _INK), strict=False):

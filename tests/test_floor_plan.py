@@ -1,0 +1,115 @@
+"""The floor plan: a room imports only from floors below it, and each library is known to few rooms."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from runs import REPOSITORY
+
+FLOORS = (
+    ("records", "blocks", "errors", "files", "progress", "measurement"),
+    ("curvature", "quantization", "costs"),
+    ("sensitivity", "allocation", "finetuning", "export", "models", "data", "evaluation"),
+    ("report", "tracking", "artifacts", "hawq"),  # hawq: the library's front door, hawq/__init__.py
+    ("config",),
+    ("stages",),
+    ("pipeline",),
+    ("sweep",),
+    ("train", "scripts"),
+)
+FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
+
+KNOWN_TO = {
+    "hydra": {"config", "sweep", "train"},
+    "omegaconf": {"config", "sweep", "train"},
+    "wandb": {"tracking"},
+    "timm": {"models", "data"},
+    "torchvision": {"models", "data"},
+    "matplotlib": {"report"},
+}
+
+FILES = sorted([*REPOSITORY.glob("hawq/**/*.py"), REPOSITORY / "train.py", *REPOSITORY.glob("scripts/*.py")])
+
+
+def room_of(path: Path) -> str:
+    """hawq/data.py → data, hawq/report/tables.py → report, scripts/x.py → scripts, hawq/__init__.py → hawq."""
+    parts = [part for part in path.relative_to(REPOSITORY).with_suffix("").parts if part != "__init__"]
+    return parts[1] if parts[0] == "hawq" and len(parts) > 1 else parts[0]
+
+
+def imported_modules(source: str) -> Iterator[str]:
+    """Dotted names that a source imports, anywhere in it; `from a import b` counts as a.b."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "relative imports hide the room they reach into: write hawq.room"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def reached_room(module: str) -> str | None:
+    """The room that a dotted name lies in, None for a library."""
+    top, _, rest = module.partition(".")
+    inner = rest.split(".")[0]
+    if top == "hawq":
+        return inner if inner in FLOOR_OF else "hawq"
+    return top if top in FLOOR_OF else None
+
+
+def violations(source: str, room: str) -> list[str]:
+    """What a source of `room` imports against the plan."""
+    found = []
+    for module in imported_modules(source):
+        reached, library = reached_room(module), module.split(".")[0]
+        if reached is not None and reached != room and FLOOR_OF[reached] >= FLOOR_OF[room]:
+            found.append(f"{room} (floor {FLOOR_OF[room]}) imports {module} (floor {FLOOR_OF[reached]})")
+        if reached is None and room not in KNOWN_TO.get(library, {room}):
+            found.append(f"{room} imports {module}, which only {sorted(KNOWN_TO[library])} may")
+    return found
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(REPOSITORY)))
+def test_imports_only_from_below(path: Path) -> None:
+    assert violations(path.read_text(), room_of(path)) == []
+
+
+def test_plan_names_every_room_and_no_other() -> None:
+    assert {room_of(path) for path in FILES} == set(FLOOR_OF)
+
+
+@pytest.mark.parametrize(
+    ("room", "source", "complaint"),
+    [
+        ("records", "from hawq.costs import plan_cost", "floor 1"),
+        ("blocks", "import hawq.records", "floor 0"),
+        ("allocation", "from hawq import pipeline", "floor 6"),
+        ("allocation", "def f():\n    from hawq.finetuning.loop import fit", "floor 2"),
+        ("stages", "from hawq import find_blocks, pipeline", "hawq.pipeline"),
+        ("sensitivity", "import hawq", "floor 3"),
+        ("sweep", "import train", "floor 8"),
+        ("pipeline", "from omegaconf import OmegaConf", "omegaconf"),
+        ("report", "if True:\n    import wandb.sdk", "wandb"),
+        ("curvature", "import numpy, timm.models", "timm"),
+        ("export", "from torchvision.transforms import v2", "torchvision"),
+        ("tracking", "import matplotlib.pyplot as plt", "matplotlib"),
+    ],
+)
+def test_check_sees_a_forbidden_import(room: str, source: str, complaint: str) -> None:
+    (found,) = violations(source, room)
+    assert complaint in found
+
+
+@pytest.mark.parametrize(
+    ("room", "source"),
+    [
+        ("report", "from hawq.report.tables import markdown"),
+        ("tracking", "import wandb"),
+        ("train", "from hydra.errors import HydraException"),
+        ("records", "import json, torch"),
+    ],
+)
+def test_check_lets_the_plan_through(room: str, source: str) -> None:
+    assert violations(source, room) == []
