@@ -5,8 +5,11 @@ from __future__ import annotations
 import os
 
 import hydra
+import yaml
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
 
 from hawq.config import build_settings, config_keys, explain, leave_no_empty_folder, register_resolvers
 from hawq.errors import UserError
@@ -33,7 +36,11 @@ def command_line() -> None:
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra then raises instead of printing over many lines
     try:
         main()
-    except HydraException as error:
+    except (HydraException, OmegaConfBaseException, yaml.YAMLError, OSError) as error:
+        raise SystemExit(f"error: {explain(error, config_keys())}") from error
+    except ValueError as error:
+        if HydraConfig.initialized():  # a job had begun: not about the command line
+            raise
         raise SystemExit(f"error: {explain(error, config_keys())}") from error
 
 

@@ -77,16 +77,17 @@ class Entry:
             return None
         try:
             manifest: dict[str, Any] = json.loads(path.read_text())
-            schema, stage, key, files = (manifest[name] for name in ("schema", "stage", "key", "files"))
-        except (ValueError, KeyError, TypeError) as error:
+            schema, stage, key = (manifest[name] for name in ("schema", "stage", "key"))
+            checksums = [(self.path / name, checksum) for name, checksum in manifest["files"].items()]
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{path} is damaged ({error!r}): move it away and run the same command again") from error
         if (schema, stage, key) != (_SCHEMA, self.stage, self.key):
             raise UserError(
                 f"{path} is not this stage's artifact (found {schema} {stage} {key}, expected {_SCHEMA} {self.stage} "
                 f"{self.key}): move it away and run the same command again"
             )
-        for name, expected in files.items():
-            self._verify(self.path / name, expected)
+        for file, checksum in checksums:
+            self._verify(file, checksum)
         return manifest
 
     @staticmethod

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from hawq.modes import eval_mode
 from hawq.records import Block
 
 QUANTIZABLE = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
@@ -35,6 +36,8 @@ def find_blocks(
         ValueError: nothing to quantise, a bad granularity, or one weight shared by two blocks.
     """
     layers = quantizable_layers(model)
+    if "" in layers:
+        raise ValueError("the model is itself one layer, without a name: wrap it in torch.nn.Sequential")
     if not layers:
         raise ValueError(f"{type(model).__name__} has no convolution or linear layer; there is nothing to quantise")
     if isinstance(granularity, str):
@@ -87,17 +90,14 @@ def trace_blocks(model: nn.Module, blocks: Sequence[Block], example: Tensor) -> 
 def trace_layers(model: nn.Module, names: Sequence[str], example: Tensor) -> dict[str, LayerTrace]:
     """Runs `example` (N, ...) once in eval mode, without gradients, and records each named layer."""
     traces = {name: LayerTrace() for name in names}
-    modes = {module: module.training for module in model.modules()}
     layers = dict(model.named_modules())
     handles = [layers[name].register_forward_hook(_recorder(traces[name], example)) for name in names]
     try:
-        with torch.no_grad():
-            model.eval()(example)
+        with torch.no_grad(), eval_mode(model):
+            model(example)
     finally:
         for handle in handles:
             handle.remove()
-        for module, training in modes.items():
-            module.training = training
     return traces
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import json
 import pkgutil
 import sys
 from collections.abc import Mapping, Sequence
@@ -134,7 +135,8 @@ def run_name(config: DictConfig) -> str:
     """Folder name of a run: what was chosen, and a hash of the config, so that the same command finds it again."""
     choices = config.hydra.runtime.choices
     facts = {key: value for key, value in _plain(config).items() if key not in _NOT_PART_OF_A_RESULT}
-    parts = [choices.model, choices.dataset, choices.bits, f"s{config.seed}", fingerprint(facts)[:8]]
+    text = json.dumps(facts, sort_keys=True)  # takes NaN too, which is refused later, with a better message
+    parts = [choices.model, choices.dataset, choices.bits, f"s{config.seed}", fingerprint(text)[:8]]
     return "-".join(str(part).replace("/", "_") for part in parts)
 
 
@@ -179,10 +181,12 @@ def build_component(name: str, node: Any, allowed: Sequence[str]) -> Any:
     if dataclasses.is_dataclass(cls):
         built = _build_dataclass(name, cls, values)
     else:
+        _check_targets(name, node, allowed)
         try:
             built = instantiate(node)
         except HydraException as error:
-            raise ValueError(f"{name}: {cls.__name__} refused its keys: {_first_line(error)}") from error
+            reason = " ".join(str(error).split())
+            raise ValueError(f"{name}: {cls.__name__} refused its keys: {reason}") from error
     _check_contract(name, built)
     return built
 
@@ -213,12 +217,14 @@ def _dotted(config: DictConfig, prefix: str = "") -> list[str]:
 def explain(error: Exception, known_keys: Sequence[str] = ()) -> str:
     """Hydra's composition errors in one sentence: what was given, what is allowed."""
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
-        group, _, option = error.missing_cfg_file.rpartition("/")
-        options = sorted(error.options or [])
+        group, _, option = error.missing_cfg_file.partition("/")
+        folder = REPOSITORY / "conf" / group
+        nested = {path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.yaml")}
+        options = sorted({*nested, *(error.options or [])})
         return f"{group or 'config'}={option} is not an option: {_suggest(option, options)}"
     for chained in (error, error.__cause__):
         key = getattr(chained, "full_key", None)
-        if key:
+        if key and key not in known_keys:
             return f"{key} is not a key of the config: {_suggest(key, known_keys)}"
     return " ".join(str(error).split())
 
@@ -245,6 +251,18 @@ def _allowed_class(name: str, target: str, allowed: Sequence[str]) -> type:
             f"{name}._target_={target} is not a class below {prefixes}: give one, or extend allowed_targets"
         )
     return found
+
+
+def _check_targets(name: str, node: Any, allowed: Sequence[str]) -> None:
+    """`instantiate` builds whatever is nested in a node as well; all of it must be allowed."""
+    if isinstance(node, dict):
+        if "_target_" in node:
+            _allowed_class(name, str(node["_target_"]), allowed)
+        for key, value in node.items():
+            _check_targets(f"{name}.{key}", value, allowed)
+    elif isinstance(node, list):
+        for place, value in enumerate(node):
+            _check_targets(f"{name}[{place}]", value, allowed)
 
 
 def _build_dataclass(name: str, cls: type, values: dict[str, Any]) -> Any:

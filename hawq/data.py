@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -130,13 +131,16 @@ def _read_npz(path: Path) -> Splits:
     try:
         with np.load(path) as arrays:
             parts = [arrays[name] for name in names]
-    except (KeyError, ValueError, OSError, EOFError) as error:
+    except (KeyError, ValueError, OSError, EOFError, TypeError, zipfile.BadZipFile) as error:
         raise ValueError(f"dataset.path={path} is not an .npz with arrays {', '.join(names)} ({error})") from error
     for name, images in (("train_images", parts[0]), ("test_images", parts[2])):
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3:
             raise ValueError(
                 f"dataset.path={path}: {name} is {images.dtype} {images.shape}, uint8 (N, H, W, 3) is needed"
             )
+    for name, images, labels in (("train_labels", parts[0], parts[1]), ("test_labels", parts[2], parts[3])):
+        if labels.shape != (len(images),):
+            raise ValueError(f"dataset.path={path}: {name} has shape {labels.shape}, ({len(images)},) is needed")
     return Splits(parts[0], parts[1].astype(np.int64), parts[2], parts[3].astype(np.int64))
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from hawq.modes import eval_mode
 from hawq.progress import Progress
 
 
@@ -18,12 +19,9 @@ def accuracy(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], num_ima
     """
     if num_images < 1:
         raise ValueError("accuracy needs at least one image, none was given")
-    training = model.training
-    model.eval()
     correct = 0
-    with Progress(num_images, title, shown=bool(title)) as progress:
+    with eval_mode(model), Progress(num_images, title, shown=bool(title)) as progress:
         for images, labels in batches:
             correct += int((model(images).argmax(1) == labels).sum())
             progress.advance(len(labels))
-    model.train(training)
     return 100.0 * correct / num_images

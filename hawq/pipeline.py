@@ -208,7 +208,7 @@ def _report(prepared: Prepared, found: Findings, log: RunLog, seconds: float) ->
     )
     write_json(folder / "report.json", {"schema": "hawq.report/1", **to_dict(report)})
     for name, path in figures.items():
-        log.image(name, path)
+        log.image(f"figures/{name}", path)
     log.table("results", RESULT_COLUMNS, [result_cells(row) for row in rows])
     log.artifact(f"{folder.name}-plan", "plan", folder / "plan.json")
     log.artifact(f"{folder.name}-report", "report", folder / "report.json")

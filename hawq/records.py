@@ -63,7 +63,12 @@ class BlockSensitivity:
         return max(self.eigenvalue.value, 0.0) / self.block.num_weights
 
     def omega(self, bits: int) -> float:
-        """Ω_i(b) = λ_i · ‖Q_b(W_i) − W_i‖²₂ (HAWQ, 1905.03696). Raises ValueError for a width without an error."""
+        """Ω_i(b) = λ_i · ‖Q_b(W_i) − W_i‖²₂ (HAWQ, 1905.03696), 0 for float weights.
+
+        Raises ValueError for a width that was not analysed.
+        """
+        if bits == FLOAT_BITS:
+            return 0.0
         if bits not in self.weight_errors:
             raise ValueError(
                 f"block {self.block.name!r} has no weight error for {bits} bits; "

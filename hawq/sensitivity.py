@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from hawq.blocks import trace_blocks
 from hawq.curvature import Batch, BlockHessian, Loss, PowerIteration, Solver, State
+from hawq.errors import UserError
 from hawq.progress import Progress
 from hawq.quantization import LSQ, Quantizer, weight_errors
 from hawq.records import Block, BlockSensitivity, Estimate, Sensitivity
@@ -116,6 +117,8 @@ def measure_curvature(
         while len(done) < len(states):
             waiting = {name: state["vector"] for name, state in states.items() if name not in done}
             for name, product in hessian.products(waiting).items():
+                if not bool(product.isfinite().all()):
+                    raise UserError(f"the curvature of block {name!r} is not finite: check the weights and the loss")
                 states[name] = solver.update(states[name], product)
                 if states[name]["done"]:
                     done.add(name)

@@ -12,6 +12,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
 
+from hawq.files import write_whole
+
 METRICS = "metrics.jsonl"
 MODES = ("auto", "online", "offline")
 
@@ -98,6 +100,7 @@ class _WandbSink:
             )
         except (self._wandb.errors.CommError, self._wandb.errors.UsageError) as error:
             print(f"W&B cannot be reached ({str(error).splitlines()[0]}); going on offline")
+            self._wandb.teardown()  # else W&B still holds the id of the run it could not start
             return self._wandb.init(mode="offline", settings=settings, **options)
 
     def log(self, stage: str, step: int, metrics: Mapping[str, float]) -> None:
@@ -157,6 +160,7 @@ class RunLog:
 
     def __init__(self, folder: Path, sink: Sink | None) -> None:
         self._path, self._sink = folder / METRICS, sink
+        _drop_half_a_line(self._path)
         self._known = {(row["stage"], row["step"]) for row in read_metrics(folder)}
 
     def log(self, stage: str, step: int, metrics: Mapping[str, float]) -> None:
@@ -199,9 +203,13 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
     """All rows of a run's metrics.jsonl; a last line cut off by a kill is left out."""
     path = folder / METRICS
     rows = []
-    for line in path.read_text().splitlines() if path.is_file() else []:
-        try:
-            rows.append(json.loads(line))
-        except ValueError:
-            continue
+    for line in path.read_text().split("\n")[:-1] if path.is_file() else []:
+        rows.append(json.loads(line))
     return rows
+
+
+def _drop_half_a_line(path: Path) -> None:
+    """A kill may leave a last line without its end; the next row must not be written behind it."""
+    data = path.read_bytes() if path.is_file() else b""
+    if data and not data.endswith(b"\n"):
+        write_whole(path, data[: data.rfind(b"\n") + 1])

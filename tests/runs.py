@@ -105,6 +105,7 @@ def _as_main(argv: list[str]) -> Iterator[None]:
     """Lets Hydra take this process for `python train.py`, and puts back what a run changes in it."""
     threads, handlers = torch.get_num_threads(), list(logging.root.handlers)
     GlobalHydra.instance().clear()
+    HydraConfig.instance().cfg = None
     with mock.patch.object(sys, "argv", argv), mock.patch.dict(os.environ, {"HYDRA_MAIN_MODULE": "__main__"}):
         try:
             yield

@@ -98,11 +98,10 @@ def make_plan(
     if isinstance(activation_bits, int):
         activation_bits = dict.fromkeys(names, activation_bits)
     precisions = {name: Precision(weight_bits[name], activation_bits[name]) for name in names}
-    quantised = [row for row in sensitivity.rows if weight_bits[row.block.name] < FLOAT_BITS]
     return BitPlan(
         precisions=precisions,
         method=method,
         cost=plan_cost(sensitivity.blocks, precisions),
-        objective=sum(row.omega(weight_bits[row.block.name]) for row in quantised),
+        objective=sum(row.omega(weight_bits[row.block.name]) for row in sensitivity.rows),
         gap=gap,
     )

@@ -40,6 +40,7 @@ class Manual:
         check_activation_bits(self.activations)
         for name, precision in self.precisions().items():
             check_widths(f"bits.weights.{name}", [precision.weight_bits])
+            check_activation_bits(precision.activation_bits)
 
     def precisions(self) -> dict[str, Precision]:
         """Block name → bits, from the map or from the file."""
@@ -70,6 +71,8 @@ def read_precisions(path: Path) -> dict[str, Precision]:
         raise FileNotFoundError(f"bits.plan={path} does not exist: give the plan.json of an earlier run")
     try:
         rows = json.loads(path.read_text())["precisions"]
+        if not rows:
+            raise ValueError("it names no block")
         return {name: Precision(int(row["weight_bits"]), int(row["activation_bits"])) for name, row in rows.items()}
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ValueError(f"bits.plan={path} is not a plan.json ({error!r}): give the one of an earlier run") from error

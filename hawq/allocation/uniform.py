@@ -11,7 +11,7 @@ from hawq.records import BitPlan, Block, Sensitivity
 
 @dataclass(frozen=True)
 class UniformBits:
-    """Every block at `weights` bits, the first and the last block at `ends` bits ("Direct" of the HAWQ papers).
+    """Every block at `weights` bits, the first and the last at `ends` ("Direct" of the HAWQ papers); fixed ones stay.
 
     Args:
         weights: width of the blocks between, 2 … 8.
@@ -35,8 +35,11 @@ class UniformBits:
         """Any network can be given uniform bits."""
 
     def allocate(self, sensitivity: Sensitivity) -> BitPlan:
-        names = [block.name for block in sensitivity.blocks]
-        bits = {name: self.ends if name in (names[0], names[-1]) else self.weights for name in names}
+        ends = {sensitivity.blocks[0].name, sensitivity.blocks[-1].name}
+        bits = {
+            block.name: block.fixed_bits or (self.ends if block.name in ends else self.weights)
+            for block in sensitivity.blocks
+        }
         return make_plan(sensitivity, bits, self.activations, "direct uniform")
 
 

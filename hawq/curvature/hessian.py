@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+
+from hawq.errors import UserError
+from hawq.modes import eval_mode
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 Batch = tuple[Tensor, Tensor]
@@ -27,7 +31,8 @@ class BlockHessian:
         loss: mean loss over a batch of (outputs, targets).
 
     Raises:
-        ValueError: no batches, or a loss that is not finite.
+        ValueError: no batches.
+        UserError: a loss that is not finite.
     """
 
     def __init__(
@@ -105,8 +110,10 @@ class BlockHessian:
         with _analysis_mode(self._model, []), torch.no_grad():
             for inputs, targets in self._batches:
                 total += float(self._loss(self._model(inputs), targets)) * len(inputs) / self._num_samples
-        if not total < float("inf"):
-            raise ValueError(f"the mean loss of the analysed samples is {total}; a Hessian needs a finite loss")
+        if not math.isfinite(total):
+            raise UserError(
+                f"the mean loss of the analysed samples is {total}: a Hessian needs a finite one, check the weights"
+            )
         return total
 
 
@@ -117,21 +124,18 @@ def _split(vector: Tensor, weights: Sequence[Tensor]) -> tuple[Tensor, ...]:
 @contextmanager
 def _analysis_mode(model: nn.Module, weights: Sequence[Tensor]) -> Iterator[None]:
     """Eval mode, gradients only for `weights`, full float32 products; everything is put back at the end."""
-    modes = {module: module.training for module in model.modules()}
     required = {parameter: parameter.requires_grad for parameter in model.parameters()}
     tf32 = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
     try:
-        model.eval()
         for parameter in required:
             parameter.requires_grad_(False)
         for weight in weights:
             weight.requires_grad_(True)
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-        with torch.autocast(next(model.parameters()).device.type, enabled=False), torch.enable_grad():
+        autocast = torch.autocast(next(model.parameters()).device.type, enabled=False)
+        with eval_mode(model), autocast, torch.enable_grad():
             yield
     finally:
         torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = tf32
-        for module, training in modes.items():
-            module.training = training
         for parameter, requires_grad in required.items():
             parameter.requires_grad_(requires_grad)

@@ -25,6 +25,8 @@ def export_onnx(model: nn.Module, path: str | Path, example: Tensor) -> Path:
     frozen = copy.deepcopy(model).eval()
     for module in list(frozen.modules()):
         if parametrize.is_parametrized(module, "weight"):
+            kind = type(module)  # a copy shares it with its original, and removal edits it
+            module.__class__ = type(kind.__name__, kind.__bases__, dict(vars(kind)))
             parametrize.remove_parametrizations(module, "weight", leave_parametrized=True)
         quantizer = getattr(module, "input_quantizer", None)
         if isinstance(quantizer, FakeQuantizer):
@@ -48,7 +50,7 @@ class _RoundAndClip(nn.Module):
 
     def __init__(self, scale: Tensor, low: Tensor, high: Tensor) -> None:
         super().__init__()
-        self.scale, self.low, self.high = float(scale), float(low), float(high)
+        self.scale, self.low, self.high = float(scale.detach()), float(low), float(high)
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.clamp(torch.round(x / self.scale), self.low, self.high) * self.scale

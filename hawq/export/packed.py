@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 from dataclasses import dataclass
 from math import prod
@@ -13,6 +14,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from hawq.export.bitpack import pack, unpack
 from hawq.files import write_whole
@@ -78,9 +80,14 @@ def save(model: nn.Module, path: str | Path, about: dict[str, Any] | None = None
             for name, quantizer in quantizers.items()
             if quantizer is not None
         ],
-        "inputs": [pool.add_grid(name, grid) for name, grid in inputs.items() if isinstance(grid, FakeQuantizer)],
+        "inputs": [
+            pool.add_grid(name, grid)
+            for name, grid in inputs.items()
+            if isinstance(grid, FakeQuantizer) and grid.enabled  # a layer that is never called has no range
+        ],
         "floats": [pool.add_float(name, tensor) for name, tensor in _float_tensors(model).items()],
         "about": about or {},
+        "checksum": _checksum(pool.tensors()),
     }
     data = to_safetensors(pool.tensors(), {"hawq": json.dumps(header, separators=(",", ":"))})
     return write_whole(Path(path), data)
@@ -94,17 +101,23 @@ def load(path: str | Path, model: nn.Module) -> nn.Module:
     """
     path = Path(path)
     header, tensors = _read(path)
-    blocks = tuple(from_dict(block, Block) for block in header["blocks"])
-    plan = from_dict(header["plan"], BitPlan)
+    try:
+        blocks = tuple(from_dict(block, Block) for block in header["blocks"])
+        plan = from_dict(header["plan"], BitPlan)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} is damaged ({error})") from error
     check_plan_fits(blocks, plan)
     pool = _Reader(tensors)
-    state = {f"{entry['name']}.weight": pool.next_weight(entry) for entry in header["weights"]}
+    weights = {entry["name"]: pool.next_weight(entry) for entry in header["weights"]}
     grids = {entry["name"]: pool.next_grid(entry) for entry in header["inputs"]}
+    state = {f"{name}.weight": weight for name, (weight, _) in weights.items()}
     state |= {entry["name"]: pool.next_float(entry["shape"]) for entry in header["floats"]}
     copied = copy.deepcopy(model)
     _load_strictly(copied, state, path)
     modules = dict(copied.named_modules())
     device = next(copied.parameters()).device
+    for name, (_, quantizer) in weights.items():  # on its own grid a weight stays what it is, and can be saved again
+        parametrize.register_parametrization(modules[name], "weight", quantizer.to(device))
     for name, quantizer in grids.items():
         attach_input_quantizer(modules[name], quantizer.to(device))
     copied.quantization = Quantization(blocks, plan)  # type: ignore[assignment]
@@ -163,14 +176,15 @@ class _Reader:
         self._position[pool] = begin + count
         return self._tensors[pool][begin : begin + count]
 
-    def next_weight(self, entry: dict[str, Any]) -> Tensor:
+    def next_weight(self, entry: dict[str, Any]) -> tuple[Tensor, FrozenQuantizer]:
         shape, bits = entry["shape"], entry["bits"]
         count = prod(shape)
         packed = self._take("codes", -(-count * bits // 8))
         codes = torch.from_numpy(unpack(packed.numpy(), bits, count)).float()
         scale, low = self._take("scales", entry["scales"]), self._take("lows", entry["lows"]).float()
         channels = (-1, *[1] * (len(shape) - 1))
-        return (codes.reshape(shape) + low.reshape(channels)) * scale.reshape(channels)
+        scale, low = scale.reshape(channels), low.reshape(channels)
+        return (codes.reshape(shape) + low) * scale, FrozenQuantizer(bits, scale, low)
 
     def next_grid(self, entry: dict[str, Any]) -> FrozenQuantizer:
         return FrozenQuantizer(entry["bits"], self._take("scales", 1), self._take("lows", 1).float())
@@ -204,6 +218,14 @@ def _is_ours(model: nn.Module, name: str) -> bool:
     return weight_quantizer(layer) is not None
 
 
+def _checksum(tensors: dict[str, Tensor]) -> str:
+    """SHA-256 over the bytes of all tensors, by name."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(tensors[name].contiguous().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
 def _load_strictly(model: nn.Module, state: dict[str, Tensor], path: Path) -> None:
     expected = {name: tensor for name, tensor in model.state_dict().items() if tensor.is_floating_point()}
     missing, unexpected = sorted(expected.keys() - state.keys()), sorted(state.keys() - expected.keys())
@@ -225,6 +247,8 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     except (SafetensorError, KeyError, ValueError) as error:
         raise ValueError(f"{path} is not a packed network, or is damaged ({error!r})") from error
-    if header["schema"] != SCHEMA:
-        raise ValueError(f"{path} has format {header['schema']}, this version reads {SCHEMA}")
+    if header.get("schema") != SCHEMA:
+        raise ValueError(f"{path} has format {header.get('schema')}, this version reads {SCHEMA}")
+    if header.get("checksum") != _checksum(tensors):
+        raise ValueError(f"{path} is damaged: its checksum is not the stored one")
     return header, tensors

@@ -65,7 +65,8 @@ class ModelSource:
         for key in ("input_size", "small_input_size"):
             if getattr(self, key) < 8:
                 raise ValueError(f"model.{key}={getattr(self, key)} is out of range: give 8 or more")
-        if isinstance(self.blocks, str) and self.blocks not in GRANULARITIES:
+        patterns = isinstance(self.blocks, (list, tuple)) and all(isinstance(item, str) for item in self.blocks)
+        if self.blocks not in GRANULARITIES and not patterns:
             raise ValueError(
                 f"model.blocks={self.blocks!r} is unknown: give {', '.join(GRANULARITIES)} or a list of patterns"
             )

@@ -60,7 +60,7 @@ class LearnedStep(FakeQuantizer):
 
     def grid(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         sharing = x.numel() / self.scale.numel()
-        if self.channel_axis is None and x.dim() > 1:
+        if not self.symmetric and x.dim() > 1:
             sharing /= x.shape[0]  # activations: the step is shared within a sample, not over the batch
         factor = (sharing * float(self.bits_above_zero())) ** -0.5
         scale = self.scale.abs().clamp_min(torch.finfo(x.dtype).tiny)
@@ -73,4 +73,5 @@ class LearnedStep(FakeQuantizer):
 
 def _scale_gradient(x: Tensor, factor: float) -> Tensor:
     """x forward, `factor` times the gradient backward."""
-    return (x - x * factor).detach() + x * factor
+    scaled = x * factor
+    return x.detach() + (scaled - scaled.detach())

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from hawq.blocks import trace_blocks
+from hawq.modes import eval_mode
 from hawq.quantization.fake_quantize import FakeQuantizer
 from hawq.quantization.lsq import LSQ
 from hawq.records import FLOAT_BITS, IMAGE_BITS, BitPlan, Block
@@ -76,12 +77,15 @@ def attach(model: nn.Module, blocks: Sequence[Block], plan: BitPlan, quantizer: 
     check_plan_fits(blocks, plan)
     copied = copy.deepcopy(model)
     layers = dict(copied.named_modules())
+    shared: dict[int, FakeQuantizer] = {}  # layers that share a weight share its quantiser
+    weights = {name: id(getattr(layer, "weight", None)) for name, layer in layers.items()}
     for block in blocks:
         precision = plan.precisions[block.name]
         for name in block.layers:
             layer = layers[name]
             if precision.weight_bits < FLOAT_BITS:
-                parametrize.register_parametrization(layer, "weight", quantizer.weight(precision.weight_bits))
+                made = shared.setdefault(weights[name], quantizer.weight(precision.weight_bits))
+                parametrize.register_parametrization(layer, "weight", made)
             if precision.activation_bits < FLOAT_BITS:
                 bits = IMAGE_BITS if name in block.image_layers else precision.activation_bits
                 attach_input_quantizer(layer, quantizer.activation(bits))
@@ -146,23 +150,20 @@ def _quantize_input(layer: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Any, 
 
 @torch.no_grad()
 def _observe_inputs(model: nn.Module, layers: dict[str, nn.Module], calibration: Sequence[Tensor]) -> dict[str, Tensor]:
-    """An even subsample of each layer's input values over the calibration batches, in eval mode."""
+    """An even subsample of each layer's input values, in eval mode; without layers that are never called."""
     values: dict[str, list[Tensor]] = {name: [] for name in layers}
     share = _CALIBRATION_VALUES // max(len(calibration), 1)
     handles = [
         layer.register_forward_pre_hook(_collector(values[name], share), prepend=True) for name, layer in layers.items()
     ]
-    modes = {module: module.training for module in model.modules()}
     try:
-        model.eval()
-        for inputs in calibration:
-            model(inputs)
+        with eval_mode(model):
+            for inputs in calibration:
+                model(inputs)
     finally:
         for handle in handles:
             handle.remove()
-        for module, training in modes.items():
-            module.training = training
-    return {name: torch.cat(parts) for name, parts in values.items()}
+    return {name: torch.cat(parts) for name, parts in values.items() if parts}
 
 
 def _collector(parts: list[Tensor], share: int) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:

@@ -18,28 +18,43 @@ _DPI = 160
 
 
 def sensitivity_figure(sensitivity: Sensitivity, plan: BitPlan, path: Path) -> Path:
-    """λ_i of every block on a logarithmic axis, above the bits each block got."""
+    """λ_i and S_i = λ_i / n_i of every block on logarithmic axes, above the bits each block got."""
     names = [row.block.name for row in sensitivity.rows]
-    figure = Figure(figsize=(max(6.4, 0.42 * len(names) + 1.6), 5.2), layout="constrained")
-    top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
-    places = range(len(names))
-    positive = [(place, row.eigenvalue) for place, row in enumerate(sensitivity.rows) if row.eigenvalue.value > 0]
-    if positive:  # a logarithmic axis has no place for the others; they are left out
-        below = [min(estimate.error, 0.9 * estimate.value) for _, estimate in positive]
-        above = [estimate.error for _, estimate in positive]
-        values = [estimate.value for _, estimate in positive]
-        top.errorbar([place for place, _ in positive], values, [below, above], fmt="o", color=_BLUE, capsize=3)
-        top.set_yscale("log")
-    top.set_ylabel("top Hessian eigenvalue λ")
+    figure = Figure(figsize=(max(6.4, 0.42 * len(names) + 1.6), 6.4), layout="constrained")
+    top, middle, bottom = figure.subplots(3, 1, sharex=True, height_ratios=(3, 3, 2))
+    estimates = [row.eigenvalue for row in sensitivity.rows]
+    _log_points(top, [e.value for e in estimates], [e.error for e in estimates], _BLUE)
+    top.set_ylabel("top eigenvalue λ")
     top.set_title(f"Sensitivity and bits per block — {plan.method}, W-Comp {plan.cost.w_comp:.2f}×", loc="left")
+    _log_points(
+        middle,
+        [row.score for row in sensitivity.rows],
+        [row.eigenvalue.error / row.block.num_weights for row in sensitivity.rows],
+        _INK,
+    )
+    middle.set_ylabel("S = λ / weights")
     bits = list(plan.weight_bits().values())
-    bars = bottom.bar(places, bits, color=_ORANGE, width=0.65)
+    bars = bottom.bar(range(len(names)), bits, color=_ORANGE, width=0.65)
     bottom.bar_label(bars, fontsize=8, color=_INK)
     bottom.set_ylabel("weight bits")
-    bottom.set_ylim(0, max(bits) * 1.2)
-    bottom.set_xticks(list(places), names, rotation=60, ha="right", fontsize=8)
+    bottom.set_ylim(0, max(bits) * 1.25)
+    bottom.set_yticks(range(0, max(bits) + 1, 2))
+    bottom.set_xticks(range(len(names)), names, rotation=60, ha="right", rotation_mode="anchor", fontsize=8)
     bottom.set_xlabel("block, from input to output")
-    return _save(figure, (top, bottom), path)
+    return _save(figure, (top, middle, bottom), path)
+
+
+def _log_points(axes: Axes, values: Sequence[float], errors: Sequence[float], color: str) -> None:
+    """Points with error bars on a logarithmic axis, which has no place for values of zero and below."""
+    positive = [
+        (place, value, error) for place, (value, error) in enumerate(zip(values, errors, strict=True)) if value > 0
+    ]
+    if not positive:
+        return
+    places, shown, above = zip(*positive, strict=True)
+    below = [min(error, 0.9 * value) for _, value, error in positive]
+    axes.errorbar(places, shown, [below, above], fmt="o", color=color, capsize=3)
+    axes.set_yscale("log")
 
 
 def finetuning_figure(histories: Mapping[str, Sequence[Mapping[str, Any]]], float_accuracy: float, path: Path) -> Path:

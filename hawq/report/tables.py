@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from hawq.records import FLOAT_BITS, BitPlan, ResultRow, Sensitivity
+from hawq.records import BitPlan, ResultRow, Sensitivity
 
 RESULT_COLUMNS = ("method", "w-bits", "a-bits", "accuracy %", "W-Comp", "size", "A-Comp")
 
@@ -54,10 +54,7 @@ def sensitivity_rows(sensitivity: Sensitivity, plan: BitPlan | None) -> tuple[tu
     if plan is None:
         return columns, rows
     bits = plan.weight_bits()
-    extra = [
-        (bits[row.block.name], row.omega(bits[row.block.name]) if bits[row.block.name] < FLOAT_BITS else 0.0)
-        for row in sensitivity.rows
-    ]
+    extra = [(bits[row.block.name], row.omega(bits[row.block.name])) for row in sensitivity.rows]
     return (*columns, "bits", "omega"), [(*row, *more) for row, more in zip(rows, extra, strict=True)]
 
 

@@ -1,0 +1,148 @@
+"""A person's mistakes: one line that names what was given and what is allowed, before anything is made."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from runs import files_below, run_apart, run_here
+
+import hawq.models  # noqa: F401 (registers resnet20 with timm)
+
+HALF = "[0.5,0.5,0.5]"
+
+MISTAKES = {
+    # Hydra's
+    "group option": ("bits=mixd", ["bits=mixd", "did you mean mixed?", "uniform"]),
+    "nested option": ("bits=paper/resnet", ["bits=paper/resnet ", "paper/resnet20"]),
+    "experiment": ("experiment=smok", ["experiment=smok", "did you mean smoke?"]),
+    "group": ("optimizer=adam", ["optimizer", "is not a key"]),
+    "key": ("bits.targte=10", ["bits.targte", "did you mean bits.target?"]),
+    "new key": ("+finetune.epochz=3", ["finetune.epochz", "epochs"]),
+    "key without value": ("bits", ["'bits'", "missing EQUAL"]),
+    "no option": ("solver=null", ["group"]),
+    # wrong type
+    "text for a number": ("finetune.epochs=many", ["finetune.epochs", "many"]),
+    "fraction for a whole number": ("finetune.batch_size=0.5", ["finetune.batch_size", "0.5"]),
+    "text for a list": ("stages=analysis", ["stages", "analysis", "list"]),
+    "number for a list": ("bits.candidates=8", ["bits.candidates", "8", "list"]),
+    "null": ("bits.target=null", ["bits.target", "None"]),
+    # out of range
+    "negative": ("bits.target=-1", ["bits.target=-1", "positive"]),
+    "not a number": ("bits.target=nan", ["bits.target=nan", "positive"]),
+    "width": ("bits.candidates=[1,4]", ["bits.candidates=[1, 4]", "2 to 8"]),
+    "share": ("finetune.final_fraction=2", ["finetune.final_fraction=2", "0 to 1"]),
+    "samples": ("analysis.num_samples=0", ["analysis.num_samples=0", "1 or more"]),
+    "choice": ("solver.stopping=soon", ["solver.stopping='soon'", "change", "residual"]),
+    "stage": ("stages=[analyse]", ["analyse", "'analysis', 'allocation', 'finetune', 'export', 'report'"]),
+    "seed": ("seed=-1", ["seed=-1", "0 to"]),
+    "device": ("device=tpu", ["device='tpu'", "auto, cpu, cuda or cuda:N"]),
+    "absent device": ("device=cuda:99", ["device='cuda:99'", "not on this machine"]),
+    "pattern": ("model.blocks=['(']", ["'('", "regular expression"]),
+    "blocks": ("model.blocks=3", ["model.blocks=3", "block, layer"]),
+    # cannot be met
+    "compression": ("bits.target=40", ["bits.target=40", "4 to 16 w_comp"]),
+    "bytes": ("bits.target=100 bits.unit=bytes", ["bits.target=100", "67084 to 268336 bytes"]),
+    # not there
+    "data not named": ("dataset=cifar10", ["dataset.path is not set", "dataset.path=..."]),
+    "data": ("dataset=cifar10 dataset.path={tmp}/no.npz", ["{tmp}/no.npz does not exist", "train_images"]),
+    "checkpoint": ("model.checkpoint={tmp}/no.pt", ["model.checkpoint={tmp}/no.pt does not exist"]),
+    "plan": ("bits=manual bits.plan={tmp}/no.json", ["bits.plan={tmp}/no.json does not exist", "plan.json"]),
+    "model": ("model.name=resnet21", ["model.name='resnet21'", "resnet20"]),
+    # there, but not what is needed
+    "outputs below a file": ("outputs={tmp}/text.npz/outputs", ["{tmp}/text.npz/outputs"]),
+    "data in another format": ("dataset=cifar10 dataset.path={tmp}/text.npz", ["{tmp}/text.npz is not an .npz"]),
+    "checkpoint in another format": (
+        f"model.checkpoint={{tmp}}/text.npz model.mean={HALF} model.std={HALF}",
+        ["{tmp}/text.npz is not a file of plain weights"],
+    ),
+    "checkpoint without normalisation": ("model.checkpoint={tmp}/other.pt", ["model.mean=[r,g,b]", "model.std"]),
+    "checkpoint of another network": (
+        f"model.checkpoint={{tmp}}/other.pt model.mean={HALF} model.std={HALF}",
+        ["{tmp}/other.pt", "missing names", "fc.bias", "unexpected names", "head.bias"],
+    ),
+    "plan in another format": ("bits=manual bits.plan={tmp}/text.npz", ["bits.plan={tmp}/text.npz is not a plan"]),
+    "plan for another network": (
+        "bits=manual bits.plan={tmp}/plan.json",
+        ["{tmp}/plan.json is a plan for another model", "missing blocks", "layer1.0", "unknown blocks", "stem"],
+    ),
+    # not allowed
+    "target": ("solver._target_=os.system", ["solver._target_=os.system", "hawq., torch., timm."]),
+    "target in disguise": (
+        "solver._target_=hawq.pipeline.shutil.rmtree",
+        ["hawq.pipeline.shutil.rmtree", "hawq., torch., timm."],
+    ),
+    "target that is not there": ("solver._target_=hawq.curvature.Powr", ["hawq.curvature.Powr", "does not exist"]),
+}
+
+EXPERIMENTS = {
+    "key of a group": ("finetune:\n  epochz: 3", ["finetune.epochz", "did you mean", "epochs?"]),
+    "key of the run": ("baselin: none", ["baselin", "did you mean baseline?"]),
+    "option": ("defaults:\n  - override /bits: mixd", ["bits=mixd", "did you mean mixed?"]),
+    "value": ("bits:\n  target: 40", ["bits.target=40", "4 to 16"]),
+    "not YAML": ("bits: {target: [", ["mine.yaml"]),
+}
+
+
+@pytest.fixture(scope="module")
+def material(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Files that exist, and are not what is asked for."""
+    folder = tmp_path_factory.mktemp("material")
+    (folder / "text.npz").write_text("hello")
+    weights = timm.create_model("resnet20").state_dict()
+    weights["head.bias"] = weights.pop("fc.bias")
+    torch.save(weights, folder / "other.pt")
+    weights["fc.bias"] = weights.pop("head.bias") * torch.nan
+    torch.save(weights, folder / "nan.pt")
+    (folder / "plan.json").write_text(json.dumps({"precisions": {"stem": {"weight_bits": 8, "activation_bits": 8}}}))
+    return folder
+
+
+def check(message: str | None, fragments: list[str], outputs: Path) -> None:
+    assert message is not None, "the run went through"
+    assert message.startswith("error: ") and len(message.splitlines()) == 1
+    assert [fragment for fragment in fragments if fragment not in message] == [], message
+    assert files_below(outputs) == []
+
+
+@pytest.mark.parametrize(("overrides", "fragments"), MISTAKES.values(), ids=MISTAKES)
+def test_mistake_is_told_in_one_line(overrides: str, fragments: list[str], material: Path, tmp_path: Path) -> None:
+    arguments = overrides.replace("{tmp}", str(material)).split()
+    message = run_here(tmp_path / "outputs", *arguments)
+    check(message, [fragment.replace("{tmp}", str(material)) for fragment in fragments], tmp_path / "outputs")
+
+
+@pytest.mark.parametrize(("content", "fragments"), EXPERIMENTS.values(), ids=EXPERIMENTS)
+def test_mistake_in_an_experiment_file(content: str, fragments: list[str], tmp_path: Path) -> None:
+    (tmp_path / "conf" / "experiment").mkdir(parents=True)
+    (tmp_path / "conf" / "experiment" / "mine.yaml").write_text(f"# @package _global_\n{content}\n")
+    message = run_here(tmp_path / "outputs", f"--config-dir={tmp_path / 'conf'}", "experiment=mine")
+    check(message, fragments, tmp_path / "outputs")
+
+
+@pytest.mark.parametrize("mistake", ["group option", "key", "compression"])
+def test_mistake_on_the_real_command_line(mistake: str, tmp_path: Path) -> None:
+    overrides, fragments = MISTAKES[mistake]
+    process = run_apart(tmp_path / "outputs", *overrides.split())
+    assert process.returncode != 0 and process.stdout == ""
+    check(process.stderr.rstrip("\n"), fragments, tmp_path / "outputs")
+
+
+def test_checkpoint_that_holds_no_numbers_ends_in_one_line(material: Path, tmp_path: Path) -> None:
+    """Seen only at work: the analysis needs a finite loss."""
+    checkpoint = [f"model.checkpoint={material / 'nan.pt'}", f"model.mean={HALF}", f"model.std={HALF}"]
+    message = run_here(tmp_path / "outputs", *checkpoint)
+    assert message is not None and message.startswith("error: ") and len(message.splitlines()) == 1
+    assert "loss" in message and "nan" in message
+
+
+def test_mistake_leaves_an_existing_run_alone(tmp_path: Path) -> None:
+    """A refused command must not take away what an earlier one wrote."""
+    outputs = tmp_path / "outputs"
+    assert run_here(outputs, "stages=[]") is None
+    before = files_below(outputs)
+    assert run_here(outputs, "stages=[]", "device=tpu") is not None
+    assert files_below(outputs) == before != []

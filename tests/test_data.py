@@ -1,0 +1,220 @@
+"""Data sets: what is read, and which batches come out of it."""
+
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from torchvision.datasets import cifar
+from torchvision.transforms import v2
+
+from hawq.data import Cifar10, Digits, Images, TrainBatches, fixed_batches, sample_indices
+from hawq.records import Normalization
+
+CPU = torch.device("cpu")
+NORMALIZATION = Normalization((0.5, 0.25, 0.125), (0.5, 0.25, 1.0))
+
+
+def arrays(num_train=7, num_test=3, side=4):
+    rng = np.random.default_rng(0)
+    return {
+        "train_images": rng.integers(0, 256, (num_train, side, side, 3), dtype=np.uint8),
+        "train_labels": rng.integers(0, 10, num_train),
+        "test_images": rng.integers(0, 256, (num_test, side, side, 3), dtype=np.uint8),
+        "test_labels": rng.integers(0, 10, num_test),
+    }
+
+
+def test_digits_are_split_by_class():
+    splits = Digits().open()
+    assert splits.train_images.shape == (1437, 32, 32, 3)
+    assert splits.test_images.shape == (360, 32, 32, 3)
+    assert splits.train_images.dtype == np.uint8
+    shares = [np.bincount(labels, minlength=10) / len(labels) for labels in (splits.train_labels, splits.test_labels)]
+    np.testing.assert_allclose(*shares, atol=0.003)
+
+
+def test_digits_are_the_same_every_time():
+    first, second, smaller = Digits(8).open(), Digits(8).open(), Digits(9).open()
+    assert first.identity() == second.identity()
+    assert first.identity() != smaller.identity()
+    np.testing.assert_array_equal(first.test_labels, smaller.test_labels)
+
+
+def test_digits_state_their_normalisation():
+    images = Digits(augment=False).open().train_images / 255
+    np.testing.assert_allclose(images.mean((0, 1, 2)), Digits.normalization.mean, atol=0.01)
+    np.testing.assert_allclose(images.std((0, 1, 2)), Digits.normalization.std, atol=0.02)
+
+
+@pytest.mark.parametrize("key", ["train_images", "train_labels", "test_images", "test_labels"])
+def test_identity_depends_on_every_array(key, tmp_path):
+    def identity(values):
+        np.savez(tmp_path / "data.npz", **values)
+        return Cifar10(str(tmp_path / "data.npz")).open().identity()
+
+    changed = {name: values.copy() for name, values in arrays().items()}
+    changed[key].flat[0] ^= 1
+    assert identity(arrays()) == identity(arrays()) != identity(changed)
+
+
+def test_npz_is_read_as_it_is(tmp_path):
+    np.savez(tmp_path / "data.npz", **arrays(), class_names=["a", "b"])
+    splits = Cifar10(str(tmp_path / "data.npz")).open()
+    for name, expected in arrays().items():
+        np.testing.assert_array_equal(getattr(splits, name), expected)
+
+
+def saved(values):
+    return lambda path: np.savez(path, **values)
+
+
+def truncated(path):
+    np.savez(path, **arrays())
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def single_array(path):
+    with path.open("wb") as file:
+        np.save(file, np.zeros(3))
+
+
+GOOD = arrays()
+BAD_FILES = {
+    "missing array": (saved({name: GOOD[name] for name in GOOD if name != "test_labels"}), "test_labels"),
+    "channels first": (
+        saved(GOOD | {"test_images": GOOD["test_images"].transpose(0, 3, 1, 2)}),
+        r"test_images.*3, 4, 4",
+    ),
+    "floats": (saved(GOOD | {"train_images": GOOD["train_images"] / 255}), "train_images is float64"),
+    "fewer labels": (saved(GOOD | {"train_labels": GOOD["train_labels"][:-1]}), "train_labels"),
+    "text": (lambda path: path.write_text("hello"), "is not an .npz"),
+    "empty": (lambda path: path.write_bytes(b""), "is not an .npz"),
+    "truncated": (truncated, "is not an .npz"),
+    "single array": (single_array, "is not an .npz"),
+}
+
+
+@pytest.mark.parametrize(("write", "message"), BAD_FILES.values(), ids=BAD_FILES)
+def test_a_bad_npz_is_refused(write, message, tmp_path):
+    path = tmp_path / "data.npz"
+    write(path)
+    with pytest.raises(ValueError, match=f"dataset.path=.*data.npz.*{message}|{message}.*data.npz"):
+        Cifar10(str(path)).open()
+
+
+def test_a_missing_npz(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"absent\.npz does not exist: give an .npz with arrays train_images"):
+        Cifar10(str(tmp_path / "absent.npz")).open()
+
+
+def write_torchvision_folder(folder):
+    """The layout of torchvision's CIFAR10, two images a file; returns all training and test images (N, 32, 32, 3)."""
+    folder.mkdir()
+    rng = np.random.default_rng(1)
+    images = rng.integers(0, 256, (12, 3, 32, 32), dtype=np.uint8)
+    for number, name in enumerate([*[f"data_batch_{i}" for i in range(1, 6)], "test_batch"]):
+        content = {"data": images[2 * number : 2 * number + 2].reshape(2, -1), "labels": [number, 9]}
+        (folder / name).write_bytes(pickle.dumps(content))
+    (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": list("abcdefghij")}))
+    return images.transpose(0, 2, 3, 1)
+
+
+def test_torchvision_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(cifar, "check_integrity", lambda *_: True)  # MD5 of the original files
+    images = write_torchvision_folder(tmp_path / "cifar-10-batches-py")
+    splits = Cifar10(str(tmp_path)).open()
+    np.testing.assert_array_equal(splits.train_images, images[:10])
+    np.testing.assert_array_equal(splits.test_images, images[10:])
+    assert splits.train_labels.tolist() == [0, 9, 1, 9, 2, 9, 3, 9, 4, 9]
+    assert splits.test_labels.tolist() == [5, 9]
+
+
+def test_a_torchvision_folder_with_other_files_is_refused(tmp_path):
+    write_torchvision_folder(tmp_path / "cifar-10-batches-py")
+    with pytest.raises(FileNotFoundError, match=r"dataset.path=.*holds no CIFAR-10.*give an .npz"):
+        Cifar10(str(tmp_path)).open()
+
+
+def test_images_are_normalised():
+    values = arrays()
+    images = Images(values["train_images"], values["train_labels"], NORMALIZATION)
+    expected = (values["train_images"][2] / 255 - NORMALIZATION.mean) / NORMALIZATION.std
+    np.testing.assert_allclose(images[2][0].permute(1, 2, 0), expected, atol=1e-6)
+    assert images[2][1] == values["train_labels"][2]
+    assert images[2][0].dtype == torch.float32
+
+
+def train_batches(seed=0, num_train=11, batch_size=3, augment=True):
+    values = arrays(num_train, side=8)
+    crop = v2.RandomCrop(8, padding=2) if augment else None
+    return TrainBatches(
+        Images(values["train_images"], np.arange(num_train), NORMALIZATION, crop), batch_size, seed, CPU
+    )
+
+
+def first(iterator, count):
+    return [next(iterator) for _ in range(count)]
+
+
+@pytest.mark.parametrize("first_step", [0, 1, 3, 4, 6, 7])
+def test_batches_are_a_function_of_the_step(first_step):
+    data = train_batches()
+    assert data.steps_per_epoch == 3
+    torch.manual_seed(first_step)
+    expected = first(data.batches(0), 9)[first_step:]
+    for (images, labels), (other_images, other_labels) in zip(
+        first(data.batches(first_step), 9 - first_step), expected, strict=True
+    ):
+        assert torch.equal(images, other_images)
+        assert torch.equal(labels, other_labels)
+
+
+def test_batches_depend_on_the_seed():
+    (images, _), (same, _), (other, _) = (next(train_batches(seed).batches(0)) for seed in (4, 4, 5))
+    assert torch.equal(images, same)
+    assert not torch.equal(images, other)
+
+
+def test_every_image_comes_once_an_epoch_and_in_another_order_the_next():
+    data = train_batches(num_train=12)
+    labels = torch.stack([labels for _, labels in first(data.batches(0), 8)]).reshape(2, 12)
+    assert labels.sort().values.tolist() == [list(range(12))] * 2
+    assert labels[0].tolist() != labels[1].tolist()
+
+
+def test_augmentation_changes_from_epoch_to_epoch_and_leaves_the_global_generator_alone():
+    data = train_batches(num_train=1, batch_size=1)
+    assert len({tuple(images.flatten().tolist()) for images, _ in first(data.batches(0), 6)}) > 1
+    values = arrays(side=8)
+    images = Images(values["train_images"], values["train_labels"], NORMALIZATION, v2.RandomCrop(8, padding=2))
+    before = torch.get_rng_state()
+    assert torch.equal(images[(0, 123)][0], images[(0, 123)][0])
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_batch_is_never_larger_than_the_data():
+    data = train_batches(num_train=5, batch_size=64)
+    assert data.steps_per_epoch == 1
+    assert len(next(data.batches(0))[1]) == 5
+
+
+def test_fixed_batches_are_not_augmented():
+    values = arrays()
+    crop = v2.RandomCrop(4, padding=2)
+    images = Images(values["train_images"], values["train_labels"], NORMALIZATION, crop)
+    batches = fixed_batches(images, [6, 1, 3, 0, 2], 2, CPU)
+    assert [len(labels) for _, labels in batches] == [2, 2, 1]
+    assert torch.cat([labels for _, labels in batches]).tolist() == values["train_labels"][[6, 1, 3, 0, 2]].tolist()
+    assert torch.equal(batches[0][0][1], images[1][0])
+
+
+def test_samples_are_drawn_by_the_seed_without_repetition():
+    assert sample_indices(50, 20, 3) == sample_indices(50, 20, 3) != sample_indices(50, 20, 4)
+    assert len(set(sample_indices(50, 20, 3))) == 20
+    assert sorted(sample_indices(5, 9, 0)) == list(range(5))
+
+
+def test_too_small_digits_are_refused():
+    with pytest.raises(ValueError, match=r"dataset\.size=7"):
+        Digits(7)

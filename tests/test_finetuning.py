@@ -1,0 +1,141 @@
+"""Ordered fine-tuning: what it leaves alone, what it records, and how it goes on after being killed."""
+
+import pytest
+import torch
+from memory import Killed, MemoryCheckpoint, kill_after
+from networks import Dropped, Fresh, batches_of
+from sensitivities import plan_of
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, TensorDataset
+
+from hawq.allocation import UniformBits
+from hawq.blocks import find_blocks
+from hawq.errors import UserError
+from hawq.finetuning import FineTuning, Training, finetune, fit
+from hawq.quantization import LSQ, Uniform, weight_errors
+from hawq.records import BlockSensitivity, Estimate, Phase, Sensitivity
+from hawq.sensitivity import block_weights
+
+NUM_STEPS = 14
+BATCHES = batches_of(3, 8)
+CALIBRATION = [images for images, _ in BATCHES]
+SETTINGS = FineTuning(max_steps=NUM_STEPS, lr=0.05, checkpoint_every=3)
+
+
+def prepared():
+    """(network, sensitivity, plan) with λ = 1, 2, 3."""
+    torch.manual_seed(5)
+    model = Dropped()
+    rows = [
+        BlockSensitivity(block, Estimate(1.0 + i, 0.0, 1, True), weight_errors(block_weights(model, block), LSQ()))
+        for i, block in enumerate(find_blocks(model, CALIBRATION[0]))
+    ]
+    sensitivity = Sensitivity(tuple(rows), "power", 1, 0.0)
+    return model, sensitivity, UniformBits(3, 4, 4).allocate(sensitivity)
+
+
+def tune(settings=SETTINGS, **options):
+    options = {"seed": 1, "evaluate": lambda model: float(model.training)} | options
+    return finetune(*prepared(), Fresh(BATCHES), CALIBRATION, settings, **options)
+
+
+def same_state(left, right):
+    left, right = left.state_dict(), right.state_dict()
+    return left.keys() == right.keys() and all(
+        torch.equal(value, right[name]) if isinstance(value, torch.Tensor) else value == right[name]
+        for name, value in left.items()
+    )
+
+
+@pytest.mark.parametrize("quantizer", [LSQ(), Uniform()], ids=["lsq", "uniform"])
+@pytest.mark.parametrize("order", ["descending", "joint"])
+def test_a_killed_run_ends_in_the_same_weights(order, quantizer):
+    settings = FineTuning(max_steps=NUM_STEPS, lr=0.05, checkpoint_every=3, order=order)
+    network, history = tune(settings, quantizer=quantizer)
+    assert [row["step"] for row in history] == list(range(1, NUM_STEPS + 1))
+    for killed_at in (1, 3, 4, 8, NUM_STEPS):
+        checkpoint = MemoryCheckpoint()
+        with pytest.raises(Killed):
+            tune(settings, quantizer=quantizer, checkpoint=checkpoint, on_row=kill_after(killed_at))
+        assert checkpoint.num_saved == (killed_at - 1) // 3
+        torch.manual_seed(99)
+        resumed, resumed_history = tune(settings, quantizer=quantizer, checkpoint=checkpoint)
+        assert same_state(resumed, network), f"killed at step {killed_at}"
+        assert resumed_history == history
+
+
+def test_a_run_that_is_killed_again_and_again():
+    network, history = tune()
+    checkpoint = MemoryCheckpoint()
+    for _ in range(3):
+        with pytest.raises(Killed):
+            tune(checkpoint=checkpoint, on_row=kill_after(4))
+    resumed, resumed_history = tune(checkpoint=checkpoint)
+    assert same_state(resumed, network)
+    assert resumed_history == history
+
+
+def test_the_float_network_is_left_alone():
+    model, sensitivity, plan = prepared()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    network, _ = finetune(model, sensitivity, plan, Fresh(BATCHES), CALIBRATION, SETTINGS)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert not torch.equal(network.head[1].bias, model.head[1].bias)
+
+
+def test_every_block_ends_quantised_even_without_steps():
+    network, history = tune(FineTuning(epochs=0))
+    assert history == []
+    assert all(len(row.unique()) <= 16 for row in network.body[0].weight.flatten(1))
+    assert all(layer.input_quantizer.enabled for layer in network.modules() if hasattr(layer, "input_quantizer"))
+
+
+def test_phases_and_rates_stand_in_the_history():
+    _, history = tune(FineTuning(max_steps=8, lr=0.05, final_fraction=0.25))
+    assert [row["phase"] for row in history] == [0, 0, 1, 1, 2, 2, 3, 3]
+    assert [row["lr"] for row in history] == pytest.approx([0.05] * 7 + [0.025])
+    assert all("accuracy" in history[step - 1] for step in (2, 4, 6, 8))
+
+
+def test_training_lowers_the_loss():
+    _, history = tune(FineTuning(max_steps=60, lr=0.05))
+    losses = [row["loss"] for row in history]
+    assert sum(losses[-9:]) < sum(losses[:9])
+
+
+def test_a_data_loader_will_do():
+    images, labels = (torch.cat(parts) for parts in zip(*BATCHES, strict=True))
+    loader = DataLoader(TensorDataset(images, labels), batch_size=8)
+    _, history = finetune(*prepared(), loader, CALIBRATION, FineTuning(epochs=2), seed=1)
+    _, expected = finetune(*prepared(), Fresh(BATCHES), CALIBRATION, FineTuning(epochs=2), seed=1)
+    assert history == expected
+    assert len(history) == 6
+
+
+def test_a_plan_for_another_model_is_refused():
+    model, sensitivity, _ = prepared()
+    with pytest.raises(ValueError, match="plan is for another model"):
+        finetune(model, sensitivity, plan_of(sensitivity.blocks[:2], 4), Fresh(BATCHES), CALIBRATION)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_loss_that_is_not_finite_names_the_step(value):
+    calls = []
+
+    def loss(outputs, targets):
+        calls.append(1)
+        return F.cross_entropy(outputs, targets) * (value if len(calls) == 3 else 1.0)
+
+    with pytest.raises(UserError, match=r"fine-tuning diverged at step 3 .*lower the learning rate"):
+        tune(loss=loss)
+
+
+def test_fit_takes_any_module_and_phase():
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(108, 3))
+    entered = []
+    phases = [Phase(("a",), ("a",), 0, 0.1, 0.1), Phase((), ("a",), 4, 0.1, 0.0)]
+    history = fit(
+        model, phases, Fresh(BATCHES), Training(), seed=0, enter=lambda _, phase: entered.append(phase.enters)
+    )
+    assert entered == [("a",), ()]
+    assert len(history) == 4

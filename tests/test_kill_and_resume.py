@@ -1,0 +1,89 @@
+"""A run killed at any moment and started again ends where an undisturbed one does, bit for bit."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from runs import REPOSITORY, command_line, finished, run_folder
+
+from hawq.tracking import read_metrics
+
+LONG_ENOUGH = (
+    "stages=[analysis,allocation,finetune]",
+    "analysis.save_every_seconds=0",
+    "solver.stopping=residual",
+    "solver.tolerance=1e-6",
+    "solver.max_iterations=25",
+    "finetune.max_steps=30",
+    "finetune.batch_size=32",
+    "finetune.checkpoint_every=2",
+)
+
+
+def start(outputs: Path) -> subprocess.Popen[str]:
+    command = [sys.executable, "train.py", *command_line(outputs, *LONG_ENOUGH)]
+    return subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def finish(outputs: Path) -> tuple[Path, str]:
+    """Runs to the end; the run folder and what was printed."""
+    process = start(outputs)
+    text, _ = process.communicate(timeout=200)
+    assert process.returncode == 0, text
+    return run_folder(outputs), text
+
+
+def half_done(outputs: Path, stage: str) -> list[Path]:
+    return sorted((outputs / "cache" / stage).glob("*/progress-*.pt"))
+
+
+def kill_in(stage: str, outputs: Path) -> None:
+    """Starts a run and kills it once the stage has stored a half-done state for the second time."""
+    process = start(outputs)
+    try:
+        end = time.monotonic() + 150
+        while not any(int(path.stem.split("-")[1]) > 1 for path in half_done(outputs, stage)):
+            assert process.poll() is None and time.monotonic() < end, f"{stage} was never half done"
+            time.sleep(0.01)
+    finally:
+        process.kill()
+        process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    assert half_done(outputs, stage) and not finished(outputs, stage), "the kill came too late"
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run that nobody killed."""
+    return finish(tmp_path_factory.mktemp("undisturbed"))[0]
+
+
+def same(one: object, other: object) -> bool:
+    """Bit for bit for tensors; a quantiser's switch is no tensor."""
+    both_tensors = isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor)
+    return torch.equal(one, other) if both_tensors else one == other
+
+
+def rows(folder: Path) -> list[tuple[object, ...]]:
+    """Metrics in an order of their own: a resumed analysis may hear of its blocks in another one."""
+    return sorted((row["stage"], row["step"], *row.items()) for row in read_metrics(folder))
+
+
+@pytest.mark.parametrize("stage", ["analysis", "finetune"])
+def test_killed_run_ends_where_an_undisturbed_one_does(stage: str, undisturbed: Path, tmp_path: Path) -> None:
+    kill_in(stage, tmp_path)
+    folder, text = finish(tmp_path)
+    assert ("analysis: found in the cache" in text) == (stage == "finetune")
+    assert not half_done(tmp_path, stage) and len(finished(tmp_path, stage)) == 1
+    for name in ("sensitivity.json", "plan.json", "finetune/history.json"):
+        assert (folder / name).read_bytes() == (undisturbed / name).read_bytes(), name
+    resumed, straight = (torch.load(run / "finetune" / "network.pt") for run in (folder, undisturbed))
+    assert resumed.keys() == straight.keys() and len(straight) > 50
+    assert [name for name in straight if not same(resumed[name], straight[name])] == []
+    assert rows(folder) == rows(undisturbed)

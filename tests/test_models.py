@@ -1,0 +1,197 @@
+"""Networks by name, and checkpoints that say how their inputs were normalised."""
+
+import io
+import pickle
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from networks import build
+from torch import nn
+
+from hawq.models import ModelSource, load_strictly, read_checkpoint, write_checkpoint
+from hawq.records import Normalization
+
+WEIGHTS = Path(__file__).parents[2] / "shared" / "data" / "weights"
+IMAGENET = Normalization((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+CIFAR = Normalization((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
+OWN = Normalization((0.5, 0.25, 0.125), (0.5, 0.5, 0.25))
+PUBLISHED = [
+    ("resnet20", "resnet20_optA_akamaster.th", IMAGENET),
+    ("resnet20_projection", "resnet20_optB_pyhessian.pkl", CIFAR),
+    ("resnet20_projection", "resnet20_optB_bsq.pth.tar", CIFAR),
+]
+
+
+def published(file):
+    path = WEIGHTS / file
+    if not path.is_file():
+        pytest.skip(f"{path} is not there")
+    return path
+
+
+@pytest.mark.parametrize(("name", "num_parameters"), [("resnet20", 269722), ("resnet20_projection", 272474)])
+def test_published_parameter_counts(name, num_parameters):
+    model = timm.create_model(name)
+    assert sum(parameter.numel() for parameter in model.parameters()) == num_parameters
+
+
+@pytest.mark.parametrize("name", ["resnet20", "resnet20_projection"])
+@pytest.mark.parametrize("side", [8, 32])
+def test_output_shape(name, side):
+    assert timm.create_model(name, num_classes=7).eval()(torch.randn(2, 3, side, side)).shape == (2, 7)
+
+
+def test_pretrained_resnet20_says_where_weights_come_from():
+    with pytest.raises(ValueError, match=r"model\.checkpoint"):
+        timm.create_model("resnet20", pretrained=True)
+
+
+@pytest.mark.parametrize(("name", "file", "normalization"), PUBLISHED)
+def test_published_weights_bring_their_normalisation(name, file, normalization):
+    path = published(file)
+    model = ModelSource(name, str(path)).build(10)
+    assert model.normalization == normalization
+    content = torch.load(path, map_location="cpu", weights_only=True)
+    stem = content.get("state_dict", content)["module.conv1.weight"]
+    assert torch.equal(model.network.conv1.weight, stem)
+    assert model.network.bn1.running_var.std() > 0
+
+
+@pytest.mark.parametrize(("name", "file", "normalization"), PUBLISHED[:2])
+def test_normalisation_may_be_repeated_but_not_contradicted(name, file, normalization):
+    path = str(published(file))
+    assert (
+        ModelSource(name, path, mean=normalization.mean, std=normalization.std).build(10).normalization == normalization
+    )
+    with pytest.raises(ValueError, match=r"trained with mean .*leave model.mean and model.std out"):
+        ModelSource(name, path, mean=normalization.mean, std=OWN.std).build(10)
+
+
+def test_weights_of_another_network_are_refused_by_names():
+    path = published("resnet20_optA_akamaster.th")
+    with pytest.raises(ValueError, match=r"missing names .*layer2.0.downsample.0.weight.*unexpected names none"):
+        ModelSource("resnet20_projection", str(path)).build(10)
+
+
+def test_another_number_of_classes_is_refused():
+    path = published("resnet20_optA_akamaster.th")
+    with pytest.raises(ValueError, match=r"fc.weight \(10, 64\) for \(100, 64\)"):
+        ModelSource("resnet20", str(path)).build(100)
+
+
+def stored(path, content):
+    torch.save(content, path)
+    return path
+
+
+def test_an_unknown_file_needs_a_normalisation(tmp_path):
+    model = build("mlp", torch.float32)
+    path = stored(tmp_path / "weights.pth", model.state_dict())
+    with pytest.raises(ValueError, match=r"weights.pth does not say.*model.mean=\[r,g,b\]"):
+        read_checkpoint(path, None)
+    assert read_checkpoint(path, OWN).normalization == OWN
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda state: state,
+        lambda state: {f"module.{name}": tensor for name, tensor in state.items()},
+        lambda state: {"state_dict": state, "epoch": 3},
+        lambda state: {"model": {f"module.{name}": tensor for name, tensor in state.items()}},
+    ],
+    ids=["plain", "data parallel", "state_dict", "model"],
+)
+def test_usual_wrappings_are_understood(wrap, tmp_path):
+    model, other = build("residual", torch.float32), build("residual", torch.float32)
+    nn.init.zeros_(other.head.weight)
+    path = stored(tmp_path / "weights.pth", wrap(model.state_dict()))
+    load_strictly(other, read_checkpoint(path, OWN).state, path)
+    assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in other.state_dict().items())
+
+
+def test_our_own_checkpoint_carries_its_normalisation(tmp_path):
+    path = tmp_path / "float.safetensors"
+    model = timm.create_model("resnet20", num_classes=4)
+    path.write_bytes(write_checkpoint(model, OWN))
+    read = ModelSource("resnet20", str(path)).build(4)
+    assert read.normalization == OWN
+    assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in read.network.state_dict().items())
+    with pytest.raises(ValueError, match="trained with mean"):
+        read_checkpoint(path, CIFAR)
+
+
+def test_wrong_names_are_listed(tmp_path):
+    state = {"head.weight": torch.zeros(3, 2), "neck.weight": torch.zeros(1)}
+    with pytest.raises(ValueError, match=r"missing names .*head.bias.*unexpected names .*neck.weight"):
+        load_strictly(nn.ModuleDict({"head": nn.Linear(2, 3)}), state, tmp_path / "weights.pth")
+
+
+class Trap:
+    """Unpickling it would write a file."""
+
+    def __init__(self, path):
+        self._path = path
+
+    def __reduce__(self):
+        return (Path.touch, (self._path,))
+
+
+def test_a_pickle_with_arbitrary_objects_is_refused_unopened(tmp_path):
+    path, trace = tmp_path / "weights.pth", tmp_path / "opened"
+    for write in (lambda: torch.save({"w": Trap(trace)}, path), lambda: path.write_bytes(pickle.dumps(Trap(trace)))):
+        write()
+        with pytest.raises(ValueError, match=r"weights.pth is not a file of plain weights"):
+            read_checkpoint(path, OWN)
+        assert not trace.exists()
+
+
+def zipped(content):
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("empty.pth", b""),
+        ("text.pth", b"hello world"),
+        ("truncated.pth", zipped({"w": torch.zeros(9)})[:-50]),
+        ("list.pth", zipped([torch.zeros(1)])),
+        ("numbers.pth", zipped({"w": 3})),
+        ("empty.safetensors", b""),
+        ("text.safetensors", b"hello world"),
+    ],
+)
+def test_other_files_are_refused_by_name(name, data, tmp_path):
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(ValueError, match=f"model.checkpoint=.*{name}"):
+        read_checkpoint(tmp_path / name, OWN)
+
+
+def test_a_missing_file(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"absent.pth does not exist"):
+        ModelSource("resnet20", str(tmp_path / "absent.pth"), mean=OWN.mean, std=OWN.std).build(10)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"name": "resnet2O"}, r"'resnet2O' is not in timm's registry: did you mean .*resnet"),
+        ({"name": "zzzzzz"}, "timm.list_models"),
+        ({"checkpoint": "x", "pretrained": True}, "both given"),
+        ({"checkpoint": "x", "mean": (0.5,) * 3}, "give both"),
+        ({"checkpoint": "x", "mean": (0.5,) * 3, "std": (0.5, 0.0, 0.5)}, "positive std"),
+        ({"mean": (0.5,) * 3, "std": (0.5,) * 3}, "give model.checkpoint"),
+        ({"input_size": 7}, "model.input_size=7"),
+        ({"small_input_size": 0}, "model.small_input_size=0"),
+        ({"blocks": "channel"}, "model.blocks='channel'"),
+    ],
+    ids=str,
+)
+def test_values_out_of_range(values, message):
+    with pytest.raises(ValueError, match=message):
+        ModelSource(**{"name": "resnet20"} | values)

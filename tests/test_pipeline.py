@@ -1,0 +1,185 @@
+"""Whole runs: what they leave behind, what they do not do twice, and what they report."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from runs import REPOSITORY, TINY, compose_here, finished, read_json, run_apart, run_folder, run_here
+
+from hawq.config import build_settings
+from hawq.export import load
+from hawq.pipeline import prepare
+from hawq.records import BitPlan, RunReport, Sensitivity, from_dict
+from hawq.stages import SENSITIVITY_SCHEMA
+from hawq.tracking import read_metrics
+
+BLOCKS = ["conv1", *[f"layer{stage}.{unit}" for stage in (1, 2, 3) for unit in (0, 1, 2)], "fc"]
+BOTH = "baseline=direct"
+
+
+def record(path: Path, kind: type) -> Any:
+    """A record as a run wrote it."""
+    data = read_json(path)
+    data.pop("schema")
+    return from_dict(data, kind)
+
+
+def reused(folder: Path) -> dict[str, bool]:
+    """Stage → whether its result came from the cache, as the report says."""
+    return {stage.stage: stage.reused for stage in record(folder / "report.json", RunReport).stages}
+
+
+def digests(folder: Path) -> dict[str, str]:
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+@pytest.fixture(scope="module")
+def outputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The outputs folder of one tiny run through all stages, with the direct baseline."""
+    folder = tmp_path_factory.mktemp("pipeline") / "outputs"
+    assert run_here(folder, BOTH) is None
+    return folder
+
+
+@pytest.fixture(scope="module")
+def first(outputs: Path) -> Path:
+    """The folder of that run."""
+    return run_folder(outputs)
+
+
+@pytest.fixture(scope="module")
+def report(first: Path) -> RunReport:
+    return record(first / "report.json", RunReport)
+
+
+def test_run_folder_holds_every_result(first: Path) -> None:
+    assert set(digests(first)) == {
+        "config.yaml",
+        "sensitivity.json",
+        "plan.json",
+        "finetune/network.pt",
+        "finetune/history.json",
+        "model.safetensors",
+        "metrics.jsonl",
+        "report.json",
+        "figures/sensitivity.png",
+        "figures/finetuning.png",
+        "direct/plan.json",
+        "direct/finetune/network.pt",
+        "direct/finetune/history.json",
+        "direct/model.safetensors",
+    }
+    for path in (first / "figures").iterdir():
+        assert path.read_bytes().startswith(b"\x89PNG") and path.stat().st_size > 10_000
+
+
+def test_results_are_about_the_same_blocks(first: Path, report: RunReport) -> None:
+    assert read_json(first / "sensitivity.json")["schema"] == SENSITIVITY_SCHEMA
+    sensitivity, plan = record(first / "sensitivity.json", Sensitivity), record(first / "plan.json", BitPlan)
+    assert [block.name for block in sensitivity.blocks] == list(plan.precisions) == BLOCKS
+    assert plan == report.plan and plan.cost.w_comp >= 13.1
+    assert {row["stage"] for row in read_metrics(first)} == {"float", "analysis", "finetune", "finetune/direct"}
+
+
+def test_report_has_a_row_for_each_network(first: Path, report: RunReport) -> None:
+    assert [(row.method, row.weight_bits) for row in report.rows] == [
+        ("float", "32"),
+        ("direct uniform", "2 MP"),
+        ("HAWQ", "2 MP"),
+    ]
+    sizes = [row.size_bytes for row in report.rows]
+    assert sizes[1:] == [(first / name / "model.safetensors").stat().st_size for name in ("direct", ".")]
+    assert sizes[1] <= sizes[2] < sizes[0] / 9
+    assert all(0 <= row.accuracy <= 100 for row in report.rows)
+
+
+def test_report_has_the_provenance_of_each_stage(outputs: Path, report: RunReport) -> None:
+    stages = {stage.stage: stage for stage in report.stages}
+    assert list(stages) == [
+        *["float", "evaluation", "analysis", "allocation"],
+        *["finetune/direct", "export/direct", "finetune", "export"],
+    ]
+    for name, stage in stages.items():
+        assert not stage.reused and stage.seconds >= 0
+        assert stage.peak_memory_mib is not None and stage.peak_memory_mib > 50
+        if name != "allocation":
+            assert outputs / "cache" / name.split("/")[0] / stage.key in finished(outputs, name.split("/")[0])
+
+
+def test_report_says_where_it_comes_from(first: Path, report: RunReport) -> None:
+    assert {"python", "machine", "torch", "timm", "hydra-core", "scipy"} <= set(report.versions)
+    if (REPOSITORY / ".git").exists():
+        assert re.fullmatch(r"[0-9a-f]{40}(\+changes)?", str(report.git_commit))
+    assert report.command.startswith("python train.py tracking=none ") and BOTH in report.command
+    assert (report.config["seed"], report.config["bits"]["target"]) == (0, 13.1)
+    assert Path(report.paths["folder"]) == first and Path(report.paths["sensitivity"]).is_file()
+    assert 0 < report.seconds < 600
+
+
+def test_reported_accuracy_is_that_of_the_packed_file(outputs: Path, first: Path, report: RunReport) -> None:
+    prepared = prepare(build_settings(compose_here(*TINY, BOTH, f"outputs={outputs}")))
+    for name, row in (("direct", report.rows[1]), (".", report.rows[2])):
+        packed = load(first / name / "model.safetensors", prepared.source.network)
+        assert prepared.test_accuracy(packed) == row.accuracy
+
+
+def test_same_command_does_nothing_twice(outputs: Path, first: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before, cache = digests(first), digests(outputs / "cache")
+    assert run_here(outputs, BOTH) is None
+    assert run_folder(outputs) == first
+    assert reused(first) == {stage: stage != "allocation" for stage in reused(first)}
+    after = digests(first)
+    assert {name for name in {*before, *after} if before.get(name) != after.get(name)} == {"report.json"}
+    assert digests(outputs / "cache") == cache
+    assert "found in the cache" in capsys.readouterr().out
+
+
+def test_each_stage_builds_on_the_cache(tmp_path: Path) -> None:
+    """Stages asked for one after another; then another budget, which needs no second analysis."""
+    message = run_here(tmp_path, "stages=[finetune]")
+    assert message is not None and len(message.splitlines()) == 1
+    for word in ("error: ", "stages=['finetune']", "analysis", "not in the cache", "give stages="):
+        assert word in message
+    assert not any((tmp_path / "cache").rglob("manifest.json")), "work was done before the error"
+
+    assert run_here(tmp_path, "stages=[analysis]") is None
+    folder = run_folder(tmp_path)
+    assert {path.name for path in (tmp_path / "cache").iterdir()} == {"float", "evaluation", "analysis"}
+    assert {"sensitivity.json", "config.yaml"} <= set(digests(folder)) and not (folder / "plan.json").exists()
+
+    assert run_here(tmp_path, "stages=[analysis,allocation]") is None
+    assert (folder / "plan.json").is_file() and not finished(tmp_path, "finetune")
+
+    assert run_here(tmp_path, "stages=[finetune]") is None
+    assert (folder / "finetune" / "network.pt").is_file() and not finished(tmp_path, "export")
+
+    assert run_here(tmp_path, "bits.target=10") is None
+    (other,) = set((tmp_path / "runs").iterdir()) - {folder}
+    found = reused(other)
+    assert [stage for stage in found if found[stage]] == ["float", "evaluation", "analysis"]
+    assert len(finished(tmp_path, "analysis")) == 1
+    assert record(other / "plan.json", BitPlan).cost.w_comp < record(folder / "plan.json", BitPlan).cost.w_comp
+
+
+def test_sweep_analyses_once_for_each_seed(tmp_path: Path) -> None:
+    process = run_apart(tmp_path, "-m", "finetune.max_steps=1", "bits.target=8,10,13", "seed=0,1")
+    assert process.returncode == 0, process.stderr
+    (sweep,) = (tmp_path / "multirun").iterdir()
+    jobs = [path for path in sweep.iterdir() if path.is_dir()]
+    assert len(jobs) == 6
+    assert len(finished(tmp_path, "analysis")) == len(finished(tmp_path, "float")) == 2
+    assert sorted(reused(job)["analysis"] for job in jobs) == [False] * 2 + [True] * 4
+    table = (sweep / "table.md").read_text()
+    assert table in process.stdout
+    labels = [(target, seed) for target in ("8", "10", "13") for seed in ("0", "1")]
+    assert re.findall(r"bits\.target=(\d+) seed=(\d)", table) == labels
+    assert table.count("| HAWQ ") == table.count("| float ") == 6
+    assert {path.name for path in tmp_path.iterdir()} == {"cache", "multirun"}

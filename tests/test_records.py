@@ -1,0 +1,116 @@
+"""Records survive JSON, and refuse what is not theirs by name."""
+
+import dataclasses
+import json
+import math
+
+import pytest
+
+from hawq import records
+from hawq.records import (
+    BitPlan,
+    Block,
+    BlockSensitivity,
+    Cost,
+    Estimate,
+    Normalization,
+    Phase,
+    Precision,
+    ResultRow,
+    RunReport,
+    Sensitivity,
+    StageRecord,
+    from_dict,
+    to_dict,
+)
+
+BLOCK = Block("layer1.0", ("layer1.0.conv1", "layer1.0.conv2"), 4608, 471, 32, ("layer1.0.conv1",), "t", 8)
+ESTIMATE = Estimate(29.5, 0.48, 6, True)
+ROW = BlockSensitivity(BLOCK, ESTIMATE, {2: 12.25, 8: 0.003}, Estimate(-1.5, 0.1, 30, False))
+COST = Cost(10, 5, 4.0, 8.0, 7.5, 1200)
+PLAN = BitPlan({"b": Precision(3, 4), "a": Precision(8, 32)}, "HAWQ", COST, 0.25, 0.0)
+RESULT = ResultRow("HAWQ", "2-8", "4", 92.1, 13.1, 81888, 8.0, 0.079)
+STAGE = StageRecord("analysis", "0123abcd", False, 1.5, None)
+REPORT = RunReport(
+    (RESULT,), (STAGE,), PLAN, {"a": {"b": [1, None, "x"]}}, {"torch": "2"}, None, "train.py", 3.0, {"p": "q"}
+)
+BARE = [
+    Block("a", ("a",), 1),
+    BlockSensitivity(BLOCK, ESTIMATE, {}),
+    BitPlan({}, "m", Cost(1, 1, 8.0, 4.0, None, None)),
+]
+FULL = [
+    *(BLOCK, ESTIMATE, ROW, Sensitivity((ROW, ROW), "power", 256, 1.5), Normalization((0.4, 0.5), (0.2, 0.25))),
+    *(Precision(2, 32), COST, PLAN, Phase(("a",), ("a", "b"), 7, 0.02, 0.0), RESULT, STAGE, REPORT),
+]
+
+
+def named(values):
+    return pytest.mark.parametrize("record", values, ids=lambda record: type(record).__name__)
+
+
+@named(FULL + BARE)
+def test_round_trip(record):
+    stored = json.loads(json.dumps(to_dict(record), allow_nan=False))
+    assert from_dict(stored, type(record)) == record
+
+
+def test_every_record_is_tried():
+    known = {value for value in vars(records).values() if isinstance(value, type) and dataclasses.is_dataclass(value)}
+    assert {type(record) for record in FULL} == known
+
+
+@named(FULL)
+def test_missing_field_is_named(record):
+    stored = to_dict(record)
+    first = dataclasses.fields(record)[0].name
+    del stored[first]
+    with pytest.raises(ValueError, match=f"{type(record).__name__}.*{first}"):
+        from_dict(stored, type(record))
+
+
+@named(FULL)
+def test_unknown_field_is_named(record):
+    with pytest.raises(ValueError, match=f"{type(record).__name__}.*colour"):
+        from_dict(to_dict(record) | {"colour": "red"}, type(record))
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, "nan"])
+@pytest.mark.parametrize(
+    ("record", "change"),
+    [
+        (ESTIMATE, lambda value: {"error": value}),
+        (ROW, lambda value: {"weight_errors": {"2": value}}),
+        (COST, lambda value: {"a_comp": value}),
+        (PLAN, lambda value: {"gap": value}),
+        (Normalization((0.5,), (0.2,)), lambda value: {"std": [value]}),
+    ],
+    ids=["error", "weight_errors", "a_comp", "gap", "std"],
+)
+def test_non_finite_numbers_are_refused(record, change, value):
+    changed = change(value)
+    with pytest.raises(ValueError, match=next(iter(changed))):
+        from_dict(to_dict(record) | changed, type(record))
+
+
+@pytest.mark.parametrize("data", [None, 3, [], "text", {"name": "a"}])
+def test_other_json_is_refused(data):
+    with pytest.raises(ValueError, match="not a Block"):
+        from_dict(data, Block)
+
+
+@pytest.mark.parametrize(("value", "score"), [(29.5, 29.5 / 4608), (-3.0, 0.0)])
+def test_score_and_omega(value, score):
+    row = dataclasses.replace(ROW, eigenvalue=Estimate(value, 0.0, 1, True))
+    assert row.score == score
+    assert row.omega(2) == max(value, 0.0) * 12.25
+    with pytest.raises(ValueError, match=r"3 bits.*\[2, 8\]"):
+        row.omega(3)
+
+
+def test_precision_order_is_by_score_not_by_eigenvalue():
+    rows = [
+        BlockSensitivity(Block(name, (name,), size), Estimate(value, 0.0, 1, True), {})
+        for name, size, value in [("big", 100, 50.0), ("small", 10, 20.0), ("flat", 5, -9.0), ("tie", 10, 20.0)]
+    ]
+    assert Sensitivity(tuple(rows), "power", 1, 0.0).precision_order() == ("small", "tie", "big", "flat")

@@ -1,0 +1,111 @@
+"""The analysis, against explicit Hessians, and after interruptions."""
+
+import pytest
+import torch
+from memory import Killed, MemoryCheckpoint, kill_after
+from networks import NETWORKS, build, cut, explicit_hessian, samples
+from torch.nn import functional as F
+
+from hawq.blocks import find_blocks
+from hawq.curvature import PowerIteration
+from hawq.quantization import LSQ, Uniform, weight_errors
+from hawq.sensitivity import Analysis, analyze, block_weights, measure_curvature
+
+BATCH = samples(7)
+BATCHES = cut(BATCH, (4, 3))
+TIGHT = PowerIteration(1e-5, 3000, "residual")
+
+
+@pytest.mark.parametrize("name", ["residual", "tied", "depthwise"])
+def test_agrees_with_the_explicit_hessian(name):
+    model = build(name)
+    sensitivity = analyze(model, find_blocks(model), BATCHES, solver=TIGHT)
+    for row in sensitivity.rows:
+        spectrum = torch.linalg.eigvalsh(explicit_hessian(model, row.block, BATCH, F.cross_entropy))
+        assert row.eigenvalue.value == pytest.approx(float(spectrum[-1]), rel=1e-5)
+        assert row.eigenvalue.converged
+    assert sensitivity.loss == pytest.approx(F.cross_entropy(model(BATCH[0]), BATCH[1]).item())
+    assert (sensitivity.num_samples, sensitivity.solver) == (7, "power")
+
+
+@pytest.mark.parametrize("quantizer", [None, Uniform("minmax")], ids=str)
+def test_weight_errors_are_those_of_the_quantizer(quantizer):
+    model = build("tied")
+    sensitivity = analyze(model, find_blocks(model), BATCHES, quantizer=quantizer)
+    for row in sensitivity.rows:
+        assert row.weight_errors == weight_errors(block_weights(model, row.block), quantizer or LSQ())
+    assert len(block_weights(model, sensitivity.row("unit").block)) == 1
+
+
+def test_blocks_are_traced_when_they_have_not_been():
+    model = build("residual")
+    expected = find_blocks(model, BATCH[0][:1])
+    assert analyze(model, find_blocks(model), BATCHES).blocks == expected
+
+
+def test_the_seed_decides_the_result():
+    model = build("branches")
+    first, second, other = (analyze(model, find_blocks(model), BATCHES, seed=seed) for seed in (4, 4, 5))
+    assert first == second
+    assert first.rows[0].eigenvalue != other.rows[0].eigenvalue
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_the_order_of_blocks_does_not_matter(name):
+    model = build(name)
+    blocks = find_blocks(model)
+    forwards, backwards = (analyze(model, given, BATCHES) for given in (blocks, blocks[::-1]))
+    assert forwards.rows == backwards.rows[::-1]
+
+
+class Fragile(PowerIteration):
+    """A solver whose process is killed at its n-th update."""
+
+    @classmethod
+    def dying_at(cls, update: int) -> "Fragile":
+        solver = cls(1e-6, 200)
+        object.__setattr__(solver, "tick", kill_after(update))
+        return solver
+
+    def update(self, state, product):
+        self.tick()
+        return super().update(state, product)
+
+
+@pytest.mark.parametrize("batches", [[BATCH], BATCHES], ids=["one batch", "two batches"])
+@pytest.mark.parametrize("update", [1, 2, 10, 25])
+def test_a_killed_analysis_goes_on(update, batches):
+    model, checkpoint = build("residual"), MemoryCheckpoint()
+    blocks, solver = find_blocks(model), PowerIteration(1e-6, 200)
+    expected = measure_curvature(model, blocks, batches, F.cross_entropy, solver, seed=0)
+    with pytest.raises(Killed):
+        measure_curvature(model, blocks, batches, F.cross_entropy, Fragile.dying_at(update), 0, checkpoint, 0.0)
+    assert checkpoint.num_saved == (update - 1) // len(blocks)
+    assert measure_curvature(model, blocks, batches, F.cross_entropy, solver, 0, checkpoint, 0.0) == expected
+
+
+def test_a_finished_block_is_not_measured_again():
+    model, checkpoint, heard = build("residual"), MemoryCheckpoint(), []
+    arguments = (model, find_blocks(model), BATCHES, F.cross_entropy, PowerIteration(1e-4, 200), 0, checkpoint, 0.0)
+    expected = measure_curvature(*arguments[:6])
+    with pytest.raises(Killed):
+        measure_curvature(*arguments, on_estimate=kill_after(2))
+    result = measure_curvature(*arguments, on_estimate=lambda name, estimate: heard.append(name))
+    assert result == expected
+    assert len(heard) == len(set(heard)) == 2
+
+
+def test_curvature_that_is_not_finite_is_refused():
+    """The loss is zero, the derivative of its root is 0/0."""
+    model = build("mlp")
+    with pytest.raises(ValueError, match="finite"):
+        analyze(
+            model, find_blocks(model), [BATCH], lambda outputs, _: (outputs - outputs.detach()).square().sum().sqrt()
+        )
+
+
+@pytest.mark.parametrize("values", [{"num_samples": 0}, {"batch_size": 0}, {"save_every_seconds": -1.0}])
+def test_values_out_of_range(values):
+    (key,) = values
+    with pytest.raises(ValueError, match=f"analysis.{key}={values[key]}"):
+        Analysis(**values)

@@ -1,0 +1,274 @@
+"""Tracking: metrics.jsonl holds every row once, and a W&B run made offline holds everything it should show."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import struct
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from runs import REPOSITORY, command_line, read_json, run_folder
+
+from hawq.tracking import METRICS, MODES, RunLog, WandbTracking, read_metrics
+
+ROWS = [{"stage": "float", "step": 1, "loss": 2.5}, {"stage": "float", "step": 2, "loss": 2.0}]
+
+
+class Heard:
+    """A sink that remembers what it was told."""
+
+    def __init__(self) -> None:
+        self.steps: list[tuple[str, int]] = []
+        self.exit_code: int | None = None
+
+    def log(self, stage: str, step: int, metrics: Any) -> None:
+        self.steps.append((stage, step))
+
+    def close(self, exit_code: int) -> None:
+        self.exit_code = exit_code
+
+
+def test_each_step_is_recorded_once(tmp_path: Path) -> None:
+    first, second = Heard(), Heard()
+    with RunLog(tmp_path, first) as log:  # type: ignore[arg-type]
+        for step, loss in ((1, 2.5), (1, 9.0), (2, 2.0)):
+            log.log("float", step, {"loss": loss})
+    with RunLog(tmp_path, second) as log:  # type: ignore[arg-type]
+        for stage, step in (("float", 2), ("float", 3), ("analysis", 2)):
+            log.log(stage, step, {"loss": 1.0})
+    new = [{"stage": "float", "step": 3, "loss": 1.0}, {"stage": "analysis", "step": 2, "loss": 1.0}]
+    assert read_metrics(tmp_path) == ROWS + new
+    assert first.steps == [("float", 1), ("float", 2)] and second.steps == [("float", 3), ("analysis", 2)]
+
+
+@pytest.mark.parametrize(
+    "cut_off", ['{"stage": "float", "st', '{"stage": "float", "step": 3, "loss": 1.25}', "\x00\x00"]
+)
+def test_last_line_cut_off_by_a_kill(tmp_path: Path, cut_off: str) -> None:
+    """It is left out, and what a resumed run writes after it is not lost with it."""
+    (tmp_path / METRICS).write_text("".join(json.dumps(row) + "\n" for row in ROWS) + cut_off)
+    assert read_metrics(tmp_path)[:2] == ROWS
+    with RunLog(tmp_path, None) as log:
+        for step, loss in ((2, 2.0), (3, 1.25), (4, 1.0)):
+            log.log("float", step, {"loss": loss})
+    assert [(row["step"], row["loss"]) for row in read_metrics(tmp_path)] == [(1, 2.5), (2, 2.0), (3, 1.25), (4, 1.0)]
+
+
+def test_sink_is_closed_with_the_outcome(tmp_path: Path) -> None:
+    well, badly = Heard(), Heard()
+    with RunLog(tmp_path, well):  # type: ignore[arg-type]
+        pass
+    with pytest.raises(KeyboardInterrupt), RunLog(tmp_path, badly):  # type: ignore[arg-type]
+        raise KeyboardInterrupt
+    assert (well.exit_code, badly.exit_code) == (0, 1)
+
+
+def test_settings_out_of_range() -> None:
+    with pytest.raises(ValueError, match="auto, online, offline"):
+        WandbTracking(mode="disabled")
+    with pytest.raises(ValueError, match="more than 0"):
+        WandbTracking(timeout_seconds=0)
+    assert [WandbTracking(mode=mode).mode for mode in MODES] == list(MODES)
+
+
+def test_no_tracking_never_imports_wandb(tmp_path: Path) -> None:
+    """Everything goes on where an import of wandb fails. (timm imports it by itself where it can be found.)"""
+    program = (
+        "import sys, pathlib\n"
+        "sys.modules['wandb'] = None\n"
+        "import train, hawq.pipeline, hawq.tracking\n"
+        f"assert hawq.tracking.NoTracking().open(pathlib.Path({str(tmp_path)!r}), 'name', {{}}) is None"
+    )
+    subprocess.run([sys.executable, "-c", program], cwd=REPOSITORY, check=True, timeout=120)
+    assert list(tmp_path.iterdir()) == []
+
+
+# A real W&B run, without an account, at a terminal.
+
+
+def stranger(home: Path) -> dict[str, str]:
+    """The environment of someone who never logged in to W&B."""
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(("WANDB", "XDG"))}
+    home.mkdir()
+    return {**kept, "HOME": str(home), "NETRC": str(home / "netrc"), "WANDB_BASE_URL": "http://127.0.0.1:9"}
+
+
+def run_at_terminal(command: list[str], environment: dict[str, str]) -> tuple[int, str]:
+    """Exit code and screen of a command that believes a person is watching, and can be asked."""
+    outer, inner = pty.openpty()
+    process = subprocess.Popen(command, cwd=REPOSITORY, env=environment, stdin=inner, stdout=inner, stderr=inner)
+    os.close(inner)
+    screen = b""
+    try:
+        while piece := os.read(outer, 65536):
+            screen += piece
+    except OSError:  # the other end is closed
+        pass
+    finally:
+        os.close(outer)
+    return process.wait(60), screen.decode()
+
+
+def test_unreachable_server_sends_the_run_offline(tmp_path: Path) -> None:
+    """Logged in, but without a network: the run goes on after the timeout."""
+    program = (
+        "import sys, pathlib, hawq.tracking as t\n"
+        "sink = t.WandbTracking(timeout_seconds=2).open(pathlib.Path(sys.argv[1]), 'name', {'seed': 0})\n"
+        "sink.log('float', 1, {'loss': 2.5})\n"
+        "sink.close(0)"
+    )
+    environment = {**stranger(tmp_path / "home"), "WANDB_API_KEY": "0" * 40}
+    folder = tmp_path / "run"
+    folder.mkdir()
+    command = [sys.executable, "-c", program, str(folder)]
+    done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "W&B cannot be reached" in done.stdout and f"wandb sync {wandb_folder(folder)}" in done.stdout
+    (row,) = [
+        values(record.history.item) for record in read_wandb(folder) if record.WhichOneof("record_type") == "history"
+    ]
+    assert (row["float/step"], row["float/loss"]) == (1, 2.5)
+
+
+@pytest.fixture(scope="module")
+def offline_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """Run folder and screen of one tiny run with tracking=wandb."""
+    folder = tmp_path_factory.mktemp("offline")
+    command = [sys.executable, "train.py", *command_line(folder / "outputs", "tracking=wandb")]
+    exit_code, screen = run_at_terminal(command, stranger(folder / "home"))
+    assert exit_code == 0, screen
+    return run_folder(folder / "outputs"), screen
+
+
+def wandb_folder(folder: Path) -> Path:
+    (found,) = (folder / "wandb").glob("offline-run-*")
+    return found
+
+
+def read_wandb(folder: Path) -> Iterator[Any]:
+    """The records of a .wandb file: W&B's protocol buffers in LevelDB's log format (W&B 0.31 has no reader in Python).
+
+    After a header of 7 bytes come blocks of 32 KiB, holding pieces of checksum (4), length (2), kind (1) and data;
+    kind 1 is a whole record, 2, 3 and 4 are its first, middle and last piece.
+    """
+    from wandb.proto import wandb_internal_pb2
+
+    (path,) = wandb_folder(folder).glob("run-*.wandb")
+    data, position, record = path.read_bytes(), 7, b""
+    while position < len(data):
+        left = 2**15 - position % 2**15
+        if left < 7:
+            position += left
+            continue
+        length, kind = struct.unpack_from("<HB", data, position + 4)
+        record += data[position + 7 : position + 7 + length]
+        position += 7 + length
+        if kind in (1, 4):
+            yield wandb_internal_pb2.Record.FromString(record)
+            record = b""
+
+
+def values(items: Any) -> dict[str, Any]:
+    """key → value of a record's items, nested keys with dots between."""
+    return {".".join(item.nested_key) or item.key: json.loads(item.value_json) for item in items}
+
+
+@pytest.fixture(scope="module")
+def records(offline_run: tuple[Path, str]) -> dict[str, list[Any]]:
+    """Kind of record → records."""
+    found: dict[str, list[Any]] = {}
+    for record in read_wandb(offline_run[0]):
+        kind = record.WhichOneof("record_type")
+        found.setdefault(kind, []).append(getattr(record, kind))
+    return found
+
+
+@pytest.fixture(scope="module")
+def history(records: dict[str, list[Any]]) -> list[dict[str, Any]]:
+    return [values(record.item) for record in records["history"]]
+
+
+def test_offline_run_asks_nothing_and_says_how_to_sync(offline_run: tuple[Path, str]) -> None:
+    folder, screen = offline_run
+    assert f"wandb sync {wandb_folder(folder)}" in screen.replace("\r\n", "")
+    for question in ("Enter your choice", "API key", "account", "log in"):
+        assert question not in screen
+
+
+def test_offline_run_holds_the_config(offline_run: tuple[Path, str], records: dict[str, list[Any]]) -> None:
+    folder, _ = offline_run
+    (run,) = records["run"]
+    assert (run.project, run.display_name) == ("hawq", folder.name)
+    assert run.run_id == (folder / "wandb_id").read_text()
+    config = values(run.config.update)
+    resolved = read_json(folder / "report.json")["config"]
+    assert {key: config[key] for key in resolved} == resolved
+
+
+def test_offline_run_holds_every_row_of_metrics(offline_run: tuple[Path, str], history: list[dict[str, Any]]) -> None:
+    rows = read_metrics(offline_run[0])
+    assert {row["stage"] for row in rows} == {"float", "analysis", "finetune"}
+    for row in rows:
+        stage = row.pop("stage")
+        sent = {f"{stage}/{key}": value for key, value in row.items()}
+        assert sum(sent.items() <= logged.items() for logged in history) == 1
+
+
+def test_offline_run_has_a_step_for_each_stage(records: dict[str, list[Any]]) -> None:
+    steps = {metric.glob_name: metric.step_metric for metric in records["metric"] if metric.glob_name}
+    assert steps == {f"{stage}/*": f"{stage}/step" for stage in ("float", "analysis", "finetune")}
+
+
+def shown(history: list[dict[str, Any]], kind: str) -> dict[str, str]:
+    """key → file, of everything of a kind that was logged."""
+    return {
+        key.removesuffix("._type"): row[key.removesuffix("._type") + ".path"]
+        for row in history
+        for key, value in row.items()
+        if key.endswith("._type") and value == kind
+    }
+
+
+def test_offline_run_holds_the_tables(offline_run: tuple[Path, str], history: list[dict[str, Any]]) -> None:
+    folder, _ = offline_run
+    files = shown(history, "table-file")
+    tables = {key: read_json(wandb_folder(folder) / "files" / path) for key, path in files.items()}
+    assert set(tables) == {"sensitivity", "plan", "results"}
+    precisions = read_json(folder / "plan.json")["precisions"]
+    assert tables["plan"]["data"] == [[name, *bits.values()] for name, bits in precisions.items()]
+    sensitivity = read_json(folder / "sensitivity.json")["rows"]
+    found = [dict(zip(tables["sensitivity"]["columns"], row, strict=True)) for row in tables["sensitivity"]["data"]]
+    assert [(row["block"], row["eigenvalue"]) for row in found] == [
+        (row["block"]["name"], row["eigenvalue"]["value"]) for row in sensitivity
+    ]
+
+
+def test_offline_run_holds_the_figures(offline_run: tuple[Path, str], history: list[dict[str, Any]]) -> None:
+    folder, _ = offline_run
+    figures = shown(history, "image-file")
+    assert len(figures) == 2
+    sent = {(wandb_folder(folder) / "files" / path).read_bytes() for path in figures.values()}
+    assert sent == {path.read_bytes() for path in (folder / "figures").glob("*.png")}
+
+
+def test_no_key_is_logged_as_two_kinds_of_media(history: list[dict[str, Any]]) -> None:
+    """W&B draws one panel for a key: a picture logged under a table's key takes the table's place."""
+    assert set(shown(history, "table-file")) & set(shown(history, "image-file")) == set()
+
+
+def test_offline_run_holds_artifacts_and_summary(offline_run: tuple[Path, str], records: dict[str, list[Any]]) -> None:
+    folder, _ = offline_run
+    kinds = {artifact.type for artifact in records["artifact"]} - {"run_table"}  # W&B's own, one a table
+    assert kinds == {"plan", "report", "model"}
+    summary: dict[str, Any] = {}
+    for record in records["summary"]:
+        summary |= values(record.update)
+    rows = read_json(folder / "report.json")["rows"]
+    assert (summary["float_accuracy"], summary["accuracy"]) == (rows[0]["accuracy"], rows[-1]["accuracy"])
+    assert records["exit"][0].exit_code == 0
