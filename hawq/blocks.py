@@ -47,6 +47,7 @@ def find_blocks(
             )
         owners = {name: name for name in layers} if granularity == "layer" else dict(_owners(model, ""))
     else:
+        _refuse_idle_patterns(granularity, layers)
         owners = {name: _first_match(name, granularity) for name in layers}
     groups: dict[str, list[str]] = {}
     for layer in layers:
@@ -139,15 +140,23 @@ def _is_compound(module: nn.Module) -> bool:
     return not isinstance(module, QUANTIZABLE) and bool(quantizable_layers(module))
 
 
-def _first_match(layer: str, patterns: Sequence[str]) -> str:
+def _refuse_idle_patterns(patterns: Sequence[str], layers: dict[str, nn.Module]) -> None:
     for pattern in patterns:
-        try:
-            match = re.match(pattern, layer)
-        except re.error as error:
-            raise ValueError(f"granularity pattern {pattern!r} is not a regular expression: {error}") from error
-        if match and match.group():
-            return match.group().rstrip(".")
-    return layer
+        if all(_match(layer, pattern) is None for layer in layers):
+            raise ValueError(f"granularity pattern {pattern!r} matches no layer; the layers are {', '.join(layers)}")
+
+
+def _first_match(layer: str, patterns: Sequence[str]) -> str:
+    """The block of a layer: what the first fitting pattern matched of its name, else the layer itself."""
+    return next((found for pattern in patterns if (found := _match(layer, pattern))), layer)
+
+
+def _match(layer: str, pattern: str) -> str | None:
+    try:
+        match = re.match(pattern, layer)
+    except re.error as error:
+        raise ValueError(f"granularity pattern {pattern!r} is not a regular expression: {error}") from error
+    return match.group().rstrip(".") if match and match.group() else None
 
 
 def _make_block(name: str, members: Sequence[str], layers: dict[str, nn.Module]) -> Block:

@@ -154,8 +154,23 @@ def _plain(config: DictConfig) -> dict[str, Any]:
 
 
 def build_settings(config: DictConfig) -> Settings:
-    """Builds every component of a composed config once. Raises ValueError with one sentence for any wrong value."""
+    """Builds every component of a composed config once, for the job that Hydra is running.
+
+    Raises ValueError with one sentence for any wrong value.
+    """
     plain = _plain(config)
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    command = " ".join(["python", *sys.argv])
+    return Settings(folder=folder, resolved=plain, command=command, **_build_parts(plain))
+
+
+def check_config(config: DictConfig) -> None:
+    """Raises what `build_settings` would, for a config that is only composed, not run."""
+    _build_parts(_plain(config))
+
+
+def _build_parts(plain: dict[str, Any]) -> dict[str, Any]:
+    """`options` and every component, by the names that `Settings` gives them."""
     option_names = {field.name for field in dataclasses.fields(RunOptions)}
     _refuse_unknown_keys("", set(plain), {*option_names, *COMPONENTS})
     for name in COMPONENTS:
@@ -163,9 +178,7 @@ def build_settings(config: DictConfig) -> Settings:
             raise ValueError(f"the config has no {name}: choose an option, say {name}=...")
     options = _build_dataclass("", RunOptions, {key: value for key, value in plain.items() if key in option_names})
     parts = {name: build_component(name, plain[name], options.allowed_targets) for name in COMPONENTS}
-    folder = Path(HydraConfig.get().runtime.output_dir)
-    command = " ".join(["python", *sys.argv])
-    return Settings(options=options, folder=folder, resolved=plain, command=command, **parts)
+    return {"options": options, **parts}
 
 
 def build_component(name: str, node: Any, allowed: Sequence[str]) -> Any:

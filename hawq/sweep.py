@@ -1,4 +1,4 @@
-"""The end of a multirun: one table over all its jobs."""
+"""A multirun as a whole: all jobs checked before the first one starts, one table over them in the end."""
 
 from __future__ import annotations
 
@@ -7,31 +7,56 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from hydra import compose
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn, JobStatus
+from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
+from hawq.config import check_config, config_keys, explain
 from hawq.files import write_whole
 from hawq.records import RunReport, from_dict
 from hawq.report import RESULT_COLUMNS, markdown, result_cells
 
 
 class SweepTable(Callback):
-    """Collects the report of every finished job, then prints and writes `table.md`."""
+    """Checks the values of all jobs before the first one starts, and collects their reports in `table.md`."""
 
     def __init__(self) -> None:
         self._jobs: list[tuple[str, Path]] = []
+        self._folder: Path | None = None
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        self._folder = Path(str(OmegaConf.select(config, "hydra.sweep.dir")))
+        for overrides in _overrides_of_jobs(config):
+            try:
+                check_config(compose(config.hydra.job.config_name, overrides=overrides))
+            except (ValueError, FileNotFoundError, HydraException) as error:
+                text = explain(error, config_keys()) if isinstance(error, HydraException) else error
+                raise SystemExit(f"error: job {' '.join(overrides)}: {text}") from error
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
-        if job_return.status is JobStatus.COMPLETED and job_return.overrides is not None:
-            folder = Path(job_return.hydra_cfg.hydra.runtime.output_dir)  # type: ignore[union-attr]
-            self._jobs.append((" ".join(job_return.overrides), folder))
+        """Writes the table anew after each job, so that a stopped sweep has the table of what it finished."""
+        if self._folder is None or job_return.status is not JobStatus.COMPLETED:
+            return
+        folder = Path(job_return.hydra_cfg.hydra.runtime.output_dir)  # type: ignore[union-attr]
+        if (folder / "report.json").is_file():
+            self._jobs.append((" ".join(job_return.overrides or []), folder))
+            write_whole(self._folder / "table.md", (jobs_table(self._jobs) + "\n").encode())
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        table = jobs_table([(label, folder) for label, folder in self._jobs if (folder / "report.json").is_file()])
-        folder = Path(str(OmegaConf.select(config, "hydra.sweep.dir")))
-        path = write_whole(folder / "table.md", (table + "\n").encode())
-        print(f"\n{table}\n\nTable of all jobs: {path}")
+        if self._jobs and self._folder is not None:
+            print(f"\n{jobs_table(self._jobs)}\n\nTable of all jobs: {self._folder / 'table.md'}")
+
+
+def _overrides_of_jobs(config: DictConfig) -> list[list[str]]:
+    """The command line of every job of Hydra's own sweeper; another sweeper makes its jobs up as it goes."""
+    if not str(config.hydra.sweeper._target_).endswith("BasicSweeper"):
+        return []
+    given = OverridesParser.create().parse_overrides(list(config.hydra.overrides.task))
+    return [overrides for batch in BasicSweeper.split_arguments(given, None) for overrides in batch]
 
 
 def jobs_table(jobs: Sequence[tuple[str, Path]]) -> str:

@@ -59,6 +59,10 @@ MISTAKES = {
         f"model.checkpoint={{tmp}}/text.npz model.mean={HALF} model.std={HALF}",
         ["{tmp}/text.npz is not a file of plain weights"],
     ),
+    "normalisation of one channel": (
+        "model.checkpoint={tmp}/other.pt model.mean=[0.5] model.std=[0.5]",
+        ["model.mean=(0.5,)", "[r,g,b] each"],
+    ),
     "checkpoint without normalisation": ("model.checkpoint={tmp}/other.pt", ["model.mean=[r,g,b]", "model.std"]),
     "checkpoint of another network": (
         f"model.checkpoint={{tmp}}/other.pt model.mean={HALF} model.std={HALF}",
@@ -129,6 +133,15 @@ def test_mistake_on_the_real_command_line(mistake: str, tmp_path: Path) -> None:
     process = run_apart(tmp_path / "outputs", *overrides.split())
     assert process.returncode != 0 and process.stdout == ""
     check(process.stderr.rstrip("\n"), fragments, tmp_path / "outputs")
+
+
+@pytest.mark.parametrize(
+    ("sweep", "fragments"),
+    [("seed=0,-1", ["seed=-1", "0 to"]), ("model=resnet20,resnt50", ["model=resnt50", "did you mean resnet50"])],
+)
+def test_sweep_is_checked_before_its_first_job(sweep: str, fragments: list[str], tmp_path: Path) -> None:
+    message = run_here(tmp_path / "outputs", "-m", sweep)
+    check(message, fragments, tmp_path / "outputs")
 
 
 def test_checkpoint_that_holds_no_numbers_ends_in_one_line(material: Path, tmp_path: Path) -> None:

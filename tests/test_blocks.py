@@ -60,6 +60,7 @@ def test_names(model, granularity, names):
     [
         (nn.Sequential(nn.ReLU()), "block", "nothing to quantise"),
         (Residual(), "channel", "'channel' is not one of block, layer"),
+        (Residual(), [r"unit\.", "layer9"], "'layer9' matches no layer; the layers are stem, unit.conv1"),
         (Residual(), ["(unit"], r"\(unit.*not a regular expression"),
         (nn.Linear(3, 2), "block", "Sequential"),  # a lone layer has no name
         (nn.Linear(3, 2), "layer", "Sequential"),

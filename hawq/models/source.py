@@ -58,8 +58,9 @@ class ModelSource:
             raise ValueError(f"model.name={self.name!r} is not in timm's registry: {hint}")
         if self.checkpoint and self.pretrained:
             raise ValueError("model.checkpoint and model.pretrained=true were both given: give one of them")
-        if (self.mean is None) != (self.std is None) or any(value <= 0 for value in self.std or ()):
-            raise ValueError(f"model.mean={self.mean} and model.std={self.std}: give both, with positive std")
+        given = [values for values in (self.mean, self.std) if values is not None]
+        if len(given) == 1 or any(len(values) != 3 for values in given) or any(value <= 0 for value in self.std or ()):
+            raise ValueError(f"model.mean={self.mean} model.std={self.std}: give both, [r,g,b] each, with positive std")
         if self.mean is not None and not (self.checkpoint):
             raise ValueError("model.mean and model.std belong to a checkpoint: give model.checkpoint=path too")
         for key in ("input_size", "small_input_size"):
