@@ -111,7 +111,7 @@ def measure_curvature(
     states = checkpoint.load() if checkpoint else None
     if states is None:
         states = {b.name: solver.start(hessian.start_vector(b.name, _generator(seed, b.name))) for b in blocks}
-    saved = time.monotonic()
+    saved, rounds = time.monotonic(), 0
     done = {name for name, state in states.items() if state["done"]}
     with Progress(len(states), "analysis (blocks)", done=len(done)) as progress:
         while len(done) < len(states):
@@ -125,7 +125,8 @@ def measure_curvature(
                     estimate = solver.estimate(states[name])
                     on_estimate(name, estimate)
                     progress.advance(1, f"λ({name}) = {estimate}")
-            progress.advance(0)
+            rounds += 1
+            progress.advance(0, f"{rounds} rounds of products")
             if checkpoint and time.monotonic() - saved >= save_every_seconds:
                 checkpoint.save(states)
                 saved = time.monotonic()

@@ -1,38 +1,10 @@
 """Power iteration on matrices whose spectra are known."""
 
-import io
-
-import numpy as np
 import pytest
-import torch
+from spectra import SPECTRA, matrix, reload
 
 from hawq.curvature import PowerIteration, solve
 from hawq.curvature.power import STOPPING_RULES
-
-SPECTRA = {
-    "clear gap": [9.0, 4.0, 1.0, -2.0],
-    "degenerate top pair": [3.0, 3.0, 1.0, 0.5],
-    "all equal": [2.0, 2.0, 2.0],
-    "all negative": [-1.0, -2.0, -5.0],
-    "dominant negative": [3.0, 1.0, -5.0],
-    "zero": [0.0, 0.0, 0.0],
-    "1x1": [2.5],
-    "1x1 negative": [-2.5],
-}
-
-
-def matrix(spectrum):
-    """A symmetric float64 matrix (n, n) with these eigenvalues, and a start vector (n,)."""
-    rng = np.random.default_rng(0)
-    basis, _ = np.linalg.qr(rng.standard_normal((len(spectrum), len(spectrum))))
-    return torch.from_numpy(basis @ np.diag(spectrum) @ basis.T), torch.from_numpy(rng.standard_normal(len(spectrum)))
-
-
-def reload(state):
-    buffer = io.BytesIO()
-    torch.save(state, buffer)
-    buffer.seek(0)
-    return torch.load(buffer, weights_only=True)
 
 
 @pytest.mark.parametrize("stopping", STOPPING_RULES)

@@ -1,0 +1,31 @@
+"""Matrices whose spectra are known, and a stored state read back."""
+
+import io
+
+import numpy as np
+import torch
+
+SPECTRA = {
+    "clear gap": [9.0, 4.0, 1.0, -2.0],
+    "degenerate top pair": [3.0, 3.0, 1.0, 0.5],
+    "all equal": [2.0, 2.0, 2.0],
+    "all negative": [-1.0, -2.0, -5.0],
+    "dominant negative": [3.0, 1.0, -5.0],
+    "zero": [0.0, 0.0, 0.0],
+    "1x1": [2.5],
+    "1x1 negative": [-2.5],
+}
+
+
+def matrix(spectrum, seed=0):
+    """A symmetric float64 matrix (n, n) with these eigenvalues, and a start vector (n,)."""
+    rng = np.random.default_rng(seed)
+    basis, _ = np.linalg.qr(rng.standard_normal((len(spectrum), len(spectrum))))
+    return torch.from_numpy(basis @ np.diag(spectrum) @ basis.T), torch.from_numpy(rng.standard_normal(len(spectrum)))
+
+
+def reload(state):
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    buffer.seek(0)
+    return torch.load(buffer, weights_only=True)
