@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -14,7 +13,6 @@ from hawq.artifacts import Store, dump_record, fingerprint, write_json
 from hawq.blocks import find_blocks
 from hawq.config import REPOSITORY, STAGES, Settings
 from hawq.costs import checkpoint_bytes, paper_size_mib
-from hawq.errors import UserError
 from hawq.files import write_whole
 from hawq.measurement import measured
 from hawq.records import FLOAT_BITS, BitPlan, ResultRow, RunReport, Sensitivity, StageRecord, to_dict
@@ -134,7 +132,7 @@ def _walk(prepared: Prepared, found: Findings, log: RunLog) -> None:
         tuned = _tune(prepared, found, name, plan, log)
         if last > STAGES.index("finetune"):
             found.packed[name] = packing(prepared, found.source, tuned, name, found.records)
-    _copy_results(folder, prepared, found)
+    _copy_results(folder, found)
 
 
 def _allocation(settings: Settings, sensitivity: Sensitivity, records: list[StageRecord]) -> BitPlan:
@@ -164,27 +162,24 @@ def _tune(prepared: Prepared, found: Findings, name: str, plan: BitPlan, log: Ru
     return tuned
 
 
-def _copy_results(folder: Path, prepared: Prepared, found: Findings) -> None:
+def _copy_results(folder: Path, found: Findings) -> None:
     """The run folder gets its own copy of every result; the direct baseline's stand in a folder of their own."""
     for name, tuned in found.tuned.items():
         target = folder if name == "hawq" else folder / name
-        target.mkdir(parents=True, exist_ok=True)
         if name != "hawq":
             write_whole(target / "plan.json", dump_record(PLAN_SCHEMA, tuned.plan))
-        (target / "finetune").mkdir(exist_ok=True)
         for path in tuned.entry.files():
-            shutil.copyfile(path, target / "finetune" / path.name)
+            write_whole(target / "finetune" / path.name, path.read_bytes())
         if name in found.packed:
             for path in found.packed[name].entry.files():
                 if path.suffix in (".safetensors", ".onnx"):
-                    shutil.copyfile(path, target / path.name)
+                    write_whole(target / path.name, path.read_bytes())
 
 
 def _report(prepared: Prepared, found: Findings, log: RunLog, seconds: float) -> None:
-    """report.json, the figures and the results table. Raises UserError when there is nothing to report on."""
+    """report.json, the figures and the results table."""
+    assert found.source and found.sensitivity and found.plan and found.packed, "the report comes after all stages"
     settings = prepared.settings
-    if found.source is None or found.sensitivity is None or found.plan is None or not found.packed:
-        raise UserError("the report needs the results of all stages")
     folder, plan = settings.folder, found.plan
     rows = _result_rows(found)
     figures = {

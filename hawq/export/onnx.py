@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -31,18 +34,31 @@ def export_onnx(model: nn.Module, path: str | Path, example: Tensor) -> Path:
         quantizer = getattr(module, "input_quantizer", None)
         if isinstance(quantizer, FakeQuantizer):
             module.input_quantizer = _RoundAndClip(*quantizer.grid(example))
-    torch.onnx.export(
-        frozen,
-        (example,),
-        str(path),
-        input_names=["images"],
-        output_names=["logits"],
-        dynamic_shapes=({0: torch.export.Dim("batch")},),
-        dynamo=True,
-        external_data=False,
-        verbose=False,
-    )
+    with _quiet("onnx_ir"):
+        torch.onnx.export(
+            frozen,
+            (example,),
+            str(path),
+            input_names=["images"],
+            output_names=["logits"],
+            dynamic_shapes=({0: torch.export.Dim("batch")},),
+            dynamo=True,
+            external_data=False,
+            verbose=False,
+        )
     return path
+
+
+@contextmanager
+def _quiet(name: str) -> Iterator[None]:
+    """The exporter tells of every constant that it merges; only warnings are let through."""
+    logger = logging.getLogger(name)
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 class _RoundAndClip(nn.Module):
