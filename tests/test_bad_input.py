@@ -76,8 +76,8 @@ MISTAKES = {
     # not allowed
     "target": ("solver._target_=os.system", ["solver._target_=os.system", "hawq., torch., timm."]),
     "target in disguise": (
-        "solver._target_=hawq.pipeline.shutil.rmtree",
-        ["hawq.pipeline.shutil.rmtree", "hawq., torch., timm."],
+        "solver._target_=hawq.config.pkgutil.resolve_name",
+        ["hawq.config.pkgutil.resolve_name", "hawq., torch., timm."],
     ),
     "target that is not there": ("solver._target_=hawq.curvature.Powr", ["hawq.curvature.Powr", "does not exist"]),
 }

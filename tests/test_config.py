@@ -86,7 +86,7 @@ def test_run_folder_depends_on_what_decides_the_result() -> None:
         "hawq.curvature.PowerIteratio",
         "hawq.config.STAGES",
         "hawq.blocks.find_blocks",
-        "hawq.pipeline.shutil.rmtree",
+        "hawq.config.pkgutil.resolve_name",
         "hawq.pipeline.Path",
         "hawq.config.instantiate",
         "torch.hub.load",

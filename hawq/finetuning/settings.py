@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import ceil
+from math import ceil, inf
 
 from hawq.finetuning.schedule import Order
 
@@ -47,8 +47,8 @@ class Training:
         least |= {"eval_samples": 1, "evaluations": 0, "checkpoint_every": 1, "momentum": 0, "label_smoothing": 0}
         for key, bound in least.items():
             value = getattr(self, key)
-            if value is not None and not value >= bound:
-                raise ValueError(f"{self.section}.{key}={value} is out of range: give {bound} or more")
+            if value is not None and not bound <= value < inf:
+                raise ValueError(f"{self.section}.{key}={value} is out of range: give a number from {bound} on")
         for key in ("momentum", "label_smoothing"):
             if getattr(self, key) >= 1:
                 raise ValueError(f"{self.section}.{key}={getattr(self, key)} is out of range: give less than 1")
