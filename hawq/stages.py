@@ -150,7 +150,7 @@ def tuning(
     steps = settings.num_steps(prepared.training_data(settings.batch_size).steps_per_epoch)
     phases = make_phases(sensitivity, plan, settings.block_order(), steps, settings.lr, seed)
     facts = _tuning_facts(prepared, source, plan, phases, settings)
-    stage = f"finetune/{name}" if name != "hawq" else "finetune"
+    stage = _label("finetune", name)
 
     def make(entry: Entry) -> Files:
         network, history = finetune(
@@ -196,9 +196,14 @@ def packing(prepared: Prepared, source: FloatNetwork, tuned: Tuned, name: str, r
             files["model.onnx"] = export_onnx(restored, entry.path / "model.onnx", prepared.example()).read_bytes()
         return files
 
-    entry = _cached(prepared, "export", facts, make, records, label="export" if name == "hawq" else f"export/{name}")
+    entry = _cached(prepared, "export", facts, make, records, label=_label("export", name))
     value = float(entry.read_json("accuracy.json")["accuracy"])
     return Packed(entry, value, (entry.path / "model.safetensors").stat().st_size)
+
+
+def _label(stage: str, name: str) -> str:
+    """What a stage of one network is called in records and metrics; the network of the plan itself needs no name."""
+    return stage if name == "hawq" else f"{stage}/{name}"
 
 
 def component_facts(component: Any, without: Sequence[str] = ()) -> dict[str, Any]:

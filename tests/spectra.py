@@ -5,6 +5,9 @@ import io
 import numpy as np
 import torch
 
+from hawq.curvature import Solver
+from hawq.records import Estimate
+
 SPECTRA = {
     "clear gap": [9.0, 4.0, 1.0, -2.0],
     "degenerate top pair": [3.0, 3.0, 1.0, 0.5],
@@ -29,3 +32,12 @@ def reload(state):
     torch.save(state, buffer)
     buffer.seek(0)
     return torch.load(buffer, weights_only=True)
+
+
+def solve_with_reloads(solver: Solver, dense: torch.Tensor, start: torch.Tensor) -> Estimate:
+    """As `hawq.curvature.solve`, with the state stored and read back before every product."""
+    state = solver.start(start)
+    while not state["done"]:
+        state = reload(state)
+        state = solver.update(state, dense @ state["vector"])
+    return solver.estimate(state)

@@ -186,7 +186,7 @@ def test_a_missing_file(tmp_path):
         ({"checkpoint": "x", "mean": (0.5,) * 3}, "give both"),
         ({"checkpoint": "x", "mean": (0.5,) * 3, "std": (0.5, 0.0, 0.5)}, "positive std"),
         ({"mean": (0.5,) * 3, "std": (0.5,) * 3}, "give model.checkpoint"),
-        ({"input_size": 7}, "model.input_size=7"),
+        ({"small_input_size": 7}, "model.small_input_size=7"),
         ({"small_input_size": 0}, "model.small_input_size=0"),
         ({"blocks": "channel"}, "model.blocks='channel'"),
     ],

@@ -86,7 +86,6 @@ def test_number_of_steps(settings, steps):
         {"momentum": -0.1},
         {"weight_decay": -1e-4},
         {"label_smoothing": 1.0},
-        {"calibration_batches": 0},
         {"eval_samples": 0},
         {"checkpoint_every": 0},
     ],
@@ -99,8 +98,12 @@ def test_values_out_of_range(kind, values):
         kind(**values)
 
 
-@pytest.mark.parametrize("values", [{"order": "upwards"}, {"final_fraction": -0.1}, {"final_fraction": 1.1}], ids=str)
-def test_order_out_of_range(values):
+@pytest.mark.parametrize(
+    "values",
+    [{"order": "upwards"}, {"final_fraction": -0.1}, {"final_fraction": 1.1}, {"calibration_batches": 0}],
+    ids=str,
+)
+def test_values_of_finetuning_alone_out_of_range(values):
     (key,) = values
-    with pytest.raises(ValueError, match=f"finetune.{key}="):
+    with pytest.raises(ValueError, match=f"finetune.{key}={values[key]}|finetune.{key}='{values[key]}'"):
         FineTuning(**values)

@@ -87,9 +87,10 @@ def save(model: nn.Module, path: str | Path, about: dict[str, Any] | None = None
         ],
         "floats": [pool.add_float(name, tensor) for name, tensor in _float_tensors(model).items()],
         "about": about or {},
-        "checksum": _checksum(pool.tensors()),
     }
-    data = to_safetensors(pool.tensors(), {"hawq": json.dumps(header, separators=(",", ":"))})
+    tensors = pool.tensors()
+    header["checksum"] = _checksum(tensors)
+    data = to_safetensors(tensors, {"hawq": json.dumps(header, separators=(",", ":"))})
     return write_whole(Path(path), data)
 
 

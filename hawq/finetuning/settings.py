@@ -19,7 +19,6 @@ class Training:
         lr: learning rate at the start; the last phase lowers it to zero by a half cosine.
         momentum, weight_decay: of SGD; decay acts on weights only, not on biases, norms or step sizes.
         label_smoothing: of the cross-entropy.
-        calibration_batches: training batches that activation ranges are chosen from.
         eval_samples: test images for the curve during training (the final figure uses all), None for all.
         evaluations: how many times the curve is measured, evenly spread, besides once at the end of every phase.
         checkpoint_every: steps between two checkpoints of a half-done training.
@@ -35,7 +34,6 @@ class Training:
     momentum: float = 0.9
     weight_decay: float = 1e-4
     label_smoothing: float = 0.0
-    calibration_batches: int = 2
     eval_samples: int | None = None
     evaluations: int = 10
     checkpoint_every: int = 50
@@ -43,7 +41,7 @@ class Training:
     section = "training"
 
     def __post_init__(self) -> None:
-        least = {"epochs": 0, "max_steps": 0, "batch_size": 1, "lr": 0, "weight_decay": 0, "calibration_batches": 1}
+        least = {"epochs": 0, "max_steps": 0, "batch_size": 1, "lr": 0, "weight_decay": 0}
         least |= {"eval_samples": 1, "evaluations": 0, "checkpoint_every": 1, "momentum": 0, "label_smoothing": 0}
         for key, bound in least.items():
             value = getattr(self, key)
@@ -61,8 +59,17 @@ class Training:
 
 @dataclass(frozen=True)
 class FineTuning(Training):
-    """Training settings together with the order in which blocks become quantised."""
+    """Training settings together with the order in which blocks become quantised.
 
+    Args:
+        calibration_batches: training batches that activation ranges are chosen from.
+        order, final_fraction: see `Order`.
+
+    Raises:
+        ValueError: a value out of range.
+    """
+
+    calibration_batches: int = 2
     order: str = "descending"
     final_fraction: float = 0.5
 
@@ -70,6 +77,9 @@ class FineTuning(Training):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.calibration_batches < 1:
+            given = f"{self.section}.calibration_batches={self.calibration_batches}"
+            raise ValueError(f"{given} is out of range: give a number from 1 on")
         self.block_order()
 
     def block_order(self) -> Order:

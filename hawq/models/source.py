@@ -32,7 +32,6 @@ class ModelSource:
         checkpoint: weights file, or None to train the float network first.
         pretrained: take timm's pretrained weights from its hub (needs a network).
         mean, std: normalisation of the checkpoint's inputs, RGB in 0 … 1; only for files that do not carry their own.
-        input_size: side of the square input the network was designed for.
         small_input_size: side used with small embedded images.
         blocks: "block", "layer", or regular expressions that group layers by name (see `find_blocks`).
         channels_last: memory format during training and evaluation.
@@ -46,7 +45,6 @@ class ModelSource:
     pretrained: bool = False
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
-    input_size: int = 224
     small_input_size: int = 32
     blocks: Any = "block"
     channels_last: bool = True
@@ -63,9 +61,8 @@ class ModelSource:
             raise ValueError(f"model.mean={self.mean} model.std={self.std}: give both, [r,g,b] each, with positive std")
         if self.mean is not None and not (self.checkpoint):
             raise ValueError("model.mean and model.std belong to a checkpoint: give model.checkpoint=path too")
-        for key in ("input_size", "small_input_size"):
-            if getattr(self, key) < 8:
-                raise ValueError(f"model.{key}={getattr(self, key)} is out of range: give 8 or more")
+        if self.small_input_size < 8:
+            raise ValueError(f"model.small_input_size={self.small_input_size} is out of range: give 8 or more")
         patterns = isinstance(self.blocks, (list, tuple)) and all(isinstance(item, str) for item in self.blocks)
         if self.blocks not in GRANULARITIES and not patterns:
             raise ValueError(
