@@ -12,8 +12,9 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from hawq.config import build_settings, config_keys, explain, leave_no_empty_folder, register_resolvers
+from hawq.distributed import process_group, rank
 from hawq.errors import UserError
-from hawq.pipeline import prepare, run
+from hawq.pipeline import assist, prepare, run
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
@@ -22,10 +23,12 @@ def main(config: DictConfig) -> None:
     try:
         prepared = prepare(build_settings(config))
     except (ValueError, FileNotFoundError) as error:
+        if rank() > 0:  # the first process tells it
+            raise SystemExit(1) from error
         leave_no_empty_folder()
         raise SystemExit(f"error: {error}") from error
     try:
-        run(prepared)
+        run(prepared) if rank() == 0 else assist(prepared)
     except UserError as error:
         raise SystemExit(f"error: {error}") from error
 
@@ -35,7 +38,8 @@ def command_line() -> None:
     register_resolvers()
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra then raises instead of printing over many lines
     try:
-        main()
+        with process_group():
+            main()
     except (HydraException, OmegaConfBaseException, yaml.YAMLError, OSError) as error:
         raise SystemExit(f"error: {explain(error, config_keys())}") from error
     except ValueError as error:

@@ -2,7 +2,7 @@
 
 from hawq.allocation import Manual, Mixed, UniformBits, allocate
 from hawq.blocks import find_blocks
-from hawq.curvature import PowerIteration
+from hawq.curvature import Fisher, GradientNorm, Hutchinson, Lanczos, PowerIteration, RandomScore
 from hawq.export import export_onnx, load, save
 from hawq.finetuning import FineTuning, finetune
 from hawq.quantization import LSQ, Uniform, quantize
@@ -17,11 +17,16 @@ __all__ = [
     "Block",
     "Estimate",
     "FineTuning",
+    "Fisher",
+    "GradientNorm",
+    "Hutchinson",
+    "Lanczos",
     "Manual",
     "Mixed",
     "Phase",
     "PowerIteration",
     "Precision",
+    "RandomScore",
     "RunReport",
     "Sensitivity",
     "Uniform",

@@ -25,6 +25,7 @@ from hawq.allocation import Allocator
 from hawq.artifacts import fingerprint
 from hawq.curvature import Solver
 from hawq.data import ImageData
+from hawq.distributed import local_rank
 from hawq.export import PackedExport
 from hawq.finetuning import FineTuning, Training
 from hawq.models import ModelSource
@@ -95,7 +96,7 @@ class RunOptions:
         """Raises ValueError for a device that this machine does not have."""
         name = self.device
         if name == "auto":
-            name = "cuda" if torch.cuda.is_available() else "cpu"
+            name = f"cuda:{local_rank()}" if torch.cuda.is_available() else "cpu"
         kind, _, index = name.partition(":")
         if kind not in ("cpu", "cuda") or (index and not index.isdigit()):
             raise ValueError(f"device={self.device!r} is unknown: give auto, cpu, cuda or cuda:N")
@@ -327,7 +328,7 @@ _CONTRACTS: Mapping[str, Any] = {
     "dataset": ("name", "num_classes", "normalization", "augmentation", "open"),
     "training": Training,
     "analysis": Analysis,
-    "solver": ("name", "start", "update", "estimate"),
+    "solver": ("name", "reads", "memory_limit_gib", "start", "update", "estimates"),
     "bits": ("check", "allocate"),
     "quantizer": ("name", "weight", "activation"),
     "finetune": FineTuning,

@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 
 @dataclass
 class Measured:
@@ -39,8 +41,22 @@ def _reset_peak() -> None:
 
 
 def _peak_mib() -> float:
+    peak = _status_mib("VmHWM")
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 if peak is None else peak
+
+
+def memory_in_use_bytes(device: torch.device) -> float:
+    """What this process holds: bytes allocated on a GPU, resident bytes for a CPU (its peak, where not on Linux)."""
+    if device.type == "cuda":
+        return float(torch.cuda.memory_allocated(device))
+    resident = _status_mib("VmRSS")
+    return 2**20 * (_peak_mib() if resident is None else resident)
+
+
+def _status_mib(key: str) -> float | None:
+    """One line of Linux' table about this process, or None elsewhere."""
     status = Path("/proc/self/status")
     for line in status.read_text().splitlines() if status.is_file() else []:
-        if line.startswith("VmHWM:"):
+        if line.startswith(f"{key}:"):
             return int(line.split()[1]) / 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return None

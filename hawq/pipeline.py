@@ -13,6 +13,7 @@ from hawq.artifacts import Store, dump_record, fingerprint, write_json
 from hawq.blocks import find_blocks
 from hawq.config import REPOSITORY, STAGES, Settings
 from hawq.costs import checkpoint_bytes, paper_size_mib
+from hawq.distributed import from_first
 from hawq.files import write_whole
 from hawq.measurement import measured
 from hawq.records import FLOAT_BITS, BitPlan, ResultRow, RunReport, Sensitivity, StageRecord, to_dict
@@ -37,6 +38,7 @@ from hawq.stages import (
     analysis,
     float_network,
     packing,
+    shared_curvature,
     tuning,
 )
 from hawq.tracking import RunLog
@@ -87,6 +89,12 @@ class Findings:
     records: list[StageRecord] = field(default_factory=list)
 
 
+def assist(prepared: Prepared) -> None:
+    """What every process but the first does: its share of the analysis, when the first one comes to it."""
+    while from_first(None):
+        shared_curvature(prepared)
+
+
 def run(prepared: Prepared) -> None:
     """Walks through the stages that were asked for, and says where everything lies.
 
@@ -103,6 +111,7 @@ def run(prepared: Prepared) -> None:
             _walk(prepared, found, log)
         if "report" in settings.options.stages:
             _report(prepared, found, log, cost.seconds)
+    from_first(False)  # the other processes may go
     print(f"\nEverything of this run: {folder}")
 
 

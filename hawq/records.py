@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any, TypeVar
 
@@ -36,12 +36,18 @@ class Block:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A number with its error (residual bound or standard error), and what it cost in Hessian-vector products."""
+    """A number with its error (residual bound or standard error), and what it cost.
+
+    `products` counts matrix-vector products (or other readings) on all samples, `seconds` everything, also work on a
+    part of them; `gradient_equivalents` are those seconds over the seconds of one forward and backward of the network.
+    """
 
     value: float
     error: float
     products: int
     converged: bool
+    seconds: float | None = field(default=None, compare=False)
+    gradient_equivalents: float | None = field(default=None, compare=False)
 
     def __str__(self) -> str:
         mark = "" if self.converged else ", not converged"
@@ -50,17 +56,44 @@ class Estimate:
 
 @dataclass(frozen=True)
 class BlockSensitivity:
-    """One row of the analysis: λ_i, optionally Tr(H_i), and ‖Q_b(W_i) − W_i‖²₂ for every candidate width b."""
+    """One row of the analysis: what the solver found of H_ii, and ‖Q_b(W_i) − W_i‖²₂ for every candidate width b.
+
+    `eigenvalue` is λ_i, `smallest` the other end of the spectrum, `trace` Tr(H_ii), `proxy` what stands in for λ_i when
+    no curvature was measured. `activation_trace` is the mean over samples of the trace of the Hessian by the block's
+    input activations (HAWQ-V2, 1911.03852, §3.5), `activation_errors` their mean ‖Q_b(a) − a‖²₂ at each width b.
+
+    Raises ValueError when there is none of eigenvalue, trace, and proxy.
+    """
 
     block: Block
-    eigenvalue: Estimate
+    eigenvalue: Estimate | None
     weight_errors: dict[int, float]
     trace: Estimate | None = None
+    smallest: Estimate | None = None
+    proxy: Estimate | None = None
+    activation_trace: Estimate | None = None
+    activation_errors: dict[int, float] | None = None
+
+    def __post_init__(self) -> None:
+        if self.eigenvalue is None and self.trace is None and self.proxy is None:
+            raise ValueError(f"block {self.block.name!r} has neither eigenvalue nor trace nor proxy: give one of them")
+
+    @property
+    def curvature(self) -> Estimate:
+        """What weighs the weight error: λ_i (V1), else the mean eigenvalue Tr(H_ii)/n_i (V2), else the proxy."""
+        if self.eigenvalue is not None:
+            return self.eigenvalue
+        if self.trace is not None:
+            n = self.block.num_weights
+            return replace(self.trace, value=self.trace.value / n, error=self.trace.error / n)
+        assert self.proxy is not None
+        return self.proxy
 
     @property
     def score(self) -> float:
-        """S_i = λ_i / n_i (HAWQ, 1905.03696); a negative λ_i counts as flat."""
-        return max(self.eigenvalue.value, 0.0) / self.block.num_weights
+        """S_i = λ_i / n_i (V1, 1905.03696), or Tr(H_ii) / n_i (V2, 1911.03852); below zero counts as flat."""
+        only_trace = self.eigenvalue is None and self.trace is not None
+        return max(self.curvature.value, 0.0) / (1 if only_trace else self.block.num_weights)
 
     def omega(self, bits: int) -> float:
         """Ω_i(b) = λ_i · ‖Q_b(W_i) − W_i‖²₂ (HAWQ, 1905.03696), 0 for float weights.
@@ -74,7 +107,7 @@ class BlockSensitivity:
                 f"block {self.block.name!r} has no weight error for {bits} bits; "
                 f"widths {sorted(self.weight_errors)} were analysed"
             )
-        return max(self.eigenvalue.value, 0.0) * self.weight_errors[bits]
+        return max(self.curvature.value, 0.0) * self.weight_errors[bits]
 
 
 @dataclass(frozen=True)

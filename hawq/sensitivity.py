@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
-import hashlib
-import time
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
-import torch
 from torch import Tensor, nn
 
 from hawq.blocks import trace_blocks
-from hawq.curvature import Batch, BlockHessian, Loss, PowerIteration, Solver, State
-from hawq.errors import UserError
-from hawq.progress import Progress
-from hawq.quantization import LSQ, Quantizer, weight_errors
+from hawq.curvature import (
+    OPERATORS,
+    Batch,
+    CurvatureCheckpoint,
+    Lanczos,
+    Loss,
+    Solver,
+    activation_traces,
+    check_loss,
+    check_network,
+    fixed,
+    solve_blocks,
+)
+from hawq.progress import BlockProgress
+from hawq.quantization import LSQ, Quantizer, activation_errors, weight_errors
 from hawq.records import Block, BlockSensitivity, Estimate, Sensitivity
+
+_ACTIVATION_TOLERANCE, _ACTIVATION_DRAWS = 0.05, 100
 
 
 @dataclass(frozen=True)
@@ -26,6 +36,7 @@ class Analysis:
     Args:
         num_samples: training samples, drawn once by the run's seed, that the loss is averaged over.
         batch_size: samples in one pass; with all samples in one batch no forward is repeated.
+        activations: whether curvature by, and errors of, the blocks' input activations are measured as well.
         save_every_seconds: how often a half-done analysis is stored, so that a killed run can go on.
 
     Raises:
@@ -34,6 +45,7 @@ class Analysis:
 
     num_samples: int = 256
     batch_size: int = 256
+    activations: bool = False
     save_every_seconds: float = 20.0
 
     def __post_init__(self) -> None:
@@ -44,19 +56,14 @@ class Analysis:
             raise ValueError(f"analysis.save_every_seconds={self.save_every_seconds} is out of range: give 0 or more")
 
 
-class CurvatureCheckpoint(Protocol):
-    """Where a half-done analysis is kept."""
-
-    def load(self) -> dict[str, State] | None: ...
-
-    def save(self, states: dict[str, State]) -> None: ...
-
-
 @dataclass(frozen=True)
 class Curvature:
-    """λ_i of every block and the mean loss it belongs to: the expensive half of a sensitivity."""
+    """What a solver found of every block, and the mean loss it belongs to: the expensive half of a sensitivity.
 
-    eigenvalues: dict[str, Estimate]
+    `estimates` maps block → quantity ("eigenvalue", "smallest", "trace", "proxy", "activation_trace") → estimate.
+    """
+
+    estimates: dict[str, dict[str, Estimate]]
     solver: str
     num_samples: int
     loss: float
@@ -65,11 +72,12 @@ class Curvature:
 def analyze(
     model: nn.Module,
     blocks: Sequence[Block],
-    batches: Sequence[Batch],
+    batches: Iterable[Batch],
     loss: Loss = nn.functional.cross_entropy,
     *,
     solver: Solver | None = None,
     quantizer: Quantizer | None = None,
+    activations: bool = False,
     seed: int = 0,
 ) -> Sensitivity:
     """λ_i, and ‖Q_b(W_i) − W_i‖²₂ for b = 2 … 8, of every block (HAWQ, 1905.03696).
@@ -77,19 +85,23 @@ def analyze(
     Args:
         model: the float network; it stays as it is.
         blocks: from `find_blocks`.
-        batches: fixed (inputs, targets) pairs, on the model's device.
+        batches: fixed (inputs, targets) pairs, on the model's device; in a group of processes, this one's share.
         loss: mean loss over a batch of (outputs, targets).
-        solver: power iteration unless given.
+        solver: Lanczos unless given.
         quantizer: LSQ unless given; decides Q_b.
+        activations: also measures the curvature by, and the quantisation error of, each block's input activations.
         seed: of the random start vectors.
 
     Raises:
-        ValueError: no batches, or a loss that is not finite.
+        ValueError: no batches, or batches, a network or a loss whose Hessian would mean nothing.
     """
-    curvature = measure_curvature(model, blocks, batches, loss, solver or PowerIteration(), seed)
+    given = fixed(batches)
+    curvature = measure_curvature(
+        model, blocks, given, loss, solver or Lanczos(), seed, activations=activations, warn=warnings.warn
+    )
     if any(block.macs is None for block in blocks):
-        blocks = trace_blocks(model, blocks, batches[0][0][:1])
-    return combine(model, blocks, curvature, quantizer or LSQ())
+        blocks = trace_blocks(model, blocks, given[0][0][:1])
+    return combine(model, blocks, curvature, quantizer or LSQ(), [inputs for inputs, _ in given])
 
 
 def measure_curvature(
@@ -102,45 +114,61 @@ def measure_curvature(
     checkpoint: CurvatureCheckpoint | None = None,
     save_every_seconds: float = 20.0,
     on_estimate: Callable[[str, Estimate], None] = lambda name, estimate: None,
+    *,
+    activations: bool = False,
+    warn: Callable[[str], object] = lambda text: None,
 ) -> Curvature:
-    """Runs one solver a block in lockstep: every pass over the data serves all blocks that are not done yet.
+    """Checks network and loss, then runs one solver a block in lockstep.
 
-    `on_estimate` hears each block's result as soon as it stands. Raises ValueError as `BlockHessian` does.
+    `on_estimate` hears each block's main result as soon as it stands, `warn` whatever makes the results less sure.
+    Raises ValueError as `BlockOperator`, `check_network` and `solve_blocks` do.
     """
-    hessian = BlockHessian(model, {block.name: block_weights(model, block) for block in blocks}, batches, loss)
-    states = checkpoint.load() if checkpoint else None
-    if states is None:
-        states = {b.name: solver.start(hessian.start_vector(b.name, _generator(seed, b.name))) for b in blocks}
-    saved, rounds = time.monotonic(), 0
-    done = {name for name, state in states.items() if state["done"]}
-    with Progress(len(states), "analysis (blocks)", done=len(done)) as progress:
-        while len(done) < len(states):
-            waiting = {name: state["vector"] for name, state in states.items() if name not in done}
-            for name, product in hessian.products(waiting).items():
-                if not bool(product.isfinite().all()):
-                    raise UserError(f"the curvature of block {name!r} is not finite: check the weights and the loss")
-                states[name] = solver.update(states[name], product)
-                if states[name]["done"]:
-                    done.add(name)
-                    estimate = solver.estimate(states[name])
-                    on_estimate(name, estimate)
-                    progress.advance(1, f"λ({name}) = {estimate}")
-            rounds += 1
-            progress.advance(0, f"{rounds} rounds of products")
-            if checkpoint and time.monotonic() - saved >= save_every_seconds:
-                checkpoint.save(states)
-                saved = time.monotonic()
-    eigenvalues = {block.name: solver.estimate(states[block.name]) for block in blocks}
-    return Curvature(eigenvalues, solver.name, hessian.num_samples, hessian.mean_loss)
+    for text in check_network(model, batches, loss):
+        warn(text)
+    limit = solver.memory_limit_gib
+    kind = OPERATORS[getattr(solver, "curvature", "hessian")]
+    parameters = {block.name: block_weights(model, block) for block in blocks}
+    operator = kind(model, parameters, batches, loss, None if limit is None else limit * 2**30)
+    for text in check_loss(operator):
+        warn(text)
+    with BlockProgress(operator.names, getattr(solver, "tolerance", None)) as progress:
+
+        def listen(name: str, estimates: dict[str, Estimate], done: bool) -> None:
+            main = next(iter(estimates.values()))
+            progress.show(name, main, done)
+            if done:
+                on_estimate(name, main)
+
+        found = solve_blocks(operator, solver, seed, checkpoint, save_every_seconds, listen)
+    if activations:
+        if any(block.macs is None for block in blocks):
+            blocks = trace_blocks(model, blocks, batches[0][0][:1])
+        layers = {b.name: [layer for layer in b.layers if layer not in b.image_layers] for b in blocks}
+        traces = activation_traces(operator, layers, _ACTIVATION_TOLERANCE, _ACTIVATION_DRAWS, seed)
+        found = {name: {**found[name], "activation_trace": trace} for name, trace in traces.items()}
+    return Curvature(found, solver.name, operator.num_samples, operator.mean_loss)
 
 
-def combine(model: nn.Module, blocks: Sequence[Block], curvature: Curvature, quantizer: Quantizer) -> Sensitivity:
-    """The curvature of each block beside its weight errors under `quantizer`."""
+def combine(
+    model: nn.Module, blocks: Sequence[Block], curvature: Curvature, quantizer: Quantizer, inputs: Sequence[Tensor]
+) -> Sensitivity:
+    """The curvature of each block beside its weight errors, and its activations' where their curvature was measured.
+
+    `inputs` are batches (N, ...) of the network's input.
+    """
+    found = curvature.estimates
+    by_activations = any("activation_trace" in estimates for estimates in found.values())
+    errors = activation_errors(model, blocks, inputs, quantizer) if by_activations else {}
     rows = tuple(
         BlockSensitivity(
             block=block,
-            eigenvalue=curvature.eigenvalues[block.name],
+            eigenvalue=found[block.name].get("eigenvalue"),
             weight_errors=weight_errors(block_weights(model, block), quantizer),
+            trace=found[block.name].get("trace"),
+            smallest=found[block.name].get("smallest"),
+            proxy=found[block.name].get("proxy"),
+            activation_trace=found[block.name].get("activation_trace"),
+            activation_errors=errors.get(block.name),
         )
         for block in blocks
     )
@@ -152,9 +180,3 @@ def block_weights(model: nn.Module, block: Block) -> list[Tensor]:
     layers = dict(model.named_modules())
     unique = {id(layers[layer].weight): layers[layer].weight for layer in block.layers}
     return list(unique.values())  # type: ignore[arg-type]
-
-
-def _generator(seed: int, name: str) -> torch.Generator:
-    """A generator that depends on the seed and the block's name only, not on the order of blocks."""
-    digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))

@@ -15,7 +15,9 @@ from torch.utils.data import DataLoader
 
 from hawq.artifacts import Entry, Store, dump_record, hash_tensors, parse_record
 from hawq.config import STAGES, Settings
+from hawq.curvature import Batch, CurvatureCheckpoint
 from hawq.data import Images, Splits, TrainBatches, fixed_batches, sample_indices
+from hawq.distributed import from_first, rank, share_out, world_size
 from hawq.errors import UserError
 from hawq.evaluation import accuracy
 from hawq.export import export_onnx, load, save
@@ -27,9 +29,9 @@ from hawq.records import BitPlan, Block, Estimate, Normalization, Phase, Sensiti
 from hawq.sensitivity import Curvature, combine, measure_curvature
 from hawq.tracking import RunLog
 
-FORMAT = 1  # raised when a stage computes something else from the same settings: old artifacts are then left alone
-SENSITIVITY_SCHEMA = "hawq.sensitivity/1"
-CURVATURE_SCHEMA = "hawq.curvature/1"
+FORMAT = 2  # raised when a stage computes something else from the same settings: old artifacts are then left alone
+SENSITIVITY_SCHEMA = "hawq.sensitivity/2"
+CURVATURE_SCHEMA = "hawq.curvature/2"
 _EVALUATION_BATCH = 500
 
 Files = dict[str, bytes]
@@ -124,15 +126,16 @@ def analysis(prepared: Prepared, source: FloatNetwork, log: RunLog, records: lis
         "weights": source.weights_hash,
         "blocks": [to_dict(block) for block in prepared.blocks],
         "analysis": component_facts(settings.analysis, without=("batch_size", "save_every_seconds")),
-        "solver": component_facts(settings.solver),
+        "solver": component_facts(settings.solver, without=("memory_limit_gib",)),
         "seed": settings.options.seed,
         **prepared.data_facts,
     }
-    entry = _cached(prepared, "analysis", facts, lambda e: _analyse(prepared, source, e, log), records)
+    entry = _cached(prepared, "analysis", facts, lambda e: _analyse(prepared, e, log), records)
     curvature = parse_record(entry.path / "curvature.json", CURVATURE_SCHEMA, Curvature)
     for index, block in enumerate(prepared.blocks):
-        _log_estimate(log, index, curvature.eigenvalues[block.name])
-    return combine(source.network, prepared.blocks, curvature, settings.quantizer)
+        _log_estimate(log, index, next(iter(curvature.estimates[block.name].values())))
+    inputs = [inputs for inputs, _ in _analysis_batches(prepared)] if settings.analysis.activations else []
+    return combine(source.network, prepared.blocks, curvature, settings.quantizer, inputs)
 
 
 def tuning(
@@ -312,23 +315,49 @@ def _evaluate(prepared: Prepared, network: nn.Module) -> Files:
     return {"accuracy.json": json.dumps({"accuracy": value}).encode()}
 
 
-def _analyse(prepared: Prepared, source: FloatNetwork, entry: Entry, log: RunLog) -> Files:
-    settings = prepared.settings
-    images = prepared.train_images(augmented=False)
-    indices = sample_indices(len(images), settings.analysis.num_samples, settings.options.seed)
+def _analyse(prepared: Prepared, entry: Entry, log: RunLog) -> Files:
     index_of = {block.name: index for index, block in enumerate(prepared.blocks)}
-    curvature = measure_curvature(
-        source.network,
+    from_first(True)  # the other processes begin as well
+    curvature = shared_curvature(
+        prepared,
+        entry.half_done,
+        on_estimate=lambda name, estimate: _log_estimate(log, index_of[name], estimate),
+        warn=lambda text: print(f"note: {text}"),
+    )
+    return {"curvature.json": dump_record(CURVATURE_SCHEMA, curvature)}
+
+
+def shared_curvature(
+    prepared: Prepared,
+    checkpoint: CurvatureCheckpoint | None = None,
+    on_estimate: Callable[[str, Estimate], None] = lambda name, estimate: None,
+    warn: Callable[[str], object] = lambda text: None,
+) -> Curvature:
+    """The curvature of the first process' network; every process calls this and reads its own share of the samples."""
+    settings, network = prepared.settings, prepared.source.network
+    share_out(list(network.state_dict().values()))
+    return measure_curvature(
+        network.eval(),
         prepared.blocks,
-        fixed_batches(images, indices, settings.analysis.batch_size, prepared.device),
+        _analysis_batches(prepared, part=rank(), parts=world_size()),
         nn.functional.cross_entropy,
         settings.solver,
         settings.options.seed,
-        checkpoint=entry.half_done,
-        save_every_seconds=settings.analysis.save_every_seconds,
-        on_estimate=lambda name, estimate: _log_estimate(log, index_of[name], estimate),
+        checkpoint,
+        settings.analysis.save_every_seconds,
+        on_estimate,
+        activations=settings.analysis.activations,
+        warn=warn,
     )
-    return {"curvature.json": dump_record(CURVATURE_SCHEMA, curvature)}
+
+
+def _analysis_batches(prepared: Prepared, part: int = 0, parts: int = 1) -> list[Batch]:
+    """One of `parts` equal shares of the samples that the Hessian sees, not augmented."""
+    settings = prepared.settings
+    images = prepared.train_images(augmented=False)
+    indices = sample_indices(len(images), settings.analysis.num_samples, settings.options.seed)
+    begin, end = part * len(indices) // parts, (part + 1) * len(indices) // parts
+    return fixed_batches(images, indices[begin:end], settings.analysis.batch_size, prepared.device)
 
 
 def _calibration(prepared: Prepared, settings: FineTuning) -> list[Tensor]:
@@ -356,7 +385,7 @@ def _replay(log: RunLog, stage: str, history: Sequence[Row]) -> None:
 
 
 def _log_estimate(log: RunLog, index: int, estimate: Estimate) -> None:
-    values = {"eigenvalue": estimate.value, "error": estimate.error, "products": estimate.products}
+    values = {"curvature": estimate.value, "error": estimate.error, "products": estimate.products}
     log.log("analysis", index, values)
 
 

@@ -34,10 +34,10 @@ def reload(state):
     return torch.load(buffer, weights_only=True)
 
 
-def solve_with_reloads(solver: Solver, dense: torch.Tensor, start: torch.Tensor) -> Estimate:
+def solve_with_reloads(solver: Solver, dense: torch.Tensor, start: torch.Tensor) -> dict[str, Estimate]:
     """As `hawq.curvature.solve`, with the state stored and read back before every product."""
     state = solver.start(start)
     while not state["done"]:
         state = reload(state)
         state = solver.update(state, dense @ state["vector"])
-    return solver.estimate(state)
+    return solver.estimates(state)

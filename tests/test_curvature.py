@@ -21,7 +21,7 @@ def hessian_of(model, batches, loss=F.cross_entropy):
 
 def random_vectors(hessian, model):
     generator = torch.Generator().manual_seed(3)
-    return {block.name: hessian.start_vector(block.name, generator) for block in find_blocks(model)}
+    return {block.name: hessian.random_vector(block.name, generator) for block in find_blocks(model)}
 
 
 @cache
@@ -97,7 +97,7 @@ def test_no_batches_are_refused():
 
 def test_start_vectors_come_from_the_generator_alone():
     hessian = hessian_of(build("mlp"), [samples(2)])
-    draws = [hessian.start_vector("3", torch.Generator().manual_seed(seed)) for seed in (5, 5, 6)]
+    draws = [hessian.random_vector("3", torch.Generator().manual_seed(seed)) for seed in (5, 5, 6)]
     assert draws[0].shape == (20,)
     assert torch.equal(draws[0], draws[1])
     assert not torch.equal(draws[0], draws[2])

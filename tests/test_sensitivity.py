@@ -45,7 +45,8 @@ def test_blocks_are_traced_when_they_have_not_been():
 
 def test_the_seed_decides_the_result():
     model = build("branches")
-    first, second, other = (analyze(model, find_blocks(model), BATCHES, seed=seed) for seed in (4, 4, 5))
+    solver = PowerIteration()
+    first, second, other = (analyze(model, find_blocks(model), BATCHES, solver=solver, seed=s) for s in (4, 4, 5))
     assert first == second
     assert first.rows[0].eigenvalue != other.rows[0].eigenvalue
 

@@ -1,8 +1,40 @@
-"""Second-order information: block Hessians as operators, and the solvers that read them."""
+"""Second-order information: block curvature as operators, and the solvers that read them."""
 
-from hawq.curvature.hessian import Batch, BlockHessian, Loss
+from hawq.curvature.activations import activation_traces
+from hawq.curvature.first_order import GradientNorm, RandomScore
+from hawq.curvature.fisher import Fisher
+from hawq.curvature.gauss_newton import BlockGaussNewton
+from hawq.curvature.hessian import BlockHessian
+from hawq.curvature.hutchinson import Hutchinson
 from hawq.curvature.lanczos import Lanczos
+from hawq.curvature.lockstep import CurvatureCheckpoint, solve_blocks
+from hawq.curvature.operator import Batch, BlockOperator, Loss
 from hawq.curvature.power import PowerIteration
+from hawq.curvature.preflight import check_loss, check_network, fixed
 from hawq.curvature.solver import Solver, State, solve
 
-__all__ = ["Batch", "BlockHessian", "Lanczos", "Loss", "PowerIteration", "Solver", "State", "solve"]
+OPERATORS: dict[str, type[BlockOperator]] = {"hessian": BlockHessian, "ggn": BlockGaussNewton}
+
+__all__ = [
+    "OPERATORS",
+    "Batch",
+    "BlockGaussNewton",
+    "BlockHessian",
+    "BlockOperator",
+    "CurvatureCheckpoint",
+    "Fisher",
+    "GradientNorm",
+    "Hutchinson",
+    "Lanczos",
+    "Loss",
+    "PowerIteration",
+    "RandomScore",
+    "Solver",
+    "State",
+    "activation_traces",
+    "check_loss",
+    "check_network",
+    "fixed",
+    "solve",
+    "solve_blocks",
+]

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
 from scipy.linalg import eigh_tridiagonal
 from torch import Tensor
 
-from hawq.curvature.solver import State
+from hawq.curvature.solver import Reading, State, refuse_tolerance
 from hawq.records import Estimate
 
 _BREAKDOWN = 1e-6  # a remainder this small, relative to Hv, means that the Krylov space is invariant
 
 
 @dataclass(frozen=True)
-class Lanczos:
+class Lanczos(Reading):
     """Largest algebraic eigenvalue from the Krylov space of v, Hv, H²v, … (Lanczos 1950; Parlett, ch. 13).
 
     The basis is orthogonalised twice against all earlier vectors, so no spurious copies appear. For the Ritz pair
@@ -27,72 +27,112 @@ class Lanczos:
     Args:
         tolerance: stops once the residual is below tolerance · |θ|.
         max_iterations: most products for one block; also the number of basis vectors kept.
+        both_ends: goes on until the smallest algebraic eigenvalue is as near, relative to the larger of the two.
 
     Raises:
-        ValueError: tolerance or max_iterations out of range.
+        ValueError: a value out of range.
     """
 
     tolerance: float = 0.01
     max_iterations: int = 50
+    both_ends: bool = False
+    start_from: str = field(default="subset", kw_only=True)
 
     def __post_init__(self) -> None:
-        if not 0 < self.tolerance < 1:
-            raise ValueError(f"solver.tolerance={self.tolerance} is out of range: give a number between 0 and 1")
+        super().__post_init__()
+        refuse_tolerance(self.tolerance)
         if self.max_iterations < 2:
             raise ValueError(f"solver.max_iterations={self.max_iterations} is out of range: give 2 or more")
 
     @property
     def name(self) -> str:
-        return "lanczos"
+        return "lanczos" if self.curvature == "hessian" else f"lanczos ({self.curvature})"
 
-    def start(self, vector: Tensor) -> State:
-        first = vector / vector.norm()
-        return {
-            "vector": first,
-            "basis": first[None],  # (k, n)
-            "alpha": [],
-            "beta": [],
-            "value": float("nan"),
-            "error": float("inf"),
-            "smallest": float("nan"),
-            "smallest_error": float("inf"),
-            "converged": False,
-            "done": False,
-        }
+    @property
+    def reads(self) -> str:
+        return "products"
 
-    def update(self, state: State, product: Tensor) -> State:
-        basis: Tensor = state["basis"]
-        alpha = [*state["alpha"], float(state["vector"].dot(product))]
-        remainder = product
-        for _ in range(2):  # twice is enough (Parlett, §6.9)
-            remainder = remainder - basis.T @ (basis @ remainder)
-        beta = float(remainder.norm())
-        invariant = beta <= _BREAKDOWN * float(product.norm()) or len(alpha) == basis.shape[1]
-        measured = state | {"alpha": alpha, **_ritz_ends(alpha, state["beta"], 0.0 if invariant else beta)}
-        converged = measured["error"] <= self.tolerance * abs(measured["value"])
-        if invariant or converged or len(alpha) >= self.max_iterations:
-            return measured | {"converged": invariant or converged, "done": True, "basis": basis[:0]}
-        following = remainder / beta
-        grown = torch.cat([basis, following[None]])
-        return measured | {"beta": [*state["beta"], beta], "vector": following, "basis": grown}
+    def start(self, vector: Tensor, seed: int = 0) -> State:
+        """`seed` is not used: nothing is drawn."""
+        return {"done": False, "converged": False, "directions": [], **krylov_start(vector)}
 
-    def estimate(self, state: State) -> Estimate:
-        return Estimate(state["value"], state["error"], len(state["alpha"]), state["converged"])
+    def update(self, state: State, reading: Tensor) -> State:
+        grown = krylov_step(state, reading)
+        ends = ritz_pairs(grown)
+        largest, smallest = ends[-1], ends[0]
+        scale = max(abs(largest.value), abs(smallest.value))
+        near = largest.error <= self.tolerance * abs(largest.value) or largest.error == 0.0
+        near_too = not self.both_ends or smallest.error <= self.tolerance * scale
+        converged = near and near_too
+        if not (converged or grown["invariant"] or len(grown["alpha"]) >= self.max_iterations):
+            return grown
+        directions = [ritz_vector(grown, largest)] + ([ritz_vector(grown, smallest)] if self.both_ends else [])
+        return grown | {"done": True, "converged": converged, "directions": directions, "basis": []}
 
-    def smallest(self, state: State) -> Estimate:
-        """The smallest algebraic eigenvalue, with its own bound, from the same products."""
-        error = state["smallest_error"]
-        converged = error <= self.tolerance * abs(state["smallest"])
-        return Estimate(state["smallest"], error, len(state["alpha"]), converged)
+    def estimates(self, state: State) -> dict[str, Estimate]:
+        if not state["alpha"]:
+            return {"eigenvalue": Estimate(float("nan"), float("inf"), 0, False)}
+        ends, products = ritz_pairs(state), len(state["alpha"])
+        found = {"eigenvalue": Estimate(ends[-1].value, ends[-1].error, products, state["converged"])}
+        if self.both_ends:
+            found["smallest"] = Estimate(ends[0].value, ends[0].error, products, state["converged"])
+        return found
+
+    def eigenvector(self, state: State) -> Tensor:
+        """The Ritz vector; of both ends their sum, whose Krylov space holds both."""
+        total: Tensor = sum(state["directions"][1:], start=state["directions"][0])
+        return total / total.norm()
+
+    def sharper(self) -> Lanczos:
+        return replace(self, tolerance=self.tolerance / 2)
 
 
-def _ritz_ends(alpha: list[float], beta: list[float], last_beta: float) -> dict[str, float]:
-    """Largest and smallest Ritz value with their residuals; `last_beta` is β_k, the norm of the next remainder."""
-    values, vectors = eigh_tridiagonal(np.array(alpha), np.array(beta))
-    residuals = np.abs(last_beta * vectors[-1])  # (k,)
-    return {
-        "value": float(values[-1]),
-        "error": float(residuals[-1]),
-        "smallest": float(values[0]),
-        "smallest_error": float(residuals[0]),
+@dataclass(frozen=True)
+class RitzPair:
+    """Approximate eigenvalue θ, its residual norm, and the eigenvector's coefficients in the Krylov basis (k,)."""
+
+    value: float
+    error: float
+    coefficients: np.ndarray
+
+
+def krylov_start(vector: Tensor) -> State:
+    """Before the first product: the basis holds the start alone, normalised."""
+    first = vector / vector.norm().clamp_min(torch.finfo(vector.dtype).tiny)
+    return {"vector": first, "basis": [first], "alpha": [], "beta": [], "invariant": False}
+
+
+def krylov_step(state: State, product: Tensor) -> State:
+    """One more product: α_k, β_k and the next basis vector of H Q_k = Q_k T_k + β_k q_{k+1} e_kᵀ."""
+    basis: list[Tensor] = state["basis"]
+    alpha = [*state["alpha"], float(state["vector"].dot(product))]
+    remainder = product.clone()
+    for _ in range(2):  # twice is enough (Parlett, §6.9)
+        for vector in basis:
+            remainder -= vector.dot(remainder) * vector
+    beta = float(remainder.norm())
+    invariant = beta <= _BREAKDOWN * float(product.norm()) or len(alpha) == len(remainder)
+    if invariant:
+        return state | {"alpha": alpha, "beta": [*state["beta"], 0.0], "invariant": True}
+    following = remainder / beta
+    return state | {
+        "alpha": alpha,
+        "beta": [*state["beta"], beta],
+        "vector": following,
+        "basis": [*basis, following],
     }
+
+
+def ritz_pairs(state: State) -> list[RitzPair]:
+    """Eigenpairs of T_k, smallest first; β_k times the last coefficient is the residual."""
+    values, vectors = eigh_tridiagonal(np.array(state["alpha"]), np.array(state["beta"][:-1]))
+    errors = np.abs(state["beta"][-1] * vectors[-1])
+    return [RitzPair(float(v), float(e), vectors[:, i]) for i, (v, e) in enumerate(zip(values, errors, strict=True))]
+
+
+def ritz_vector(state: State, pair: RitzPair) -> Tensor:
+    """y = Q_k s (n,)."""
+    total = torch.zeros_like(state["basis"][0])
+    for coefficient, vector in zip(pair.coefficients, state["basis"], strict=False):  # the basis may be one longer
+        total += float(coefficient) * vector
+    return total

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from hawq.curvature.solver import State
+from hawq.curvature.solver import Reading, State, refuse_tolerance
 from hawq.records import Estimate
 
 STOPPING_RULES = ("change", "residual")
 
 
 @dataclass(frozen=True)
-class PowerIteration:
+class PowerIteration(Reading):
     """v ← Hv/‖Hv‖, λ = vᵀHv, from a random start (Algorithm 1 of 1905.03696).
 
     Power iteration finds the eigenvalue of largest magnitude. When that one is negative, the iteration goes on with
@@ -27,7 +27,7 @@ class PowerIteration:
             ‖Hv − λv‖ ≤ tolerance · |λ|, which proves an eigenvalue within that distance.
 
     Raises:
-        ValueError: tolerance, max_iterations or stopping out of range.
+        ValueError: a value out of range.
     """
 
     tolerance: float = 0.01
@@ -35,8 +35,8 @@ class PowerIteration:
     stopping: str = "change"
 
     def __post_init__(self) -> None:
-        if not 0 < self.tolerance < 1:
-            raise ValueError(f"solver.tolerance={self.tolerance} is out of range: give a number between 0 and 1")
+        super().__post_init__()
+        refuse_tolerance(self.tolerance)
         if self.max_iterations < 1:
             raise ValueError(f"solver.max_iterations={self.max_iterations} is out of range: give 1 or more")
         if self.stopping not in STOPPING_RULES:
@@ -46,7 +46,12 @@ class PowerIteration:
     def name(self) -> str:
         return "power"
 
-    def start(self, vector: Tensor) -> State:
+    @property
+    def reads(self) -> str:
+        return "products"
+
+    def start(self, vector: Tensor, seed: int = 0) -> State:
+        """`seed` is not used: nothing is drawn."""
         return {
             "vector": _normalised(vector),
             "start": vector,
@@ -59,13 +64,13 @@ class PowerIteration:
             "done": False,
         }
 
-    def update(self, state: State, product: Tensor) -> State:
+    def update(self, state: State, reading: Tensor) -> State:
         vector, shift = state["vector"], state["shift"]
-        value = float(vector.dot(product))
-        residual = float((product - value * vector).norm())
+        value = float(vector.dot(reading))
+        residual = float((reading - value * vector).norm())
         iterations, products = state["iterations"] + 1, state["products"] + 1
         measured = state | {"value": value, "residual": residual, "iterations": iterations, "products": products}
-        shifted = product - shift * vector
+        shifted = reading - shift * vector
         if float(shifted.norm()) == 0.0:  # v spans the whole space left: the eigenvalue is exact
             return self._finish(measured, converged=True)
         converged = self._has_converged(value, state["value"], residual)
@@ -73,8 +78,15 @@ class PowerIteration:
             return self._finish(measured, converged=converged)
         return measured | {"vector": _normalised(shifted)}
 
-    def estimate(self, state: State) -> Estimate:
-        return Estimate(state["value"], state["residual"], state["products"], state["converged"])
+    def estimates(self, state: State) -> dict[str, Estimate]:
+        return {"eigenvalue": Estimate(state["value"], state["residual"], state["products"], state["converged"])}
+
+    def eigenvector(self, state: State) -> Tensor:
+        vector: Tensor = state["vector"]
+        return vector
+
+    def sharper(self) -> PowerIteration:
+        return replace(self, tolerance=self.tolerance / 2)
 
     def _has_converged(self, value: float, previous: float, residual: float) -> bool:
         if self.stopping == "residual":

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from hawq.blocks import trace_blocks
+from hawq.blocks import trace_blocks, trace_layers
 from hawq.modes import eval_mode
 from hawq.quantization.fake_quantize import FakeQuantizer
 from hawq.quantization.lsq import LSQ
@@ -136,6 +136,33 @@ def enable(model: nn.Module, names: Sequence[str], calibration: Sequence[Tensor]
 def weight_errors(weights: Sequence[Tensor], quantizer: Quantizer, widths: Sequence[int] = WIDTHS) -> dict[int, float]:
     """‖Q_b(W_i) − W_i‖²₂ of one block for each width b, summed over its weights."""
     return {bits: sum(_squared_error(weight.detach(), quantizer.weight(bits)) for weight in weights) for bits in widths}
+
+
+def activation_errors(
+    model: nn.Module,
+    blocks: Sequence[Block],
+    inputs: Sequence[Tensor],
+    quantizer: Quantizer,
+    widths: Sequence[int] = WIDTHS,
+) -> dict[str, dict[int, float]]:
+    """Block → mean over samples of ‖Q_b(a) − a‖²₂ for each width b, a the inputs of its layers (the image is not one).
+
+    Ranges and errors come from an even subsample of the values in `inputs`, batches (N, ...) of the network's input.
+    """
+    counted = {block.name: [name for name in block.layers if name not in block.image_layers] for block in blocks}
+    names = [name for members in counted.values() for name in members]
+    layers = dict(model.named_modules())
+    values = _observe_inputs(model, {name: layers[name] for name in names}, inputs)
+    elements = trace_layers(model, names, inputs[0][:1])
+
+    def error(name: str, bits: int) -> float:
+        mean_square = _squared_error(values[name], quantizer.activation(bits)) / values[name].numel()
+        return mean_square * elements[name].num_activations
+
+    return {
+        block: {bits: sum(error(name, bits) for name in members if name in values) for bits in widths}
+        for block, members in counted.items()
+    }
 
 
 @torch.no_grad()

@@ -18,21 +18,22 @@ _DPI = 160
 
 
 def sensitivity_figure(sensitivity: Sensitivity, plan: BitPlan, path: Path) -> Path:
-    """λ_i and S_i = λ_i / n_i of every block on logarithmic axes, above the bits each block got."""
+    """λ_i (or what stands for it) and S_i of every block on logarithmic axes, above the bits each block got."""
     names = [row.block.name for row in sensitivity.rows]
     figure = Figure(figsize=(max(6.4, 0.42 * len(names) + 1.6), 6.4), layout="constrained")
     top, middle, bottom = figure.subplots(3, 1, sharex=True, height_ratios=(3, 3, 2))
-    estimates = [row.eigenvalue for row in sensitivity.rows]
+    estimates = [row.curvature for row in sensitivity.rows]
+    names_it = "top eigenvalue λ" if sensitivity.rows[0].eigenvalue else f"curvature ({sensitivity.solver})"
     _log_points(top, [e.value for e in estimates], [e.error for e in estimates], _BLUE)
-    top.set_ylabel("top eigenvalue λ")
+    top.set_ylabel(names_it)
     top.set_title(f"Sensitivity and bits per block — {plan.method}, W-Comp {plan.cost.w_comp:.2f}×", loc="left")
     _log_points(
         middle,
         [row.score for row in sensitivity.rows],
-        [row.eigenvalue.error / row.block.num_weights for row in sensitivity.rows],
+        [row.score * row.curvature.error / abs(row.curvature.value or 1.0) for row in sensitivity.rows],
         _INK,
     )
-    middle.set_ylabel("S = λ / weights")
+    middle.set_ylabel("score S")
     bits = list(plan.weight_bits().values())
     bars = bottom.bar(range(len(names)), bits, color=_ORANGE, width=0.65)
     bottom.bar_label(bars, fontsize=8, color=_INK)

@@ -38,15 +38,16 @@ def results_table(rows: Sequence[ResultRow]) -> str:
 
 
 def sensitivity_rows(sensitivity: Sensitivity, plan: BitPlan | None) -> tuple[tuple[str, ...], list[tuple[Any, ...]]]:
-    """Columns and rows: block, n_i, λ_i, its error, S_i, and with a plan also bits and Ω_i."""
-    columns: tuple[str, ...] = ("block", "weights", "eigenvalue", "error", "products", "score")
+    """Columns and rows: block, n_i, λ_i (or what stands for it), error and cost, S_i, and with a plan bits and Ω_i."""
+    columns: tuple[str, ...] = ("block", "weights", "curvature", "error", "products", "gradients", "score")
     rows: list[tuple[Any, ...]] = [
         (
             row.block.name,
             row.block.num_weights,
-            row.eigenvalue.value,
-            row.eigenvalue.error,
-            row.eigenvalue.products,
+            row.curvature.value,
+            row.curvature.error,
+            row.curvature.products,
+            "–" if row.curvature.gradient_equivalents is None else row.curvature.gradient_equivalents,
             row.score,
         )
         for row in sensitivity.rows

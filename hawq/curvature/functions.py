@@ -1,0 +1,129 @@
+"""Convolution and frozen batch norm whose second derivatives cost no more than they must.
+
+PyTorch's double backward of a convolution always forms the derivative by its weight, wanted or not; of a frozen batch
+norm it forms terms that are zero. Here a convolution y = W ∗ x has two nodes in the graph, one for each argument, so
+the engine runs only those that lead to a wanted weight; and a frozen batch norm is the affine map that it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+
+_CONVOLUTIONS: dict[Any, int] = {F.conv1d: 1, F.conv2d: 2, F.conv3d: 3}  # function → spatial dimensions
+
+
+class CheapSecondDerivatives(TorchFunctionMode):
+    """While active, convolutions and frozen batch norms build the graphs of this file; values stay the same."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        given = kwargs or {}
+        if func in _CONVOLUTIONS:
+            return _convolution(func, _CONVOLUTIONS[func], *args, **given)
+        if func is F.batch_norm:
+            return _batch_norm(*args, **given)
+        return func(*args, **given)
+
+
+def _batch_norm(
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    """(x − μ) / √(σ² + ε) · w + b as one fused multiply and add; with batch statistics it is left to PyTorch."""
+    if training or running_mean is None or running_var is None or running_var.dtype != input.dtype:
+        return F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
+    scale = (running_var + eps).rsqrt()  # (C,)
+    if weight is not None:
+        scale = scale * weight
+    shift = -running_mean * scale
+    if bias is not None:
+        shift = shift + bias
+    shape = (1, -1, *(1,) * (input.dim() - 2))
+    return torch.addcmul(shift.view(shape), input, scale.view(shape))
+
+
+def _convolution(
+    func: Callable[..., Tensor],
+    dimensions: int,
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: int | tuple[int, ...] = 1,
+    padding: str | int | tuple[int, ...] = 0,
+    dilation: int | tuple[int, ...] = 1,
+    groups: int = 1,
+) -> Tensor:
+    """`func`, as a convolution with two nodes; padding by name, unbatched input and constants are left to PyTorch."""
+    known = weight.requires_grad or input.requires_grad
+    if not (known and torch.is_grad_enabled()) or isinstance(padding, str) or input.dim() != dimensions + 2:
+        return func(input, weight, bias, stride, padding, dilation, groups)
+    sizes = (_tuple(value, dimensions) for value in (stride, padding, dilation))
+    geometry = (*sizes, groups)
+    if input.is_contiguous(memory_format=torch.channels_last) and weight.dim() == 4:
+        weight = weight.contiguous(memory_format=torch.channels_last)  # else each product reorders its result
+    with torch.no_grad():
+        output = func(input, weight, None, *geometry)
+    token = _ByWeight.apply(weight, (input,), output, geometry)
+    output = _ByInput.apply(input, (weight,), token, output, geometry)
+    return output if bias is None else output + bias.view(-1, *(1,) * dimensions)
+
+
+def _tuple(value: int | tuple[int, ...], length: int) -> tuple[int, ...]:
+    return (value,) * length if isinstance(value, int) else tuple(value)
+
+
+class _ByWeight(torch.autograd.Function):
+    """The edge W → y. Its output is a token: zeros in the shape of y that take no memory and carry ∂L/∂y back."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, input: tuple[Tensor], output: Tensor, geometry: Any) -> Tensor:
+        ctx.save_for_backward(weight)
+        ctx.input, ctx.geometry = input, geometry  # in a tuple: with its own graph, but not as an edge of this node
+        return output.new_zeros(()).expand(output.shape)
+
+    @staticmethod
+    def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor | None, ...]:
+        """∂L/∂W = ∂L/∂y ⋆ x, written with operations that can be differentiated again."""
+        (weight,), (input,), (stride, padding, dilation, groups) = ctx.saved_tensors, ctx.input, ctx.geometry
+        by_weight = torch.ops.aten.convolution_backward(
+            outer[0], input, weight, None, stride, padding, dilation, False, [0], groups, [False, True, False]
+        )[1]
+        return by_weight, None, None, None
+
+
+class _ByInput(torch.autograd.Function):
+    """The edge x → y, whose value is the convolution computed before."""
+
+    @staticmethod
+    def forward(ctx: Any, input: Tensor, weight: tuple[Tensor], token: Tensor, output: Tensor, geometry: Any) -> Tensor:
+        ctx.input_shape, ctx.weight, ctx.geometry = input.shape, weight, geometry
+        return output.view_as(output)
+
+    @staticmethod
+    def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor | None, ...]:
+        """∂L/∂x = Wᵀ ∗ ∂L/∂y as a transposed convolution: its own derivative is one convolution."""
+        (weight,), (stride, padding, dilation, groups) = ctx.weight, ctx.geometry
+        by_input = None
+        if ctx.needs_input_grad[0]:
+            reached = [
+                (out - 1) * s - 2 * p + d * (kernel - 1) + 1
+                for out, s, p, d, kernel in zip(
+                    outer[0].shape[2:], stride, padding, dilation, weight.shape[2:], strict=True
+                )
+            ]
+            missing = [size - seen for size, seen in zip(ctx.input_shape[2:], reached, strict=True)]
+            by_input = torch.convolution(outer[0], weight, None, stride, padding, dilation, True, missing, groups)
+        return by_input, None, outer[0], None, None

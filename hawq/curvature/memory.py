@@ -1,0 +1,74 @@
+"""How much memory a computation needs, and how many samples fit a limit."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+_MARGIN = 0.8  # of what is free: allocators round up, and kernels have buffers of their own
+
+
+class _LiveBytes(TorchDispatchMode):
+    """Follows the bytes of all tensors that are made while it is active."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.live = self.peak = 0
+        self._known: weakref.WeakSet[Any] = weakref.WeakSet()
+
+    def __torch_dispatch__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, Tensor):
+                self._follow(tensor.untyped_storage())
+        return result
+
+    def _follow(self, storage: torch.UntypedStorage) -> None:
+        if storage in self._known:
+            return
+        self._known.add(storage)
+        size = storage.nbytes()
+        self.live += size
+        self.peak = max(self.peak, self.live)
+        weakref.finalize(storage, self._forget, size)
+
+    def _forget(self, size: int) -> None:
+        self.live -= size
+
+
+def peak_bytes(work: Callable[[], Any]) -> int:
+    """Most bytes that tensors made by `work` took at one time."""
+    with _LiveBytes() as counter:
+        work()
+    return counter.peak
+
+
+def samples_that_fit(limit_bytes: float, in_use_bytes: float, needs: dict[int, int]) -> int:
+    """How many samples may be in one batch, from the bytes that two small batches need (samples → bytes).
+
+    Raises ValueError when not even one fits.
+    """
+    (few, few_bytes), (more, more_bytes) = sorted(needs.items())
+    each = max((more_bytes - few_bytes) / (more - few), 1)
+    fixed = max(few_bytes - few * each, 0)
+    free = _MARGIN * (limit_bytes - in_use_bytes) - fixed
+    if free < each:
+        needed = in_use_bytes + (fixed + each) / _MARGIN
+        raise ValueError(
+            f"solver.memory_limit_gib={limit_bytes / 2**30:.3g} is too little for one sample: "
+            f"give {needed / 2**30 + 0.01:.2f} or more"
+        )
+    return int(free // each)
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether an error says that memory ran out: PyTorch has a class for it on GPUs, and only a text on CPUs."""
+    return isinstance(error, torch.OutOfMemoryError) or "not enough memory" in str(error)

@@ -1,0 +1,340 @@
+"""Curvature of every block as an operator on a fixed set of batches: what Hessian and Gauss-Newton have in common."""
+
+from __future__ import annotations
+
+import math
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import accumulate
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from hawq.curvature.functions import CheapSecondDerivatives
+from hawq.curvature.memory import is_out_of_memory, peak_bytes, samples_that_fit
+from hawq.distributed import add_up, gather, rank
+from hawq.errors import UserError
+from hawq.measurement import memory_in_use_bytes
+from hawq.modes import eval_mode
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+Batch = tuple[Tensor, Tensor]
+Result = TypeVar("Result")
+
+_VECTORS_KEPT = 12  # flat vectors of all weights that a solver holds at one time: a Krylov basis and its company
+_TRIAL_SIZES = (2, 4)
+
+
+class BlockOperator(ABC):
+    """v ↦ C_ii v for every block i, C_ii a curvature matrix of the mean loss by the weights W_i of that block.
+
+    Batches are the outer loop and blocks the inner one: one forward and one first backward per batch serve every block,
+    and each product runs only through the graph above its block. With a single batch that graph is kept, so a product
+    costs no forward at all. The model is in eval mode while it runs; its modes, gradients and buffers are left as they
+    were. In a group of processes each holds its own samples, all sums go over all of them, and every process has to
+    make the same calls.
+
+    Args:
+        model: any module; all its parameters must be on the device of the batches.
+        parameters: block name → the weights W_i of that block.
+        batches: fixed (inputs, targets) pairs; a ragged last batch is weighted by its samples.
+        loss: mean loss over a batch of (outputs, targets).
+        memory_limit_bytes: batches are cut so that this process stays below; None leaves them as they are.
+
+    Raises:
+        ValueError: no batches, or a limit too small for one sample.
+        UserError: a loss that is not finite, or memory that runs out with one sample in a batch.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        parameters: Mapping[str, Sequence[Tensor]],
+        batches: Sequence[Batch],
+        loss: Loss,
+        memory_limit_bytes: float | None = None,
+    ) -> None:
+        self.model, self.loss, self._batches = model, loss, _fast_layout(batches)
+        self._parameters = {name: list(weights) for name, weights in parameters.items()}
+        local = sum(len(inputs) for inputs, _ in batches)
+        counts = gather(local)
+        self.num_samples = sum(counts)
+        if not self.num_samples:
+            raise ValueError("the curvature needs at least one batch, none was given")
+        self._first_sample = sum(counts[: rank()])
+        self._kept: Any = None
+        self.seconds = dict.fromkeys(self._parameters, 0.0)
+        self._passes: list[float] = []
+        if memory_limit_bytes is not None and local:
+            self._cut(self._fitting_size(memory_limit_bytes))
+        self.mean_loss, self.influence = self._survey()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(self._parameters)
+
+    @property
+    def device(self) -> torch.device:
+        return self._weights()[0].device
+
+    @property
+    def gradient_seconds(self) -> float:
+        """Seconds of one forward and first backward over all samples of this process, the unit of cost."""
+        return sum(self._passes) / max(len(self._passes), 1)
+
+    @property
+    def largest_batch(self) -> int:
+        return max((len(inputs) for inputs, _ in self._batches), default=0)
+
+    def random_vector(self, name: str, generator: torch.Generator) -> Tensor:
+        """A standard normal vector (n_i,) for block `name`, drawn on the CPU, so equal on every device."""
+        first = self._parameters[name][0]
+        size = sum(weight.numel() for weight in self._parameters[name])
+        return torch.randn(size, generator=generator, dtype=first.dtype).to(first.device)
+
+    def products(self, vectors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """C_ii v_i for each block named in `vectors`, each (n_i,) flat in the order of the block's weights."""
+        return self._until_it_fits(lambda: self._products(vectors))
+
+    def gradients(self) -> dict[str, Tensor]:
+        """g_i = ∂L/∂W_i of every block, each (n_i,) flat."""
+        return self._until_it_fits(lambda: self._backwards(lambda outputs, targets, _: self.loss(outputs, targets)))
+
+    def sketches(self, draw: int) -> dict[str, Tensor]:
+        """s_i = Σ_n ε_n g_in / √N with random signs ε_n, g_in the gradient of sample n: E ‖s_i‖² = mean ‖g_in‖².
+
+        That is the trace of the empirical Fisher matrix; one backward pass serves every block. `draw` seeds the signs.
+        """
+        generator = torch.Generator().manual_seed(draw)
+        signs = torch.randint(2, (self.num_samples,), generator=generator) * 2 - 1
+
+        def signed(outputs: Tensor, targets: Tensor, first: int) -> Tensor:
+            leaf = outputs.detach().requires_grad_()
+            (slope,) = torch.autograd.grad(self.loss(leaf, targets), leaf, materialize_grads=True)
+            own = signs[first : first + len(outputs)].to(outputs).view(-1, *(1,) * (outputs.dim() - 1))
+            return math.sqrt(self.num_samples) * (outputs * slope * own).sum()
+
+        return self._until_it_fits(lambda: self._backwards(signed))
+
+    def subset(self, share: float) -> BlockOperator:
+        """The same operator on the most influential samples only (at least one), `share` of all.
+
+        Influence is the curvature of the loss at a sample's outputs; where training has memorised the data, few samples
+        carry nearly all of it.
+        """
+        everyone = gather(self.influence)
+        order = sorted(((-value, owner, i) for owner, own in enumerate(everyone) for i, value in enumerate(own)))
+        chosen = {i for _, owner, i in order[: max(1, round(share * self.num_samples))] if owner == rank()}
+        starts = accumulate((len(inputs) for inputs, _ in self._batches), initial=0)
+        picked: list[Batch] = []
+        for (inputs, targets), start in zip(self._batches, starts, strict=False):
+            rows = [i - start for i in sorted(chosen) if start <= i < start + len(inputs)]
+            if rows:
+                picked.append((inputs[rows], targets[rows]))
+        size = self.largest_batch
+        joined = [tuple(torch.cat(parts) for parts in zip(*picked, strict=True))] if picked else []
+        small = type(self)(self.model, self._parameters, joined, self.loss)  # type: ignore[arg-type]
+        small._cut(max(size, 1))
+        return small
+
+    def weighted_batches(self) -> Iterator[tuple[Batch, float]]:
+        """The batches of this process, each with its share of all samples."""
+        for batch in self._batches:
+            yield batch, len(batch[0]) / self.num_samples
+
+    def release(self) -> None:
+        """Drops the graph that was kept for a single batch."""
+        self._kept = None
+
+    @abstractmethod
+    def _linearize(self, outputs: Tensor, targets: Tensor, weights: Sequence[Tensor]) -> Any:
+        """What the products of one batch share, from its outputs."""
+
+    @abstractmethod
+    def _product(self, shared: Any, name: str, vector: Tensor) -> Tensor:
+        """C_ii v for one batch."""
+
+    def _products(self, vectors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        totals = {name: torch.zeros_like(vector) for name, vector in vectors.items()}
+        spent = 0.0
+        with self.analysis():
+            for batch, share in self.weighted_batches():
+                began = time.perf_counter()
+                shared = self._shared(batch)
+                spent += self._count_shared(vectors, began)
+                for name, vector in vectors.items():
+                    began = time.perf_counter()
+                    totals[name] += share * self._product(shared, name, vector)
+                    self._synchronize(vector)
+                    self.seconds[name] += time.perf_counter() - began
+        if self._kept is None or not self._passes:
+            self._passes.append(spent)
+        add_up(list(totals.values()))
+        return totals
+
+    def _count_shared(self, vectors: Mapping[str, Tensor], began: float) -> float:
+        """Seconds of the part that all blocks share, split evenly among them."""
+        if vectors:
+            self._synchronize(next(iter(vectors.values())))
+        seconds = time.perf_counter() - began
+        for name in vectors:
+            self.seconds[name] += seconds / len(vectors)
+        return seconds
+
+    @staticmethod
+    def _synchronize(tensor: Tensor) -> None:
+        if tensor.is_cuda:
+            torch.cuda.synchronize(tensor.device)
+
+    def _shared(self, batch: Batch) -> Any:
+        if self._kept is not None:
+            return self._kept
+        with CheapSecondDerivatives():
+            outputs = self.model(batch[0])
+        shared = self._linearize(outputs, batch[1], self._weights())
+        if len(self._batches) == 1:
+            self._kept = shared
+        return shared
+
+    def _backwards(self, scalar: Callable[[Tensor, Tensor, int], Tensor]) -> dict[str, Tensor]:
+        """∂/∂W_i of the mean over all samples of `scalar`(outputs, targets, first sample), for every block."""
+        totals = {
+            name: torch.cat([torch.zeros_like(weight).reshape(-1) for weight in weights])
+            for name, weights in self._parameters.items()
+        }
+        first = self._first_sample
+        with self.analysis():
+            for (inputs, targets), share in self.weighted_batches():
+                mean = share * scalar(self.model(inputs), targets, first)
+                flat = torch.autograd.grad(mean, self._weights(), allow_unused=True, materialize_grads=True)
+                for name, rows in self._by_block(flat).items():
+                    totals[name] += torch.cat([row.reshape(-1) for row in rows])
+                first += len(inputs)
+        add_up(list(totals.values()))
+        return totals
+
+    def _weights(self) -> list[Tensor]:
+        return [weight for block in self._parameters.values() for weight in block]
+
+    def _by_block(self, flat: Sequence[Tensor]) -> dict[str, Sequence[Tensor]]:
+        """One entry a weight, in the order of `_weights`, grouped by block."""
+        ends = list(accumulate(len(block) for block in self._parameters.values()))
+        return {
+            name: flat[end - len(block) : end]
+            for (name, block), end in zip(self._parameters.items(), ends, strict=True)
+        }
+
+    def _parts(self, name: str, vector: Tensor) -> list[Tensor]:
+        """A flat vector (n_i,) in the shapes of the block's weights."""
+        weights = self._parameters[name]
+        pieces = vector.split([weight.numel() for weight in weights])
+        return [piece.view_as(weight) for piece, weight in zip(pieces, weights, strict=True)]
+
+    def _survey(self) -> tuple[float, list[float]]:
+        """The mean loss over all samples, and |εᵀSε| of each own one, S = ∂²L/∂z² and ε random signs."""
+        total = torch.zeros((), dtype=torch.float64, device=self.device)
+        influence: list[float] = []
+        with self.analysis():
+            for (inputs, targets), share in self.weighted_batches():
+                with torch.no_grad():
+                    outputs = self.model(inputs)
+                total += share * float(self.loss(outputs, targets))
+                curvature = _output_curvature(self.loss, outputs, targets)
+                influence += [1.0] * len(inputs) if curvature is None else curvature.tolist()
+        add_up([total])
+        if not math.isfinite(float(total)):
+            raise UserError(
+                f"the mean loss of the analysed samples is {float(total)}: a Hessian needs a finite one, "
+                "check the weights"
+            )
+        return float(total), influence
+
+    def _fitting_size(self, limit_bytes: float) -> int:
+        """The largest batch with which products for every block stay below the limit."""
+        inputs, targets = self._batches[0]
+        sizes = sorted({min(size, len(inputs)) for size in _TRIAL_SIZES})
+        if len(sizes) < 2:
+            return sizes[0]
+        zeros = {name: torch.zeros(sum(w.numel() for w in block)) for name, block in self._parameters.items()}
+
+        def trial(size: int) -> None:
+            with self.analysis():
+                with CheapSecondDerivatives():
+                    outputs = self.model(inputs[:size])
+                shared = self._linearize(outputs, targets[:size], self._weights())
+                for name, vector in zeros.items():
+                    self._product(shared, name, vector.to(outputs))
+
+        needs = {size: peak_bytes(lambda size=size: trial(size)) for size in sizes}  # type: ignore[misc]
+        kept = _VECTORS_KEPT * sum(weight.numel() * weight.element_size() for weight in self._weights())
+        return samples_that_fit(limit_bytes, memory_in_use_bytes(inputs.device) + kept, needs)
+
+    def _cut(self, size: int) -> None:
+        """Cuts the batches into pieces of at most `size` samples."""
+        self._batches = [
+            piece
+            for inputs, targets in self._batches
+            for piece in zip(inputs.split(size), targets.split(size), strict=True)
+        ]
+
+    def _until_it_fits(self, work: Callable[[], Result]) -> Result:
+        """Does `work`; when memory runs out, with batches of half the size."""
+        while True:
+            try:
+                return work()
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
+                if self.largest_batch <= 1:
+                    raise UserError("memory runs out with a single sample in a batch: use a smaller input") from error
+            self.release()
+            self._cut(self.largest_batch // 2)
+
+    @contextmanager
+    def analysis(self) -> Iterator[None]:
+        """Eval mode, gradients only for the weights, full float32 products; everything is put back at the end."""
+        required = {parameter: parameter.requires_grad for parameter in self.model.parameters()}
+        tf32 = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+        try:
+            for parameter in required:
+                parameter.requires_grad_(False)
+            for weight in self._weights():
+                weight.requires_grad_(True)
+            torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+            autocast = torch.autocast(self.device.type, enabled=False)
+            with eval_mode(self.model), autocast, torch.enable_grad():
+                yield
+        finally:
+            torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = tf32
+            for parameter, requires_grad in required.items():
+                parameter.requires_grad_(requires_grad)
+
+
+def _output_curvature(loss: Loss, outputs: Tensor, targets: Tensor) -> Tensor | None:
+    """|ε_nᵀ S ε_n| of each sample n (N,), mean of four draws; None for outputs that are no tensor, or a linear loss."""
+    if not isinstance(outputs, Tensor):
+        return None
+    leaf = outputs.detach().requires_grad_()
+    (gradient,) = torch.autograd.grad(loss(leaf, targets), leaf, create_graph=True, materialize_grads=True)
+    if not gradient.requires_grad:
+        return None
+    generator = torch.Generator().manual_seed(0)
+    draws = []
+    for _ in range(4):
+        signs = (torch.randint(2, outputs.shape, generator=generator) * 2 - 1).to(outputs)
+        (row,) = torch.autograd.grad(gradient, leaf, signs, retain_graph=True, materialize_grads=True)
+        draws.append((row * signs).flatten(1).sum(1).abs())
+    return len(outputs) * torch.stack(draws).mean(0)  # × N: the curvature of the sample's own loss
+
+
+def _fast_layout(batches: Sequence[Batch]) -> list[Batch]:
+    """Images as channels last on CPUs, where convolutions and their transposes are then two to three times faster."""
+    return [
+        (inputs.contiguous(memory_format=torch.channels_last), targets)
+        if inputs.dim() == 4 and inputs.device.type == "cpu"
+        else (inputs, targets)
+        for inputs, targets in batches
+    ]
