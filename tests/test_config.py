@@ -101,7 +101,7 @@ def test_only_classes_of_allowed_packages_are_built(target: str) -> None:
 
 @pytest.mark.parametrize("target", ["hawq.tracking.NoTracking", "torch.nn.Identity"])
 def test_allowed_class_of_another_trade_is_refused(target: str) -> None:
-    with pytest.raises(ValueError, match="something with name, reads, memory_limit_gib, start, .* is needed"):
+    with pytest.raises(ValueError, match=r"something with name, reads, memory_limit_gib, start, .* is needed"):
         build_component("solver", {"_target_": target}, ALLOWED)
 
 

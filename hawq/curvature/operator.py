@@ -324,7 +324,8 @@ def _output_curvature(loss: Loss, outputs: Tensor, targets: Tensor) -> Tensor | 
     generator = torch.Generator().manual_seed(0)
     draws = []
     for _ in range(4):
-        signs = (torch.randint(2, outputs.shape, generator=generator) * 2 - 1).to(outputs)
+        signs = (torch.randint(2, outputs.shape[1:], generator=generator) * 2 - 1).to(outputs)
+        signs = signs.expand_as(outputs)  # the same for every sample: influence does not depend on how batches are cut
         (row,) = torch.autograd.grad(gradient, leaf, signs, retain_graph=True, materialize_grads=True)
         draws.append((row * signs).flatten(1).sum(1).abs())
     return len(outputs) * torch.stack(draws).mean(0)  # × N: the curvature of the sample's own loss
