@@ -1,0 +1,256 @@
+"""Block curvature against its peers, in one run: seconds, cost in gradients, memory, error against a reference.
+
+    pip install pyhessian curvlinops-for-pytorch
+    python scripts/benchmark_curvature.py resnet20 --data cifar10.npz --checkpoint resnet20_optA_akamaster.th
+    python scripts/benchmark_curvature.py resnet50 --images FOLDER
+
+A gradient equivalent is the time of one forward and backward of the network as given, all weights, the same samples.
+`resnet50` is untrained: its batch norms have seen the images once. Peers that are not installed are left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import timm
+import torch
+from scipy.sparse.linalg import LinearOperator, eigsh
+from torch import Tensor, nn
+from torchvision.datasets import ImageFolder
+from torchvision.transforms import v2
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from hawq.blocks import find_blocks
+from hawq.curvature import BlockGaussNewton, BlockHessian, BlockOperator, Hutchinson, Lanczos, Solver, solve_blocks
+from hawq.measurement import measured, memory_in_use_bytes
+from hawq.models import load_strictly, read_checkpoint
+from hawq.report import markdown
+from hawq.sensitivity import block_weights
+
+PEERS = ["SciPy eigsh, our products", "curvlinops and eigsh", "PyHessian"]
+COLUMNS = ("method", "seconds", "gradients", "products", "peak MiB", "largest error", "speed-up over PyHessian")
+
+
+@dataclass
+class Case:
+    """A network, its samples, the weights of its blocks, and the unit of cost."""
+
+    title: str
+    model: nn.Module
+    batch: tuple[Tensor, Tensor]
+    parameters: dict[str, list[Tensor]]
+    gradient_seconds: float = 0.0
+
+    def operator(self, kind: type[BlockOperator]) -> BlockOperator:
+        return kind(self.model, self.parameters, [self.batch], nn.functional.cross_entropy)
+
+
+@dataclass
+class Result:
+    """Value a block, number of products, and what it took."""
+
+    values: dict[str, float]
+    products: int
+    seconds: float = 0.0
+    peak_mib: float = 0.0
+
+
+def ours(case: Case, kind: type[BlockOperator], solver: Solver, quantity: str) -> Result:
+    found = solve_blocks(case.operator(kind), solver, seed=0)
+    values = {name: estimates[quantity].value for name, estimates in found.items()}
+    return Result(values, sum(estimates[quantity].products for estimates in found.values()))
+
+
+def scipy_eigsh(case: Case) -> Result:
+    """ARPACK on our exact products, one block after the other, tolerance 1 %."""
+    operator, calls = case.operator(BlockHessian), [0]
+    values = {}
+    for name, weights in case.parameters.items():
+        size = sum(weight.numel() for weight in weights)
+
+        def multiply(vector: np.ndarray, name: str = name) -> np.ndarray:
+            calls[0] += 1
+            return operator.products({name: torch.from_numpy(vector.ravel()).float()})[name].numpy()
+
+        shape = LinearOperator((size, size), matvec=multiply, dtype=np.float32)
+        values[name] = float(eigsh(shape, k=1, which="LA", tol=0.01, return_eigenvectors=False)[0])
+    return Result(values, calls[0])
+
+
+def curvlinops_eigsh(case: Case) -> Result:
+    """ARPACK on the peer's products, one block after the other, tolerance 1 %."""
+    curvlinops = importlib.import_module("curvlinops")
+    values, calls = {}, 0
+    for name, weights in only(case):
+        named = {key: value for key, value in case.model.named_parameters() if any(value is w for w in weights)}
+        operator = curvlinops.HessianLinearOperator(
+            case.model, nn.CrossEntropyLoss(), named, [case.batch], check_deterministic=False
+        ).to_scipy()
+        values[name] = float(eigsh(operator, k=1, which="LA", tol=0.01, return_eigenvectors=False)[0])
+    return Result(values, calls)
+
+
+def pyhessian(case: Case, quantity: str) -> Result:
+    """The peer with its defaults, one block after the other; other blocks' weights need no gradient."""
+    module: Any = importlib.import_module("pyhessian.hessian")
+    original, calls = module.hessian_vector_product, [0]
+
+    def counted(*arguments: Any) -> Any:
+        calls[0] += 1
+        return original(*arguments)
+
+    module.hessian_vector_product = counted
+    values = {}
+    try:
+        for name, _ in only(case):
+            peer = module.hessian(case.model, nn.CrossEntropyLoss(), data=case.batch, cuda=False)
+            values[name] = peer.eigenvalues()[0][0] if quantity == "eigenvalue" else float(np.mean(peer.trace()))
+    finally:
+        module.hessian_vector_product = original
+    return Result(values, calls[0])
+
+
+def only(case: Case) -> Iterator[tuple[str, list[Tensor]]]:
+    """Each block in turn, as the only one whose weights need a gradient."""
+    for name, weights in case.parameters.items():
+        case.model.requires_grad_(False).zero_grad(set_to_none=True)
+        for weight in weights:
+            weight.requires_grad_(True)
+        yield name, weights
+    case.model.requires_grad_(True).zero_grad(set_to_none=True)
+
+
+def timed(work: Callable[[], Result]) -> Result:
+    before = memory_in_use_bytes(torch.device("cpu")) / 2**20
+    with measured() as cost:
+        started = time.perf_counter()
+        result = work()
+        result.seconds = time.perf_counter() - started
+    result.peak_mib = cost.peak_memory_mib - before
+    return result
+
+
+def gradient_seconds(case: Case) -> float:
+    """The fastest of five plain gradients."""
+    weights = [weight for block in case.parameters.values() for weight in block]
+    times = []
+    for _ in range(5):
+        started = time.perf_counter()
+        torch.autograd.grad(nn.functional.cross_entropy(case.model(case.batch[0]), case.batch[1]), weights)
+        times.append(time.perf_counter() - started)
+    return min(times)
+
+
+def table(case: Case, quantity: str, methods: dict[str, Callable[[], Result]], references: dict[str, Any]) -> str:
+    """One row a method; the reference of a method is the one whose name its own contains, else the Hessian's."""
+    case.gradient_seconds = gradient_seconds(case)
+    results = {}
+    for name, work in methods.items():
+        try:
+            results[name] = timed(work)
+        except ImportError as missing:
+            print(f"left out: {name} ({missing})", flush=True)
+    slowest = results["PyHessian"].seconds if "PyHessian" in results else None
+    rows = []
+    for name, result in results.items():
+        truth = references["ggn" if "ggn" in name else "hessian"]
+        error = max(abs(result.values[block] / truth[block] - 1) for block in truth)
+        rows.append(
+            (
+                name,
+                f"{result.seconds:.1f}",
+                f"{result.seconds / case.gradient_seconds:.1f}",
+                str(result.products or "–"),
+                f"{result.peak_mib:.0f}",
+                f"{error:.2%}",
+                "–" if slowest is None else f"{slowest / result.seconds:.1f}×",
+            )
+        )
+    title = f"{case.title}: {quantity}, {len(case.parameters)} blocks, one gradient {case.gradient_seconds:.2f} s"
+    return f"\n{title}\n\n{markdown(COLUMNS, rows)}"
+
+
+def report(case: Case, peers: Sequence[str], traces: bool) -> None:
+    tight = Lanczos(1e-3, 200, start_from="random")  # λ is then known to about 1e-5
+    truths = {
+        name: ours(case, kind, tight, "eigenvalue").values
+        for name, kind in (("hessian", BlockHessian), ("ggn", BlockGaussNewton))
+    }
+    methods = {
+        "ours": lambda: ours(case, BlockHessian, Lanczos(), "eigenvalue"),
+        "ours (ggn)": lambda: ours(case, BlockGaussNewton, Lanczos(), "eigenvalue"),
+        "SciPy eigsh, our products": lambda: scipy_eigsh(case),
+        "curvlinops and eigsh": lambda: curvlinops_eigsh(case),
+        "PyHessian": lambda: pyhessian(case, "eigenvalue"),
+    }
+    chosen = {name: work for name, work in methods.items() if name.startswith("ours") or name in peers}
+    print(table(case, "largest eigenvalue", chosen, truths), flush=True)
+    if traces:
+        truth = {"hessian": ours(case, BlockHessian, Hutchinson(tolerance=0.01, rank=24), "trace").values}
+        by_trace = {
+            "ours": lambda: ours(case, BlockHessian, Hutchinson(rank=8), "trace"),
+            "PyHessian": lambda: pyhessian(case, "trace"),
+        }
+        print(table(case, "trace at 5 % standard error", by_trace, truth), flush=True)
+
+
+def resnet20(arguments: argparse.Namespace) -> Iterator[tuple[Case, bool]]:
+    """The first 128 training images of CIFAR-10, by blocks (with traces) and by layers."""
+    model = timm.create_model("resnet20").eval()
+    path = Path(arguments.checkpoint)
+    checkpoint = read_checkpoint(path, None)
+    load_strictly(model, checkpoint.state, path)
+    assert checkpoint.normalization is not None
+    data = np.load(arguments.data)
+    norm = checkpoint.normalization
+    images = torch.from_numpy(data["train_images"][:128]).permute(0, 3, 1, 2).float() / 255
+    images = (images - torch.tensor(norm.mean).view(3, 1, 1)) / torch.tensor(norm.std).view(3, 1, 1)
+    batch = (images, torch.from_numpy(data["train_labels"][:128]).long())
+    for granularity in ("block", "layer"):
+        blocks = find_blocks(model, granularity=granularity)
+        parameters = {block.name: block_weights(model, block) for block in blocks}
+        title = f"ResNet20, CIFAR-10, 128 images, by {granularity}"
+        yield Case(title, model, batch, parameters), granularity == "block"
+
+
+def resnet50(arguments: argparse.Namespace) -> Iterator[tuple[Case, bool]]:
+    """16 images of 160² from a folder of class folders."""
+    torch.manual_seed(0)
+    scaled = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize([0.5], [0.5])]
+    prepared = v2.Compose([v2.Resize(160), v2.CenterCrop(160), *scaled])
+    folder = ImageFolder(arguments.images, prepared)
+    picked = [folder[i] for i in torch.randperm(len(folder))[:16].tolist()]
+    images, targets = torch.stack([image for image, _ in picked]), torch.tensor([label for _, label in picked])
+    model = timm.create_model("resnet50", zero_init_last=False)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = 1.0
+    model(images)
+    parameters = {block.name: block_weights(model, block) for block in find_blocks(model)}
+    yield Case("timm resnet50, 16 images of 160²", model.eval(), (images, targets), parameters), False
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("case", choices=("resnet20", "resnet50"))
+    parser.add_argument("--data", help="cifar10.npz")
+    parser.add_argument("--checkpoint", help="weights of ResNet20")
+    parser.add_argument("--images", help="folder with a folder of images for each class")
+    parser.add_argument("--peers", nargs="*", default=PEERS, help=f"of {PEERS}")
+    arguments = parser.parse_args()
+    cases = {"resnet20": resnet20, "resnet50": resnet50}[arguments.case]
+    for case, traces in cases(arguments):
+        report(case, arguments.peers, traces)
+
+
+if __name__ == "__main__":
+    main()
