@@ -324,7 +324,7 @@ def _refuse_unknown_keys(prefix: str, given: set[str], known: set[str]) -> None:
 
 _CONTRACTS: Mapping[str, Any] = {
     "model": ModelSource,
-    "dataset": ("name", "num_classes", "normalization", "augmentation", "open"),
+    "dataset": ("name", "normalization", "open", "prepare"),
     "training": Training,
     "analysis": Analysis,
     "solver": ("name", "start", "update", "estimate"),

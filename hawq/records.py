@@ -46,7 +46,9 @@ class FloatPart:
     macs: int = 0
 
     def __str__(self) -> str:
-        return f"{self.name} ({self.num_weights:,} weights)" if self.num_weights else f"{self.name} ({self.macs:,} MACs)"
+        return (
+            f"{self.name} ({self.num_weights:,} weights)" if self.num_weights else f"{self.name} ({self.macs:,} MACs)"
+        )
 
 
 @dataclass(frozen=True)

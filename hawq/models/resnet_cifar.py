@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from timm.models import register_model
@@ -66,7 +66,7 @@ class CifarResNet(nn.Module):
         in_chans: image channels.
     """
 
-    pretrained_cfg = {"input_size": (3, 32, 32), "crop_pct": 1.0}  # what timm asks a network for
+    pretrained_cfg: ClassVar = {"input_size": (3, 32, 32), "crop_pct": 1.0}  # what timm asks a network for
 
     def __init__(self, units: int, option: str, num_classes: int = 10, in_chans: int = 3) -> None:
         super().__init__()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
@@ -62,7 +62,7 @@ class SqueezeNext(nn.Module):
         in_chans: image channels.
     """
 
-    pretrained_cfg = {  # what timm asks a network for: how its inputs are prepared
+    pretrained_cfg: ClassVar = {  # what timm asks a network for: how its inputs are prepared
         "input_size": (3, 224, 224),
         "crop_pct": 0.875,
         "interpolation": "bilinear",
