@@ -12,7 +12,7 @@ from hawq.allocation import UniformBits, direct_baseline
 from hawq.artifacts import Store, dump_record, fingerprint, write_json
 from hawq.blocks import find_blocks
 from hawq.config import REPOSITORY, STAGES, Settings
-from hawq.costs import checkpoint_bytes, paper_size_mib
+from hawq.costs import checkpoint_bytes, paper_size_mib, published_bytes
 from hawq.files import write_whole
 from hawq.measurement import measured
 from hawq.records import FLOAT_BITS, BitPlan, ResultRow, RunReport, Sensitivity, StageRecord, to_dict
@@ -229,11 +229,10 @@ def _report(prepared: Prepared, found: Findings, log: RunLog, seconds: float) ->
 def _result_rows(found: Findings) -> list[ResultRow]:
     """The float network, then every packed one, in the papers' columns."""
     assert found.source is not None
-    float_bytes = checkpoint_bytes(found.source.network)
-    full = str(FLOAT_BITS)
-    rows = [
-        ResultRow("float", full, full, found.source.accuracy, 1.0, float_bytes, 1.0, paper_size_mib(float_bytes, 1.0))
-    ]
+    network, full = found.source.network, str(FLOAT_BITS)
+    published = published_bytes(network.state_dict())
+    size = checkpoint_bytes(network)
+    rows = [ResultRow("float", full, full, found.source.accuracy, 1.0, size, 1.0, paper_size_mib(published, 1.0))]
     for name, packed in found.packed.items():
         plan = found.tuned[name].plan
         rows.append(
@@ -245,7 +244,7 @@ def _result_rows(found: Findings) -> list[ResultRow]:
                 w_comp=plan.cost.w_comp,
                 size_bytes=packed.size_bytes,
                 a_comp=plan.cost.a_comp,
-                paper_size_mib=paper_size_mib(float_bytes, plan.cost.w_comp),
+                paper_size_mib=paper_size_mib(published, plan.cost.w_comp),
             )
         )
     return rows

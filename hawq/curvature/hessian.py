@@ -9,6 +9,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from hawq.curvature.operators import twice_differentiable
 from hawq.errors import UserError
 from hawq.modes import eval_mode
 
@@ -133,7 +134,7 @@ def _analysis_mode(model: nn.Module, weights: Sequence[Tensor]) -> Iterator[None
             weight.requires_grad_(True)
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
         autocast = torch.autocast(next(model.parameters()).device.type, enabled=False)
-        with eval_mode(model), autocast, torch.enable_grad():
+        with eval_mode(model), twice_differentiable(), autocast, torch.enable_grad():
             yield
     finally:
         torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = tf32
