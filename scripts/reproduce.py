@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -106,6 +107,7 @@ def without_curvature(blocks: Sequence[Block]) -> Sensitivity:
     return Sensitivity(tuple(BlockSensitivity(block, nothing, errors) for block in blocks), "none", 0, 0.0)
 
 
+@cache
 def measure(source: ModelSource, num_classes: int) -> tuple[tuple[Block, ...], int]:
     """Blocks of a network without memory, traced at its own input size; and bytes of its float checkpoint."""
     with torch.device("meta"):

@@ -44,8 +44,9 @@ class FrozenQuantizer(FakeQuantizer):
     low: Tensor
     high: Tensor
 
-    def __init__(self, bits: int, scale: Tensor, low: Tensor) -> None:
+    def __init__(self, bits: int, scale: Tensor, low: Tensor, *, keeps_large: bool) -> None:
         super().__init__(bits)
+        self.keeps_large = keeps_large
         self.register_buffer("scale", scale)
         self.register_buffer("low", low)
         self.register_buffer("high", low + 2**bits - 1)
@@ -137,18 +138,27 @@ class _Pool:
         self._scales: list[Tensor] = []
         self._lows: list[Tensor] = []
         self._floats: list[Tensor] = []
+        self._large_places: list[Tensor] = []
+        self._large_values: list[Tensor] = []
 
     def add_weight(self, name: str, weight: Tensor, quantizer: FakeQuantizer) -> dict[str, Any]:
         codes, scale, low = quantizer.codes(weight.detach())
+        large = None
+        if quantizer.keeps_large:
+            flat = weight.detach().reshape(-1)
+            places = quantizer.is_large(weight.detach()).reshape(-1).nonzero().reshape(-1)
+            self._large_places.append(places.to(torch.int32).cpu())
+            self._large_values.append(_flat(flat[places]))
+            large = places.numel()
         self._codes.append(torch.from_numpy(pack((codes - low).cpu().numpy(), quantizer.bits)))
         self._add_scale(scale, low)
         grid = {"scales": scale.numel(), "lows": low.numel()}
-        return {"name": name, "bits": quantizer.bits, "shape": list(weight.shape), **grid}
+        return {"name": name, "bits": quantizer.bits, "shape": list(weight.shape), "large": large, **grid}
 
     def add_grid(self, name: str, quantizer: FakeQuantizer) -> dict[str, Any]:
         scale, low, _ = quantizer.grid(torch.zeros(1, device=next(iter(quantizer.buffers())).device))
         self._add_scale(scale, low)
-        return {"name": name, "bits": quantizer.bits}
+        return {"name": name, "bits": quantizer.bits, "keeps_large": quantizer.keeps_large}
 
     def add_float(self, name: str, tensor: Tensor) -> dict[str, Any]:
         self._floats.append(_flat(tensor))
@@ -156,10 +166,17 @@ class _Pool:
 
     def _add_scale(self, scale: Tensor, low: Tensor) -> None:
         self._scales.append(_flat(scale))
-        self._lows.append(_flat(low).to(torch.int16))
+        self._lows.append(_flat(low).to(torch.float16))  # exact: whole numbers and halves down to −255
 
     def tensors(self) -> dict[str, Tensor]:
-        pools = {"codes": self._codes, "scales": self._scales, "lows": self._lows, "floats": self._floats}
+        pools = {
+            "codes": self._codes,
+            "scales": self._scales,
+            "lows": self._lows,
+            "floats": self._floats,
+            "large_places": self._large_places,
+            "large_values": self._large_values,
+        }
         return {name: torch.cat(parts) for name, parts in pools.items() if parts}
 
 
@@ -183,10 +200,15 @@ class _Reader:
         scale, low = self._take("scales", entry["scales"]), self._take("lows", entry["lows"]).float()
         channels = (-1, *[1] * (len(shape) - 1))
         scale, low = scale.reshape(channels), low.reshape(channels)
-        return (codes.reshape(shape) + low) * scale, FrozenQuantizer(bits, scale, low)
+        weight = (codes.reshape(shape) + low) * scale
+        large = entry["large"]
+        if large is not None:
+            weight.view(-1)[self._take("large_places", large).long()] = self._take("large_values", large)
+        return weight, FrozenQuantizer(bits, scale, low, keeps_large=large is not None)
 
     def next_grid(self, entry: dict[str, Any]) -> FrozenQuantizer:
-        return FrozenQuantizer(entry["bits"], self._take("scales", 1), self._take("lows", 1).float())
+        scale, low = self._take("scales", 1), self._take("lows", 1).float()
+        return FrozenQuantizer(entry["bits"], scale, low, keeps_large=entry["keeps_large"])
 
     def next_float(self, shape: list[int]) -> Tensor:
         return self._take("floats", prod(shape)).reshape(shape)
