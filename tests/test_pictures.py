@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from runs import read_json, run_folder, run_here
 from torch.utils.data import IterableDataset
 
 from hawq.data import ImageFolder, ImageNet, Images, TimmData, TrainBatches, pictures
@@ -153,6 +154,16 @@ def test_a_stream_is_read_once(monkeypatch):
 def test_names_that_timm_cannot_read(name, tmp_path):
     with pytest.raises(ValueError, match=f"dataset {name} could not be read"):
         TimmData(name, num_classes=3, path=str(tmp_path)).open()
+
+
+def test_all_stages_on_pictures_with_attention(folder, tmp_path_factory):
+    """A small vision transformer at its own input size; what stays float stands in the report."""
+    outputs = tmp_path_factory.mktemp("outputs")
+    overrides = ["dataset=imagefolder", f"dataset.path={folder}", "model=timm", "model.name=test_vit", "workers=1"]
+    assert run_here(outputs, *overrides, "bits.target=8", "finetune.order=joint") is None
+    report = read_json(run_folder(outputs) / "report.json")
+    assert {part["name"] for part in report["float_parts"] if part["macs"]} == {f"blocks.{i}.attn" for i in range(6)}
+    assert {part["name"] for part in report["float_parts"] if part["num_weights"]} >= {"pos_embed"}
 
 
 def test_too_few_classes():
