@@ -128,7 +128,7 @@ def _conv_and_norm(units: Mapping[str, str]) -> dict[str, str]:
     return {f"{theirs}.{part}": f"{ours}.{part}" for theirs, ours in units.items() for part in ("conv", "bn")}
 
 
-# A GoogLeNet of torchvision maps images from ImageNet's mean and std to −1 … 1 inside; together that is (x − ½) / ½.
+# Inception-V3 of torchvision maps images from ImageNet's mean and std to −1 … 1 inside; together that is (x − ½) / ½.
 _PUBLICATIONS = {
     ("torchvision", "resnet18"): Publication(IMAGENET, _SIDE_224),
     ("torchvision", "resnet50"): Publication(IMAGENET, _SIDE_224),
