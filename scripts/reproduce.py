@@ -56,7 +56,7 @@ def main() -> None:
         if given.run is None:
             print(comparison(table, {row.id: ours(given.table, table, row, results) for row in table.rows}))
         else:
-            raise SystemExit(subprocess.call(command(table, given.run, [*given.overrides, *more]), cwd=REPOSITORY))
+            raise SystemExit(subprocess.call(command(table, given.run, [*given.overrides, *more])))
     except ValueError as error:
         raise SystemExit(f"error: {error}") from error
 
@@ -66,7 +66,7 @@ def command(table: PaperTable, name: str, overrides: list[str]) -> list[str]:
     own = table.overrides(table.row(name))
     if own is None:
         raise ValueError(f"row {name!r} cannot be run: this system or these bits are not here")
-    return [sys.executable, "train.py", *own, *overrides]
+    return [sys.executable, str(REPOSITORY / "train.py"), *own, *overrides]
 
 
 def with_results(readme: str, results: list[Recorded]) -> str:

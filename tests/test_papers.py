@@ -109,7 +109,7 @@ def test_rows_that_cannot_be_run(row, message):
 
 def test_a_row_is_one_command():
     assert reproduce.command(TABLES["table1"], "pact-2", ["seed=1"])[1:] == [
-        *["train.py", "experiment=paper/table1", "quantizer=pact", "bits=uniform"],
+        *[str(REPOSITORY / "train.py"), "experiment=paper/table1", "quantizer=pact", "bits=uniform"],
         *["bits.weights=2", "bits.activations=2", "seed=1"],
     ]
     with mock.patch.object(reproduce.subprocess, "call", return_value=7) as call, pytest.raises(SystemExit) as stopped:
