@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -28,9 +28,10 @@ def find_blocks(
     Args:
         model: any module with convolution or linear layers.
         example: (N, ...) input; when given, one forward pass also fills in MACs and activation counts.
-        granularity: "block" groups by the module tree: containers are opened, any other module is one block.
-            "layer" makes every layer a block. A list of regular expressions groups the layers whose qualified
-            name starts with the same match of one expression; layers that none matches stay single.
+        granularity: "block" takes the units that a network of timm names itself (`group_matcher`), and groups all
+            else by the module tree: containers are opened, any other module is one block. "layer" makes every layer
+            a block. A list of regular expressions groups the layers whose qualified name starts with the same match
+            of one expression; layers that none matches stay single.
 
     Raises:
         ValueError: nothing to quantise, a bad granularity, or one weight shared by two blocks.
@@ -40,15 +41,7 @@ def find_blocks(
         raise ValueError("the model is itself one layer, without a name: wrap it in torch.nn.Sequential")
     if not layers:
         raise ValueError(f"{type(model).__name__} has no convolution or linear layer; there is nothing to quantise")
-    if isinstance(granularity, str):
-        if granularity not in GRANULARITIES:
-            raise ValueError(
-                f"granularity {granularity!r} is not one of {', '.join(GRANULARITIES)} or a list of regular expressions"
-            )
-        owners = {name: name for name in layers} if granularity == "layer" else dict(_owners(model, ""))
-    else:
-        _refuse_idle_patterns(granularity, layers)
-        owners = {name: _first_match(name, granularity) for name in layers}
+    owners = _group(model, layers, granularity)
     groups: dict[str, list[str]] = {}
     for layer in layers:
         groups.setdefault(owners[layer], []).append(layer)
@@ -107,12 +100,32 @@ def _recorder(trace: LayerTrace, example: Tensor) -> Callable[..., None]:
         batch = example.shape[0]
         weight: Tensor = layer.weight  # type: ignore[assignment]
         trace.macs += output.numel() // weight.shape[0] * weight.numel() // batch
-        if inputs[0].data_ptr() == example.data_ptr() and inputs[0].numel() == example.numel():
+        if _storage(inputs[0]) == _storage(example) and inputs[0].numel() == example.numel():
             trace.reads_image = True
         else:
             trace.num_activations += inputs[0].numel() // batch
 
     return record
+
+
+def _storage(tensor: Tensor) -> int:
+    """Which memory a tensor lies in; unlike an address it is there on the meta device too."""
+    return int(tensor.untyped_storage()._cdata)
+
+
+def _group(model: nn.Module, layers: dict[str, nn.Module], granularity: str | Sequence[str]) -> dict[str, str]:
+    """Layer → name of its block."""
+    singles = {name: name for name in layers}
+    if granularity == "layer":
+        return singles
+    if granularity == "block":
+        return dict(_owners(model, "")) | _matched(layers, _own_patterns(model))
+    if isinstance(granularity, str):
+        raise ValueError(
+            f"granularity {granularity!r} is not one of {', '.join(GRANULARITIES)} or a list of regular expressions"
+        )
+    _refuse_idle_patterns(granularity, layers)
+    return singles | _matched(layers, granularity)
 
 
 def _owners(module: nn.Module, prefix: str) -> Iterator[tuple[str, str]]:
@@ -146,9 +159,24 @@ def _refuse_idle_patterns(patterns: Sequence[str], layers: dict[str, nn.Module])
             raise ValueError(f"granularity pattern {pattern!r} matches no layer; the layers are {', '.join(layers)}")
 
 
-def _first_match(layer: str, patterns: Sequence[str]) -> str:
-    """The block of a layer: what the first fitting pattern matched of its name, else the layer itself."""
-    return next((found for pattern in patterns if (found := _match(layer, pattern))), layer)
+def _matched(layers: Iterable[str], patterns: Sequence[str]) -> dict[str, str]:
+    """Layer → what the first fitting pattern matched of its name, for the layers that any pattern fits."""
+    found = {layer: next(filter(None, (_match(layer, pattern) for pattern in patterns)), None) for layer in layers}
+    return {layer: block for layer, block in found.items() if block}
+
+
+def _own_patterns(model: nn.Module) -> list[str]:
+    """The patterns by which a network of timm names its units, without its stem, whose layers stay single.
+
+    `group_matcher` gives {group: pattern, or (pattern, …) pairs}. A few networks (Inception) group by a function
+    instead, from which no names can be read.
+    """
+    matcher = getattr(model, "group_matcher", None)
+    groups = matcher(coarse=False) if callable(matcher) else None
+    if not isinstance(groups, Mapping):
+        return []
+    specs = [spec for group, spec in groups.items() if spec and not group.startswith("stem")]
+    return [pattern for spec in specs for pattern in ([spec] if isinstance(spec, str) else [pair[0] for pair in spec])]
 
 
 def _match(layer: str, pattern: str) -> str | None:

@@ -213,11 +213,21 @@ def leave_no_empty_folder() -> None:
             place.rmdir()
 
 
+def compose_parts(overrides: Sequence[str]) -> dict[str, Any]:
+    """`options` and every component that a command line would build, without a run. Raises ValueError as a run does."""
+    register_resolvers()
+    return _build_parts(_plain(_compose(overrides)))
+
+
 def config_keys() -> list[str]:
     """All keys of the default config, dotted, to suggest from."""
+    return _dotted(_compose([]))
+
+
+def _compose(overrides: Sequence[str]) -> DictConfig:
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(REPOSITORY / "conf"), version_base="1.3"):
-        return _dotted(compose("config"))
+        return compose("config", overrides=list(overrides))
 
 
 def _dotted(config: DictConfig, prefix: str = "") -> list[str]:
@@ -325,7 +335,7 @@ def _refuse_unknown_keys(prefix: str, given: set[str], known: set[str]) -> None:
 
 _CONTRACTS: Mapping[str, Any] = {
     "model": ModelSource,
-    "dataset": ("name", "num_classes", "normalization", "augmentation", "open"),
+    "dataset": ("name", "normalization", "open", "prepare"),
     "training": Training,
     "analysis": Analysis,
     "solver": ("name", "reads", "memory_limit_gib", "start", "update", "estimates"),

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping, Sequence
 from math import ceil
+from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from hawq.records import FLOAT_BITS, IMAGE_BITS, Block, Cost, Precision
 
@@ -33,6 +36,27 @@ def plan_cost(blocks: Sequence[Block], precisions: Mapping[str, Precision]) -> C
 def checkpoint_bytes(model: nn.Module) -> int:
     """Bytes of all parameters and buffers as stored in a float checkpoint."""
     return sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
+
+
+def published_bytes(state: Mapping[str, Tensor]) -> int:
+    """Bytes of the file that PyTorch wrote of a state dict until 2020 (no zip): the papers' float "Size (MB)".
+
+    Names count, and so do the versions of modules that `state_dict()` carries.
+    """
+    file = _CountingFile()
+    torch.save(state, file, _use_new_zipfile_serialization=False)  # type: ignore[arg-type]
+    return file.num_bytes
+
+
+class _CountingFile(io.RawIOBase):
+    """Takes what is written and keeps only its length."""
+
+    num_bytes = 0
+
+    def write(self, data: Any) -> int:
+        length = memoryview(data).nbytes
+        self.num_bytes += length
+        return length
 
 
 def paper_size_mib(float_bytes: int, w_comp: float) -> float:

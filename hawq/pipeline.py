@@ -12,7 +12,7 @@ from hawq.allocation import UniformBits, direct_baseline
 from hawq.artifacts import Store, dump_record, fingerprint, write_json
 from hawq.blocks import find_blocks
 from hawq.config import REPOSITORY, STAGES, Settings
-from hawq.costs import checkpoint_bytes, paper_size_mib
+from hawq.costs import checkpoint_bytes, paper_size_mib, published_bytes
 from hawq.distributed import from_first
 from hawq.files import write_whole
 from hawq.measurement import measured
@@ -42,6 +42,7 @@ from hawq.stages import (
     tuning,
 )
 from hawq.tracking import RunLog
+from hawq.unquantized import unquantized
 
 PLAN_SCHEMA = "hawq.plan/1"
 
@@ -56,14 +57,21 @@ def prepare(settings: Settings) -> Prepared:
         torch.set_num_threads(options.threads)
     splits = settings.dataset.open()
     torch.manual_seed(options.seed)
-    source = settings.model.build(settings.dataset.num_classes)
+    source = settings.model.build(splits.num_classes)
+    if not len(splits.train_images) and (options.stages or source.normalization is None):
+        raise ValueError(
+            f"{settings.dataset.name} has no training images here, which {', '.join(options.stages) or 'training'} "
+            "needs: add them, or evaluate a checkpoint alone with stages=[]"
+        )
     device = options.torch_device()
     source.network.to(device)
     if settings.model.channels_last:
         source.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    example = torch.from_numpy(splits.test_images[:1]).permute(0, 3, 1, 2).float().to(device)
+    normalization = source.normalization or settings.dataset.normalization
+    example = settings.dataset.prepare(source.framing, normalization)(splits.test_images[0])[None].to(device)
     try:
         blocks = find_blocks(source.network, example, granularity=settings.model.blocks)
+        float_parts = unquantized(source.network, blocks, example)
     except RuntimeError as error:
         reason = str(error).splitlines()[0]
         raise ValueError(
@@ -71,10 +79,13 @@ def prepare(settings: Settings) -> Prepared:
             "give a larger model.small_input_size or another dataset"
         ) from error
     settings.bits.check(blocks)
-    normalization = source.normalization or settings.dataset.normalization
-    data_facts = {"data": splits.identity(), "normalization": to_dict(normalization)}
+    data_facts = {
+        "data": splits.identity(),
+        "normalization": to_dict(normalization),
+        "framing": to_dict(source.framing),
+    }
     store = Store(Path(options.outputs) / "cache")
-    return Prepared(settings, device, splits, data_facts, source, normalization, blocks, store)
+    return Prepared(settings, device, splits, data_facts, source, normalization, blocks, float_parts, store)
 
 
 @dataclass
@@ -122,6 +133,8 @@ def _walk(prepared: Prepared, found: Findings, log: RunLog) -> None:
     last = max((STAGES.index(stage) for stage in selected), default=-1)
     found.source = float_network(prepared, log, found.records)
     print(f"float accuracy: {found.source.accuracy:.2f} %")
+    if prepared.float_parts:
+        print(f"stays float: {', '.join(map(str, prepared.float_parts))}")
     if last < STAGES.index("analysis"):
         return
     found.sensitivity = analysis(prepared, found.source, log, found.records)
@@ -209,6 +222,7 @@ def _report(prepared: Prepared, found: Findings, log: RunLog, seconds: float) ->
         command=settings.command,
         seconds=seconds,
         paths={name: str(path) for name, path in figures.items()} | {"folder": str(folder)},
+        float_parts=prepared.float_parts,
     )
     write_json(folder / "report.json", {"schema": "hawq.report/1", **to_dict(report)})
     for name, path in figures.items():
@@ -224,11 +238,10 @@ def _report(prepared: Prepared, found: Findings, log: RunLog, seconds: float) ->
 def _result_rows(found: Findings) -> list[ResultRow]:
     """The float network, then every packed one, in the papers' columns."""
     assert found.source is not None
-    float_bytes = checkpoint_bytes(found.source.network)
-    full = str(FLOAT_BITS)
-    rows = [
-        ResultRow("float", full, full, found.source.accuracy, 1.0, float_bytes, 1.0, paper_size_mib(float_bytes, 1.0))
-    ]
+    network, full = found.source.network, str(FLOAT_BITS)
+    published = published_bytes(network.state_dict())
+    size = checkpoint_bytes(network)
+    rows = [ResultRow("float", full, full, found.source.accuracy, 1.0, size, 1.0, paper_size_mib(published, 1.0))]
     for name, packed in found.packed.items():
         plan = found.tuned[name].plan
         rows.append(
@@ -240,7 +253,7 @@ def _result_rows(found: Findings) -> list[ResultRow]:
                 w_comp=plan.cost.w_comp,
                 size_bytes=packed.size_bytes,
                 a_comp=plan.cost.a_comp,
-                paper_size_mib=paper_size_mib(float_bytes, plan.cost.w_comp),
+                paper_size_mib=paper_size_mib(published, plan.cost.w_comp),
             )
         )
     return rows

@@ -35,6 +35,23 @@ class Block:
 
 
 @dataclass(frozen=True)
+class FloatPart:
+    """What stays float in a quantised network: a weight outside all blocks, or products of two activations.
+
+    `num_weights` are the elements of a weight; `macs`, per sample, are products that no layer of a block makes.
+    """
+
+    name: str
+    num_weights: int = 0
+    macs: int = 0
+
+    def __str__(self) -> str:
+        return (
+            f"{self.name} ({self.num_weights:,} weights)" if self.num_weights else f"{self.name} ({self.macs:,} MACs)"
+        )
+
+
+@dataclass(frozen=True)
 class Estimate:
     """A number with its error (residual bound or standard error), and what it cost.
 
@@ -141,6 +158,17 @@ class Normalization:
 
 
 @dataclass(frozen=True)
+class Framing:
+    """How a picture of any size becomes a network's input: its shorter side is resized to size / crop, and the middle
+    size × size is cut out.
+    """
+
+    size: int
+    crop: float
+    interpolation: str
+
+
+@dataclass(frozen=True)
 class Precision:
     """Bit-widths of one block; 32 means float."""
 
@@ -227,6 +255,7 @@ class RunReport:
     command: str
     seconds: float
     paths: dict[str, str] = field(default_factory=dict)
+    float_parts: tuple[FloatPart, ...] = ()
 
 
 @cache

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Subset
 
 from hawq.artifacts import Entry, Store, dump_record, hash_tensors, parse_record
 from hawq.config import STAGES, Settings
@@ -20,19 +20,20 @@ from hawq.data import Images, Splits, TrainBatches, fixed_batches, sample_indice
 from hawq.distributed import from_first, rank, share_out, world_size
 from hawq.errors import UserError
 from hawq.evaluation import accuracy
-from hawq.export import export_onnx, load, save
+from hawq.export import PACKED_SCHEMA, export_onnx, load, save
 from hawq.finetuning import FineTuning, Row, finetune, fit, make_phases
 from hawq.measurement import measured
-from hawq.models import FloatModel, load_strictly, read_checkpoint, write_checkpoint
+from hawq.models import FloatModel, read_checkpoint, write_checkpoint
 from hawq.quantization import attach
-from hawq.records import BitPlan, Block, Estimate, Normalization, Phase, Sensitivity, StageRecord, to_dict
+from hawq.records import BitPlan, Block, Estimate, FloatPart, Normalization, Phase, Sensitivity, StageRecord, to_dict
 from hawq.sensitivity import Curvature, combine, measure_curvature
 from hawq.tracking import RunLog
+from hawq.weights import load_strictly
 
 FORMAT = 2  # raised when a stage computes something else from the same settings: old artifacts are then left alone
 SENSITIVITY_SCHEMA = "hawq.sensitivity/2"
 CURVATURE_SCHEMA = "hawq.curvature/2"
-_EVALUATION_BATCH = 500
+_EVALUATION_BATCH = 100
 
 Files = dict[str, bytes]
 
@@ -48,11 +49,19 @@ class Prepared:
     source: FloatModel
     normalization: Normalization
     blocks: tuple[Block, ...]
+    float_parts: tuple[FloatPart, ...]
     store: Store
 
+    def prepare_image(self, *, augmented: bool = False) -> Callable[[Any], Tensor]:
+        """What makes a network's input of an image of the data set."""
+        return self.settings.dataset.prepare(self.source.framing, self.normalization, augmented=augmented)
+
     def train_images(self, *, augmented: bool) -> Images:
-        augment = self.settings.dataset.augmentation() if augmented else None
-        return Images(self.splits.train_images, self.splits.train_labels, self.normalization, augment)
+        augment = self.prepare_image(augmented=True) if augmented else None
+        return Images(self.splits.train_images, self.splits.train_labels, self.prepare_image(), augment)
+
+    def test_images(self) -> Images:
+        return Images(self.splits.test_images, self.splits.test_labels, self.prepare_image())
 
     def training_data(self, batch_size: int) -> TrainBatches:
         options = self.settings.options
@@ -62,14 +71,13 @@ class Prepared:
 
     def example(self) -> Tensor:
         """The first test image, (1, 3, H, W)."""
-        images = Images(self.splits.test_images, self.splits.test_labels, self.normalization)
-        return fixed_batches(images, [0], 1, self.device)[0][0]
+        return fixed_batches(self.test_images(), [0], 1, self.device)[0][0]
 
     def test_accuracy(self, network: nn.Module, num_images: int | None = None, title: str = "") -> float:
         """Accuracy in percent on the first `num_images` test images, or on all."""
         count = min(num_images or len(self.splits.test_images), len(self.splits.test_images))
-        images = Images(self.splits.test_images[:count], self.splits.test_labels[:count], self.normalization)
-        loader = DataLoader(images, _EVALUATION_BATCH)
+        images = Subset(self.test_images(), range(count))
+        loader = DataLoader(images, _EVALUATION_BATCH, num_workers=self.settings.options.workers)
         batches = ((inputs.to(self.device), labels.to(self.device)) for inputs, labels in loader)
         return accuracy(network, batches, count, title)
 
@@ -108,7 +116,7 @@ def float_network(prepared: Prepared, log: RunLog, records: list[StageRecord]) -
     if prepared.source.normalization is None:
         entry = _cached(prepared, "float", _float_facts(prepared), lambda e: _train_float(prepared, e, log), records)
         path = entry.path / "float.safetensors"
-        load_strictly(network, read_checkpoint(path, None).state, path)
+        load_strictly(network, read_checkpoint(path, None).state, str(path))
         _replay(log, "float", entry.read_json("history.json"))
     network.eval()
     weights_hash = hash_tensors(network.state_dict())
@@ -183,7 +191,7 @@ def tuning(
 def packing(prepared: Prepared, source: FloatNetwork, tuned: Tuned, name: str, records: list[StageRecord]) -> Packed:
     """The packed file (and ONNX on request), read back and measured on the whole test set."""
     settings = prepared.settings
-    facts = {"format": FORMAT, "finetune": tuned.entry.key, "export": component_facts(settings.export)}
+    facts = {"format": PACKED_SCHEMA, "finetune": tuned.entry.key, "export": component_facts(settings.export)}
 
     def make(entry: Entry) -> Files:
         about = {"model": settings.model.name, "dataset": settings.dataset.name, **to_dict(prepared.normalization)}
@@ -263,7 +271,7 @@ def _float_facts(prepared: Prepared) -> dict[str, Any]:
     return {
         "format": FORMAT,
         "model": settings.model.name,
-        "num_classes": settings.dataset.num_classes,
+        "num_classes": prepared.splits.num_classes,
         "training": component_facts(settings.training, without=("checkpoint_every",)),
         "dataset": component_facts(settings.dataset, without=("path",)),
         "seed": settings.options.seed,

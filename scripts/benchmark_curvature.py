@@ -20,19 +20,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import timm
 import torch
 from scipy.sparse.linalg import LinearOperator, eigsh
 from torch import Tensor, nn
-from torchvision.datasets import ImageFolder
-from torchvision.transforms import v2
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from hawq.blocks import find_blocks
 from hawq.curvature import BlockGaussNewton, BlockHessian, BlockOperator, Hutchinson, Lanczos, Solver, solve_blocks
+from hawq.data import Cifar10, ImageFolder, Images, fixed_batches, sample_indices
 from hawq.measurement import measured, memory_in_use_bytes
-from hawq.models import load_strictly, read_checkpoint
+from hawq.models import ModelSource
+from hawq.records import Framing
 from hawq.report import markdown
 from hawq.sensitivity import block_weights
 
@@ -205,38 +204,36 @@ def report(case: Case, peers: Sequence[str], traces: bool) -> None:
 
 def resnet20(arguments: argparse.Namespace) -> Iterator[tuple[Case, bool]]:
     """The first 128 training images of CIFAR-10, by blocks (with traces) and by layers."""
-    model = timm.create_model("resnet20").eval()
-    path = Path(arguments.checkpoint)
-    checkpoint = read_checkpoint(path, None)
-    load_strictly(model, checkpoint.state, path)
-    assert checkpoint.normalization is not None
-    data = np.load(arguments.data)
-    norm = checkpoint.normalization
-    images = torch.from_numpy(data["train_images"][:128]).permute(0, 3, 1, 2).float() / 255
-    images = (images - torch.tensor(norm.mean).view(3, 1, 1)) / torch.tensor(norm.std).view(3, 1, 1)
-    batch = (images, torch.from_numpy(data["train_labels"][:128]).long())
+    source = ModelSource("resnet20", checkpoint=arguments.checkpoint).build(10)
+    assert source.normalization is not None
+    data = Cifar10(arguments.data)
+    splits = data.open()
+    images = Images(splits.train_images, splits.train_labels, data.prepare(source.framing, source.normalization))
+    (batch,) = fixed_batches(images, range(128), 128, torch.device("cpu"))
+    model = source.network.eval()
     for granularity in ("block", "layer"):
-        blocks = find_blocks(model, granularity=granularity)
-        parameters = {block.name: block_weights(model, block) for block in blocks}
         title = f"ResNet20, CIFAR-10, 128 images, by {granularity}"
-        yield Case(title, model, batch, parameters), granularity == "block"
+        blocks = find_blocks(model, granularity=granularity)
+        yield Case(title, model, batch, {b.name: block_weights(model, b) for b in blocks}), granularity == "block"
 
 
 def resnet50(arguments: argparse.Namespace) -> Iterator[tuple[Case, bool]]:
-    """16 images of 160² from a folder of class folders."""
+    """16 images of 160² from a folder with val/<class>/*."""
     torch.manual_seed(0)
-    scaled = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize([0.5], [0.5])]
-    prepared = v2.Compose([v2.Resize(160), v2.CenterCrop(160), *scaled])
-    folder = ImageFolder(arguments.images, prepared)
-    picked = [folder[i] for i in torch.randperm(len(folder))[:16].tolist()]
-    images, targets = torch.stack([image for image, _ in picked]), torch.tensor([label for _, label in picked])
-    model = timm.create_model("resnet50", zero_init_last=False)
+    model = ModelSource("resnet50").build(1000).network
+    data = ImageFolder(arguments.images)
+    splits = data.open()
+    images = Images(
+        splits.test_images, splits.test_labels, data.prepare(Framing(160, 0.875, "bilinear"), data.normalization)
+    )
+    (batch,) = fixed_batches(images, sample_indices(len(images), 16, 0), 16, torch.device("cpu"))
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
+            nn.init.ones_(module.weight)  # timm begins with zeros in the last of a unit, so that nothing would curve
             module.momentum = 1.0
-    model(images)
+    model(batch[0])
     parameters = {block.name: block_weights(model, block) for block in find_blocks(model)}
-    yield Case("timm resnet50, 16 images of 160²", model.eval(), (images, targets), parameters), False
+    yield Case("timm resnet50, 16 images of 160²", model.eval(), batch, parameters), False
 
 
 def main() -> None:
@@ -244,7 +241,7 @@ def main() -> None:
     parser.add_argument("case", choices=("resnet20", "resnet50"))
     parser.add_argument("--data", help="cifar10.npz")
     parser.add_argument("--checkpoint", help="weights of ResNet20")
-    parser.add_argument("--images", help="folder with a folder of images for each class")
+    parser.add_argument("--images", help="folder with val/<class>/*")
     parser.add_argument("--peers", nargs="*", default=PEERS, help=f"of {PEERS}")
     arguments = parser.parse_args()
     cases = {"resnet20": resnet20, "resnet50": resnet50}[arguments.case]

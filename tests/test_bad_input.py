@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+from PIL import Image
 from runs import files_below, run_apart, run_here
 
 import hawq.models  # noqa: F401 (registers resnet20 with timm)
@@ -52,7 +53,13 @@ MISTAKES = {
     "checkpoint": ("model.checkpoint={tmp}/no.pt", ["model.checkpoint={tmp}/no.pt does not exist"]),
     "plan": ("bits=manual bits.plan={tmp}/no.json", ["bits.plan={tmp}/no.json does not exist", "plan.json"]),
     "model": ("model.name=resnet21", ["model.name='resnet21'", "resnet20"]),
+    "pictures": ("dataset=imagenet dataset.path={tmp}/none", ["{tmp}/none", "train/<wnid>", "val/<wnid>"]),
+    "publisher": ("model.source=keras model.checkpoint=x", ["model.source='keras'", "timm, torchvision, pytorchcv"]),
     # there, but not what is needed
+    "pictures to train on": (
+        "dataset=imagefolder dataset.path={tmp}/pictures",
+        ["imagefolder has no training images", "analysis", "stages=[]"],
+    ),
     "outputs below a file": ("outputs={tmp}/text.npz/outputs", ["{tmp}/text.npz/outputs"]),
     "data in another format": ("dataset=cifar10 dataset.path={tmp}/text.npz", ["{tmp}/text.npz is not an .npz"]),
     "checkpoint in another format": (
@@ -96,6 +103,8 @@ def material(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Files that exist, and are not what is asked for."""
     folder = tmp_path_factory.mktemp("material")
     (folder / "text.npz").write_text("hello")
+    (folder / "pictures" / "val" / "cat").mkdir(parents=True)
+    Image.new("RGB", (40, 40)).save(folder / "pictures" / "val" / "cat" / "0.png")
     weights = timm.create_model("resnet20").state_dict()
     weights["head.bias"] = weights.pop("fc.bias")
     torch.save(weights, folder / "other.pt")

@@ -19,16 +19,118 @@ def test_resnet20_has_the_published_blocks():
     assert [block.name for block in blocks] == ["conv1", *[f"layer{i}.{j}" for i in (1, 2, 3) for j in range(3)], "fc"]
 
 
-@pytest.mark.parametrize(
-    ("name", "num_blocks"), [("resnet50", 18), ("resnet18", 10), ("mobilenetv2_100", 20), ("vit_tiny_patch16_224", 14)]
-)
-def test_timm_networks(name, num_blocks):
+NUM_BLOCKS = {
+    "resnet20": 11,
+    "resnet56_projection": 29,
+    "resnet18": 10,
+    "resnet50": 18,
+    "inception_v3": 17,
+    "squeezenext": 24,
+    "mobilenetv2_100": 20,
+    "vit_tiny_patch16_224": 14,
+    "regnety_002": 15,  # by timm's own grouping; its module tree has only stages
+    "vgg11": 10,
+    "convnext_atto": 17,
+}
+
+
+@pytest.mark.parametrize(("name", "num_blocks"), NUM_BLOCKS.items())
+def test_networks_of_the_registry(name, num_blocks):
     with torch.device("meta"):
         model = timm.create_model(name)
     layers = [layer for block in find_blocks(model) for layer in block.layers]
     expected = [n for n, m in model.named_modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
     assert len(find_blocks(model)) == num_blocks
     assert sorted(layers) == sorted(expected)
+
+
+RESNET50 = {
+    "conv1": 9408,
+    "layer1.0": 73728,
+    **{f"layer1.{i}": 69632 for i in (1, 2)},
+    "layer2.0": 376832,
+    **{f"layer2.{i}": 278528 for i in (1, 2, 3)},
+    "layer3.0": 1507328,
+    **{f"layer3.{i}": 1114112 for i in range(1, 6)},
+    "layer4.0": 6029312,
+    **{f"layer4.{i}": 4456448 for i in (1, 2)},
+    "fc": 2048000,
+}
+INCEPTION_V3 = {
+    "Conv2d_1a_3x3": 864,
+    "Conv2d_2a_3x3": 9216,
+    "Conv2d_2b_3x3": 18432,
+    "Conv2d_3b_1x1": 5120,
+    "Conv2d_4a_3x3": 138240,
+    "Mixed_5b": 254976,
+    "Mixed_5c": 276480,
+    "Mixed_5d": 284160,
+    "Mixed_6a": 1152000,
+    "Mixed_6b": 1294336,
+    "Mixed_6c": 1687552,
+    "Mixed_6d": 1687552,
+    "Mixed_6e": 2138112,
+    "Mixed_7a": 1695744,
+    "Mixed_7b": 5038080,
+    "Mixed_7c": 6070272,
+    "fc": 2048000,
+}
+SQUEEZENEXT = {
+    "stem": 18816,
+    "stage1.0": 19456,
+    **{f"stage1.{i}": 9216 for i in range(1, 6)},
+    "stage2.0": 40960,
+    **{f"stage2.{i}": 36864 for i in range(1, 6)},
+    "stage3.0": 163840,
+    **{f"stage3.{i}": 147456 for i in range(1, 8)},
+    "stage4.0": 655360,
+    "final": 131072,
+    "fc": 256000,
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes"), [("resnet50", RESNET50), ("inception_v3", INCEPTION_V3), ("squeezenext", SQUEEZENEXT)]
+)
+def test_block_sizes_of_the_papers_networks(name, sizes):
+    with torch.device("meta"):
+        blocks = find_blocks(timm.create_model(name))
+    assert {block.name: block.num_weights for block in blocks} == sizes
+    assert [block.name for block in blocks] == list(sizes)
+
+
+class Grouped(Residual):
+    """Names its own groups as networks of timm do."""
+
+    def __init__(self, groups):
+        super().__init__()
+        self._groups = groups
+
+    def group_matcher(self, coarse):
+        assert coarse is False
+        return self._groups
+
+
+@pytest.mark.parametrize(
+    ("groups", "names"),
+    [
+        ({"stem": "^stem", "blocks": r"^unit\.conv(\d)"}, ["stem", "unit.conv1", "unit.conv2", "head"]),
+        ({"stem": "^(stem|unit)", "blocks": [("^nothing", None), ("^norm", (99999,))]}, ["stem", "unit", "head"]),
+        (
+            {"stem": "^stem", "blocks": [(r"^unit\.conv1", (0,)), ("^unit", None)]},
+            ["stem", "unit.conv1", "unit", "head"],
+        ),
+        ({"stem": None, "blocks": None}, ["stem", "unit", "head"]),
+        (lambda name: 0, ["stem", "unit", "head"]),
+    ],
+)
+def test_a_network_names_its_own_units(groups, names):
+    assert [block.name for block in find_blocks(Grouped(groups))] == names
+
+
+def test_layers_are_single_whatever_a_network_groups():
+    blocks = find_blocks(Grouped({"blocks": "^unit"}), granularity="layer")
+    assert [block.name for block in blocks] == ["stem", "unit.conv1", "unit.conv2", "head"]
 
 
 ALEXNET = nn.Sequential()
@@ -108,6 +210,12 @@ def test_trace_against_hand_calculation(name, num_images):
     model, expected = TRACES[name][0](), TRACES[name][1]
     blocks = find_blocks(model, torch.randn(num_images, 3, SIDE, SIDE))
     assert {block.name: (block.macs, block.num_activations, block.image_layers) for block in blocks} == expected
+
+
+def test_tracing_needs_no_memory():
+    expected = find_blocks(Residual(), torch.randn(2, 3, SIDE, SIDE))
+    with torch.device("meta"):
+        assert find_blocks(Residual(), torch.randn(2, 3, SIDE, SIDE)) == expected
 
 
 def test_a_layer_that_runs_twice_counts_twice():

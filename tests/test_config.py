@@ -16,7 +16,12 @@ from hawq.config import COMPONENTS, RunOptions, Settings, build_component, build
 ALLOWED = ("hawq.", "torch.", "timm.")
 
 # What a user must add to some options before they can be built.
-MANDATORY = {"model.name": "mobilenetv3_small_100", "dataset.path": "cifar10.npz"}
+MANDATORY = {
+    "model.name": "mobilenetv3_small_100",
+    "dataset.path": "cifar10.npz",
+    "dataset.name": "hfds/uoft-cs/cifar100",
+    "dataset.num_classes": 100,
+}
 NEEDED = {"bits=manual": ["+bits.weights={conv1: 8}"]}
 
 

@@ -1,4 +1,4 @@
-"""Data sets: what is read, and which batches come out of it."""
+"""Data sets in memory: what is read, and which batches come out of it."""
 
 import pickle
 
@@ -8,11 +8,23 @@ import torch
 from torchvision.datasets import cifar
 from torchvision.transforms import v2
 
-from hawq.data import Cifar10, Digits, Images, TrainBatches, fixed_batches, sample_indices
-from hawq.records import Normalization
+from hawq.data import Cifar10, Cifar100, Digits, Images, TrainBatches, fixed_batches, sample_indices
+from hawq.records import Framing, Normalization
 
 CPU = torch.device("cpu")
 NORMALIZATION = Normalization((0.5, 0.25, 0.125), (0.5, 0.25, 1.0))
+FRAMING = Framing(224, 0.875, "bilinear")  # images in memory keep their size
+PREPARE = Digits(8).prepare(FRAMING, NORMALIZATION)
+
+
+def shifting(side):
+    """A preparation of training images that shifts them by up to two pixels."""
+    crop = v2.RandomCrop(side, padding=2)
+    return lambda image: crop(PREPARE(image))
+
+
+def image_set(values, augment=None):
+    return Images(values["train_images"], values["train_labels"], PREPARE, augment)
 
 
 def arrays(num_train=7, num_test=3, side=4):
@@ -130,27 +142,43 @@ def test_torchvision_folder(tmp_path, monkeypatch):
     assert splits.test_labels.tolist() == [5, 9]
 
 
+@pytest.mark.parametrize(("data", "num_classes"), [(Cifar10, 10), (Cifar100, 100)])
+def test_cifar_knows_its_classes(data, num_classes, tmp_path):
+    np.savez(tmp_path / "data.npz", **arrays())
+    assert data(str(tmp_path / "data.npz")).open().num_classes == num_classes
+    with pytest.raises(FileNotFoundError, match=f"holds no CIFAR{num_classes}.*could not be downloaded"):
+        data(str(tmp_path / "data.npz" / "below")).open()
+
+
+@pytest.mark.parametrize("data", [Digits(8), Cifar10("")])
+def test_augmentation_can_be_left_out(data):
+    image = arrays(side=8 if data.name == "digits" else 32)["train_images"][0]
+    plain, changed = (data.prepare(FRAMING, NORMALIZATION, augmented=augmented) for augmented in (False, True))
+    still = type(data)(**{"size": 8} if data.name == "digits" else {"path": ""}, augment=False)
+    assert torch.equal(still.prepare(FRAMING, NORMALIZATION, augmented=True)(image), plain(image))
+    assert any(not torch.equal(changed(image), plain(image)) for _ in range(9))
+
+
 def test_a_torchvision_folder_with_other_files_is_refused(tmp_path):
     write_torchvision_folder(tmp_path / "cifar-10-batches-py")
-    with pytest.raises(FileNotFoundError, match=r"dataset.path=.*holds no CIFAR-10.*give an .npz"):
+    with pytest.raises(FileNotFoundError, match=r"dataset.path=.*holds no CIFAR10.*give an .npz"):
         Cifar10(str(tmp_path)).open()
 
 
 def test_images_are_normalised():
     values = arrays()
-    images = Images(values["train_images"], values["train_labels"], NORMALIZATION)
+    images = image_set(values)
     expected = (values["train_images"][2] / 255 - NORMALIZATION.mean) / NORMALIZATION.std
     np.testing.assert_allclose(images[2][0].permute(1, 2, 0), expected, atol=1e-6)
     assert images[2][1] == values["train_labels"][2]
     assert images[2][0].dtype == torch.float32
 
 
-def train_batches(seed=0, num_train=11, batch_size=3, augment=True):
+def train_batches(seed=0, num_train=11, batch_size=3):
     values = arrays(num_train, side=8)
-    crop = v2.RandomCrop(8, padding=2) if augment else None
-    return TrainBatches(
-        Images(values["train_images"], np.arange(num_train), NORMALIZATION, crop), batch_size, seed, CPU
-    )
+    values["train_labels"] = np.arange(num_train)
+    augment = Digits(8).prepare(FRAMING, NORMALIZATION, augmented=True)
+    return TrainBatches(image_set(values, augment), batch_size, seed, CPU)
 
 
 def first(iterator, count):
@@ -186,8 +214,7 @@ def test_every_image_comes_once_an_epoch_and_in_another_order_the_next():
 def test_augmentation_changes_from_epoch_to_epoch_and_leaves_the_global_generator_alone():
     data = train_batches(num_train=1, batch_size=1)
     assert len({tuple(images.flatten().tolist()) for images, _ in first(data.batches(0), 6)}) > 1
-    values = arrays(side=8)
-    images = Images(values["train_images"], values["train_labels"], NORMALIZATION, v2.RandomCrop(8, padding=2))
+    images = image_set(arrays(side=8), shifting(8))
     before = torch.get_rng_state()
     assert torch.equal(images[(0, 123)][0], images[(0, 123)][0])
     assert torch.equal(torch.get_rng_state(), before)
@@ -201,8 +228,7 @@ def test_a_batch_is_never_larger_than_the_data():
 
 def test_fixed_batches_are_not_augmented():
     values = arrays()
-    crop = v2.RandomCrop(4, padding=2)
-    images = Images(values["train_images"], values["train_labels"], NORMALIZATION, crop)
+    images = image_set(values, shifting(4))
     batches = fixed_batches(images, [6, 1, 3, 0, 2], 2, CPU)
     assert [len(labels) for _, labels in batches] == [2, 2, 1]
     assert torch.cat([labels for _, labels in batches]).tolist() == values["train_labels"][[6, 1, 3, 0, 2]].tolist()

@@ -10,8 +10,8 @@ import pytest
 from runs import REPOSITORY
 
 FLOORS = (
-    ("records", "errors", "files", "measurement", "modes", "distributed"),
-    ("progress", "blocks"),
+    ("records", "errors", "files", "measurement", "modes", "weights", "distributed"),
+    ("progress", "blocks", "unquantized"),
     ("curvature", "quantization", "costs"),
     ("sensitivity", "allocation", "finetuning", "export", "models", "data", "evaluation"),
     ("report", "tracking", "artifacts", "hawq"),  # hawq: the library's front door, hawq/__init__.py

@@ -10,8 +10,9 @@ import torch
 from networks import build
 from torch import nn
 
-from hawq.models import ModelSource, load_strictly, read_checkpoint, write_checkpoint
+from hawq.models import ModelSource, read_checkpoint, write_checkpoint
 from hawq.records import Normalization
+from hawq.weights import load_strictly
 
 WEIGHTS = Path(__file__).parents[2] / "shared" / "data" / "weights"
 IMAGENET = Normalization((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -31,21 +32,33 @@ def published(file):
     return path
 
 
-@pytest.mark.parametrize(("name", "num_parameters"), [("resnet20", 269722), ("resnet20_projection", 272474)])
+@pytest.mark.parametrize(
+    ("name", "num_parameters"),
+    [
+        ("resnet20", 269722),  # 0.27 M, 0.46 M, 0.66 M and 0.85 M in table 6 of 1512.03385
+        ("resnet32", 464154),
+        ("resnet44", 658586),
+        ("resnet56", 853018),
+        ("resnet20_projection", 272474),
+        ("resnet56_projection", 855770),
+        ("squeezenext", 2583752),
+    ],
+)
 def test_published_parameter_counts(name, num_parameters):
     model = timm.create_model(name)
     assert sum(parameter.numel() for parameter in model.parameters()) == num_parameters
 
 
-@pytest.mark.parametrize("name", ["resnet20", "resnet20_projection"])
-@pytest.mark.parametrize("side", [8, 32])
+@pytest.mark.parametrize("name", ["resnet20", "resnet32_projection", "resnet44", "squeezenext"])
+@pytest.mark.parametrize("side", [16, 32])
 def test_output_shape(name, side):
     assert timm.create_model(name, num_classes=7).eval()(torch.randn(2, 3, side, side)).shape == (2, 7)
 
 
-def test_pretrained_resnet20_says_where_weights_come_from():
+@pytest.mark.parametrize("name", ["resnet20", "squeezenext"])
+def test_our_own_networks_say_where_weights_come_from(name):
     with pytest.raises(ValueError, match=r"model\.checkpoint"):
-        timm.create_model("resnet20", pretrained=True)
+        timm.create_model(name, pretrained=True)
 
 
 @pytest.mark.parametrize(("name", "file", "normalization"), PUBLISHED)
@@ -108,7 +121,7 @@ def test_usual_wrappings_are_understood(wrap, tmp_path):
     model, other = build("residual", torch.float32), build("residual", torch.float32)
     nn.init.zeros_(other.head.weight)
     path = stored(tmp_path / "weights.pth", wrap(model.state_dict()))
-    load_strictly(other, read_checkpoint(path, OWN).state, path)
+    load_strictly(other, read_checkpoint(path, OWN).state, str(path))
     assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in other.state_dict().items())
 
 
@@ -126,7 +139,7 @@ def test_our_own_checkpoint_carries_its_normalisation(tmp_path):
 def test_wrong_names_are_listed(tmp_path):
     state = {"head.weight": torch.zeros(3, 2), "neck.weight": torch.zeros(1)}
     with pytest.raises(ValueError, match=r"missing names .*head.bias.*unexpected names .*neck.weight"):
-        load_strictly(nn.ModuleDict({"head": nn.Linear(2, 3)}), state, tmp_path / "weights.pth")
+        load_strictly(nn.ModuleDict({"head": nn.Linear(2, 3)}), state, "weights.pth")
 
 
 class Trap:
@@ -189,6 +202,12 @@ def test_a_missing_file(tmp_path):
         ({"small_input_size": 7}, "model.small_input_size=7"),
         ({"small_input_size": 0}, "model.small_input_size=0"),
         ({"blocks": "channel"}, "model.blocks='channel'"),
+        ({"source": "timm"}, "give model.checkpoint"),
+        ({"checkpoint": "x", "source": "keras"}, "'keras' is unknown: give timm, torchvision, pytorchcv"),
+        (
+            {"checkpoint": "x", "source": "torchvision"},
+            "not known for resnet20 .known: resnet18, resnet50, inception_v3",
+        ),
     ],
     ids=str,
 )

@@ -9,7 +9,7 @@ from sensitivities import plan_of
 
 from hawq.blocks import find_blocks
 from hawq.export import export_onnx, load, save
-from hawq.quantization import LSQ, Uniform, quantize
+from hawq.quantization import LSQ, PACT, DoReFa, RVQuant, Uniform, quantize
 
 IMAGES = samples(8, torch.float32)[0]
 
@@ -26,7 +26,7 @@ def quantized(quantizer=None):
 
 
 @pytest.mark.parametrize("traced_with", [1, 2])
-@pytest.mark.parametrize("quantizer", [LSQ(), Uniform(symmetric=False)], ids=["lsq", "uniform"])
+@pytest.mark.parametrize("quantizer", [LSQ(), Uniform(symmetric=False), DoReFa(), PACT(), RVQuant(10)], ids=repr)
 def test_onnx_runtime_agrees_at_any_batch_size(quantizer, traced_with, tmp_path):
     network = quantized(quantizer)
     expected = network(IMAGES).detach().numpy()

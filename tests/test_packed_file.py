@@ -14,12 +14,13 @@ from hawq.blocks import find_blocks
 from hawq.costs import checkpoint_bytes
 from hawq.export import load, read_about, save
 from hawq.finetuning import FineTuning, finetune
-from hawq.quantization import LSQ, Uniform, quantize
+from hawq.quantization import LSQ, PACT, DoReFa, RVQuant, Uniform, quantize
 from hawq.sensitivity import analyze
 
 IMAGES = samples(8, torch.float32)[0]
 QUANTIZERS = [LSQ(), LSQ(per_channel=False), Uniform(), Uniform(symmetric=False), Uniform("minmax", per_channel=False)]
 QUANTIZERS += [Uniform("minmax", "minmax", per_channel=False, symmetric=False)]
+QUANTIZERS += [DoReFa(), PACT(), RVQuant(10)]
 
 
 def quantized(model, quantizer=None, bits=3, activations=4):
@@ -57,7 +58,7 @@ def test_every_width(bits, activations, tmp_path):
     assert torch.equal(saved_and_loaded(network, model, tmp_path / "model")(IMAGES), network(IMAGES))
 
 
-@pytest.mark.parametrize("quantizer", [LSQ(), Uniform()], ids=["lsq", "uniform"])
+@pytest.mark.parametrize("quantizer", [LSQ(), Uniform(), DoReFa(), PACT(), RVQuant(10)], ids=repr)
 @pytest.mark.parametrize("make", [Dropped, lambda: build("tied", torch.float32)], ids=["dropped", "tied"])
 def test_a_fine_tuned_network(make, quantizer, tmp_path):
     model, batches = make(), batches_of(3, 8)
@@ -147,10 +148,13 @@ DAMAGES = {
     "longer": lambda data: data + b"\0",
     "text": lambda data: b"hello" * 100,
     "foreign": lambda data: data.replace(b'"hawq"', b'"duck"', 1),
-    "newer": lambda data: data.replace(b"hawq.packed/1", b"hawq.packed/2", 1),
+    "newer": lambda data: data.replace(b"hawq.packed/2", b"hawq.packed/3", 1),
     "no schema": lambda data: data.replace(b"schema", b"schama", 1),
     "no blocks": lambda data: data.replace(b"blocks", b"blacks", 1),
     "other block": lambda data: data.replace(b"num_weights", b"nun_weights", 1),
+    "other width": lambda data: data.replace(b"scales", b"scalps", 1),
+    "other name": lambda data: data.replace(b"unit.conv1", b"unit.conv2", 1),
+    "other facts": lambda data: data.replace(b"about", b"aboot", 1),
     "one bit": flipped,
 }
 
@@ -171,6 +175,6 @@ def test_the_layout_is_the_documented_one(tmp_path):
     with safe_open(path, framework="pt") as file:
         header = json.loads(file.metadata()["hawq"])
         types = {name: file.get_tensor(name).dtype for name in ("codes", "scales", "lows", "floats")}
-    assert list(types.values()) == [torch.uint8, torch.float32, torch.int16, torch.float32]
+    assert list(types.values()) == [torch.uint8, torch.float32, torch.float16, torch.float32]
     assert [entry["name"] for entry in header["weights"]] == ["stem", "unit.conv1", "unit.conv2", "head"]
     assert [entry["bits"] for entry in header["inputs"]] == [8, 4, 4, 4]

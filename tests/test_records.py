@@ -13,6 +13,8 @@ from hawq.records import (
     BlockSensitivity,
     Cost,
     Estimate,
+    FloatPart,
+    Framing,
     Normalization,
     Phase,
     Precision,
@@ -32,7 +34,16 @@ PLAN = BitPlan({"b": Precision(3, 4), "a": Precision(8, 32)}, "HAWQ", COST, 0.25
 RESULT = ResultRow("HAWQ", "2-8", "4", 92.1, 13.1, 81888, 8.0, 0.079)
 STAGE = StageRecord("analysis", "0123abcd", False, 1.5, None)
 REPORT = RunReport(
-    (RESULT,), (STAGE,), PLAN, {"a": {"b": [1, None, "x"]}}, {"torch": "2"}, None, "train.py", 3.0, {"p": "q"}
+    (RESULT,),
+    (STAGE,),
+    PLAN,
+    {"a": {"b": [1, None, "x"]}},
+    {"torch": "2"},
+    None,
+    "train.py",
+    3.0,
+    {"p": "q"},
+    (FloatPart("w", 3),),
 )
 BARE = [
     Block("a", ("a",), 1),
@@ -42,6 +53,7 @@ BARE = [
 FULL = [
     *(BLOCK, ESTIMATE, ROW, Sensitivity((ROW, ROW), "power", 256, 1.5), Normalization((0.4, 0.5), (0.2, 0.25))),
     *(Precision(2, 32), COST, PLAN, Phase(("a",), ("a", "b"), 7, 0.02, 0.0), RESULT, STAGE, REPORT),
+    *(FloatPart("attn", 0, 12), Framing(224, 0.875, "bicubic")),
 ]
 
 

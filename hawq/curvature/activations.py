@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hawq.curvature.functions import CheapSecondDerivatives
+from hawq.curvature.functions import second_derivatives
 from hawq.curvature.operator import BlockOperator
 from hawq.distributed import add_up
 from hawq.records import Estimate
@@ -60,7 +60,7 @@ def _draw(operator: BlockOperator, layers: Mapping[str, Sequence[str]], seed: in
     wanted = {layer for members in layers.values() for layer in members}
     for batch, share in operator.weighted_batches():
         with operator.analysis(), shifted_inputs(operator.model, wanted) as shifts:
-            with CheapSecondDerivatives():
+            with second_derivatives():
                 outputs = operator.model(batch[0])
             loss = operator.loss(outputs, batch[1])
             known = [shift for made in shifts.values() for shift in made]

@@ -1,26 +1,34 @@
-"""Convolution and frozen batch norm whose second derivatives cost no more than they must.
+"""Operations whose second derivatives PyTorch lacks, or has at a needless cost, written in others of equal value.
 
 PyTorch's double backward of a convolution always forms the derivative by its weight, wanted or not; of a frozen batch
 norm it forms terms that are zero. Here a convolution y = W ∗ x has two nodes in the graph, one for each argument, so
-the engine runs only those that lead to a wanted weight; and a frozen batch norm is the affine map that it is.
+the engine runs only those that lead to a wanted weight; and a frozen batch norm is the affine map that it is. Fused
+attention and the hard sigmoid have no second derivative at all; here they are plain matrix products and a ReLU6.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
 _CONVOLUTIONS: dict[Any, int] = {F.conv1d: 1, F.conv2d: 2, F.conv3d: 3}  # function → spatial dimensions
 
 
-class CheapSecondDerivatives(TorchFunctionMode):
-    """While active, convolutions and frozen batch norms build the graphs of this file; values stay the same."""
+@contextmanager
+def second_derivatives() -> Iterator[None]:
+    """While active, a forward builds a graph that can be differentiated twice, at no more cost than it must."""
+    with sdpa_kernel(SDPBackend.MATH), _Rewritten():
+        yield
 
+
+class _Rewritten(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
@@ -29,6 +37,8 @@ class CheapSecondDerivatives(TorchFunctionMode):
             return _convolution(func, _CONVOLUTIONS[func], *args, **given)
         if func is F.batch_norm:
             return _batch_norm(*args, **given)
+        if func in (F.hardsigmoid, torch._C._nn.hardsigmoid):
+            return F.relu6(args[0] + 3) / 6  # Howard et al., 1905.02244, §5.2
         return func(*args, **given)
 
 

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from hawq.curvature.functions import CheapSecondDerivatives
+from hawq.curvature.functions import second_derivatives
 from hawq.curvature.memory import is_out_of_memory, peak_bytes, samples_that_fit
 from hawq.distributed import add_up, gather, rank
 from hawq.errors import UserError
@@ -192,7 +192,7 @@ class BlockOperator(ABC):
     def _shared(self, batch: Batch) -> Any:
         if self._kept is not None:
             return self._kept
-        with CheapSecondDerivatives():
+        with second_derivatives():
             outputs = self.model(batch[0])
         shared = self._linearize(outputs, batch[1], self._weights())
         if len(self._batches) == 1:
@@ -262,7 +262,7 @@ class BlockOperator(ABC):
 
         def trial(size: int) -> None:
             with self.analysis():
-                with CheapSecondDerivatives():
+                with second_derivatives():
                     outputs = self.model(inputs[:size])
                 shared = self._linearize(outputs, targets[:size], self._weights())
                 for name, vector in zeros.items():

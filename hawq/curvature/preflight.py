@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hawq.curvature.functions import second_derivatives
 from hawq.curvature.operator import Batch, BlockOperator, Loss
 from hawq.errors import UserError
 from hawq.modes import eval_mode
@@ -80,7 +81,7 @@ def _refuse_random_outputs(model: nn.Module, inputs: Tensor) -> None:
 def _refuse_missing_second_derivative(model: nn.Module, inputs: Tensor, targets: Tensor, loss: Loss) -> None:
     weights = [parameter for parameter in model.parameters() if parameter.requires_grad]
     with eval_mode(model), torch.enable_grad():
-        with _recorded(model) as seen:
+        with _recorded(model) as seen, second_derivatives():
             outputs = model(inputs)
         reason = _missing_derivative(loss(outputs, targets), weights)
         if reason is None:
@@ -146,7 +147,8 @@ class _Leaf:
     def lacks_derivative(self) -> bool:
         """Whether this call alone, on a copy of its input, cannot be differentiated twice."""
         first = self.inputs[0].detach().clone().requires_grad_()
-        value = self.module(first * 1.0, *self.inputs[1:])  # times one: a leaf may not be changed in place
+        with second_derivatives():
+            value = self.module(first * 1.0, *self.inputs[1:])  # times one: a leaf may not be changed in place
         return _missing_derivative(value.square().sum(), [first]) is not None
 
 

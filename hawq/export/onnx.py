@@ -33,7 +33,7 @@ def export_onnx(model: nn.Module, path: str | Path, example: Tensor) -> Path:
             parametrize.remove_parametrizations(module, "weight", leave_parametrized=True)
         quantizer = getattr(module, "input_quantizer", None)
         if isinstance(quantizer, FakeQuantizer):
-            module.input_quantizer = _RoundAndClip(*quantizer.grid(example))
+            module.input_quantizer = _RoundAndClip(*quantizer.grid(example), keeps_large=quantizer.keeps_large)
     with _quiet("onnx_ir"):
         torch.onnx.export(
             frozen,
@@ -64,9 +64,11 @@ def _quiet(name: str) -> Iterator[None]:
 class _RoundAndClip(nn.Module):
     """s · clip(round(x/s), lo, hi) in plain operators, which every exporter knows."""
 
-    def __init__(self, scale: Tensor, low: Tensor, high: Tensor) -> None:
+    def __init__(self, scale: Tensor, low: Tensor, high: Tensor, *, keeps_large: bool) -> None:
         super().__init__()
+        self.keeps_large = keeps_large
         self.scale, self.low, self.high = float(scale.detach()), float(low), float(high)
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.clamp(torch.round(x / self.scale), self.low, self.high) * self.scale
+        quantized = torch.clamp(torch.round(x / self.scale), self.low, self.high) * self.scale
+        return torch.where(x.abs() > self.scale * self.high, x, quantized) if self.keeps_large else quantized

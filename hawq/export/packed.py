@@ -20,8 +20,9 @@ from hawq.export.bitpack import pack, unpack
 from hawq.files import write_whole
 from hawq.quantization import FakeQuantizer, Quantization, attach_input_quantizer, check_plan_fits, weight_quantizer
 from hawq.records import BitPlan, Block, from_dict, to_dict
+from hawq.weights import load_strictly
 
-SCHEMA = "hawq.packed/1"
+PACKED_SCHEMA = "hawq.packed/2"
 _INPUT = "input_quantizer"
 
 
@@ -43,8 +44,9 @@ class FrozenQuantizer(FakeQuantizer):
     low: Tensor
     high: Tensor
 
-    def __init__(self, bits: int, scale: Tensor, low: Tensor) -> None:
+    def __init__(self, bits: int, scale: Tensor, low: Tensor, *, keeps_large: bool) -> None:
         super().__init__(bits)
+        self.keeps_large = keeps_large
         self.register_buffer("scale", scale)
         self.register_buffer("low", low)
         self.register_buffer("high", low + 2**bits - 1)
@@ -72,7 +74,7 @@ def save(model: nn.Module, path: str | Path, about: dict[str, Any] | None = None
     quantizers = {name: weight_quantizer(layer) for name, layer in layers.items()}
     inputs = {name: getattr(layer, _INPUT, None) for name, layer in layers.items()}
     header = {
-        "schema": SCHEMA,
+        "schema": PACKED_SCHEMA,
         "blocks": [to_dict(block) for block in info.blocks],
         "plan": to_dict(info.plan),
         "weights": [
@@ -89,7 +91,7 @@ def save(model: nn.Module, path: str | Path, about: dict[str, Any] | None = None
         "about": about or {},
     }
     tensors = pool.tensors()
-    header["checksum"] = _checksum(tensors)
+    header["checksum"] = _checksum(header, tensors)
     data = to_safetensors(tensors, {"hawq": json.dumps(header, separators=(",", ":"))})
     return write_whole(Path(path), data)
 
@@ -102,11 +104,8 @@ def load(path: str | Path, model: nn.Module) -> nn.Module:
     """
     path = Path(path)
     header, tensors = _read(path)
-    try:
-        blocks = tuple(from_dict(block, Block) for block in header["blocks"])
-        plan = from_dict(header["plan"], BitPlan)
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} is damaged ({error})") from error
+    blocks = tuple(from_dict(block, Block) for block in header["blocks"])
+    plan = from_dict(header["plan"], BitPlan)
     check_plan_fits(blocks, plan)
     pool = _Reader(tensors)
     weights = {entry["name"]: pool.next_weight(entry) for entry in header["weights"]}
@@ -114,7 +113,7 @@ def load(path: str | Path, model: nn.Module) -> nn.Module:
     state = {f"{name}.weight": weight for name, (weight, _) in weights.items()}
     state |= {entry["name"]: pool.next_float(entry["shape"]) for entry in header["floats"]}
     copied = copy.deepcopy(model)
-    _load_strictly(copied, state, path)
+    load_strictly(copied, state, str(path))
     modules = dict(copied.named_modules())
     device = next(copied.parameters()).device
     for name, (_, quantizer) in weights.items():  # on its own grid a weight stays what it is, and can be saved again
@@ -139,18 +138,27 @@ class _Pool:
         self._scales: list[Tensor] = []
         self._lows: list[Tensor] = []
         self._floats: list[Tensor] = []
+        self._large_places: list[Tensor] = []
+        self._large_values: list[Tensor] = []
 
     def add_weight(self, name: str, weight: Tensor, quantizer: FakeQuantizer) -> dict[str, Any]:
         codes, scale, low = quantizer.codes(weight.detach())
+        large = None
+        if quantizer.keeps_large:
+            flat = weight.detach().reshape(-1)
+            places = quantizer.is_large(weight.detach()).reshape(-1).nonzero().reshape(-1)
+            self._large_places.append(places.to(torch.int32).cpu())
+            self._large_values.append(_flat(flat[places]))
+            large = places.numel()
         self._codes.append(torch.from_numpy(pack((codes - low).cpu().numpy(), quantizer.bits)))
         self._add_scale(scale, low)
         grid = {"scales": scale.numel(), "lows": low.numel()}
-        return {"name": name, "bits": quantizer.bits, "shape": list(weight.shape), **grid}
+        return {"name": name, "bits": quantizer.bits, "shape": list(weight.shape), "large": large, **grid}
 
     def add_grid(self, name: str, quantizer: FakeQuantizer) -> dict[str, Any]:
         scale, low, _ = quantizer.grid(torch.zeros(1, device=next(iter(quantizer.buffers())).device))
         self._add_scale(scale, low)
-        return {"name": name, "bits": quantizer.bits}
+        return {"name": name, "bits": quantizer.bits, "keeps_large": quantizer.keeps_large}
 
     def add_float(self, name: str, tensor: Tensor) -> dict[str, Any]:
         self._floats.append(_flat(tensor))
@@ -158,10 +166,17 @@ class _Pool:
 
     def _add_scale(self, scale: Tensor, low: Tensor) -> None:
         self._scales.append(_flat(scale))
-        self._lows.append(_flat(low).to(torch.int16))
+        self._lows.append(_flat(low).to(torch.float16))  # exact: whole numbers and halves down to −255
 
     def tensors(self) -> dict[str, Tensor]:
-        pools = {"codes": self._codes, "scales": self._scales, "lows": self._lows, "floats": self._floats}
+        pools = {
+            "codes": self._codes,
+            "scales": self._scales,
+            "lows": self._lows,
+            "floats": self._floats,
+            "large_places": self._large_places,
+            "large_values": self._large_values,
+        }
         return {name: torch.cat(parts) for name, parts in pools.items() if parts}
 
 
@@ -185,10 +200,15 @@ class _Reader:
         scale, low = self._take("scales", entry["scales"]), self._take("lows", entry["lows"]).float()
         channels = (-1, *[1] * (len(shape) - 1))
         scale, low = scale.reshape(channels), low.reshape(channels)
-        return (codes.reshape(shape) + low) * scale, FrozenQuantizer(bits, scale, low)
+        weight = (codes.reshape(shape) + low) * scale
+        large = entry["large"]
+        if large is not None:
+            weight.view(-1)[self._take("large_places", large).long()] = self._take("large_values", large)
+        return weight, FrozenQuantizer(bits, scale, low, keeps_large=large is not None)
 
     def next_grid(self, entry: dict[str, Any]) -> FrozenQuantizer:
-        return FrozenQuantizer(entry["bits"], self._take("scales", 1), self._take("lows", 1).float())
+        scale, low = self._take("scales", 1), self._take("lows", 1).float()
+        return FrozenQuantizer(entry["bits"], scale, low, keeps_large=entry["keeps_large"])
 
     def next_float(self, shape: list[int]) -> Tensor:
         return self._take("floats", prod(shape)).reshape(shape)
@@ -219,24 +239,13 @@ def _is_ours(model: nn.Module, name: str) -> bool:
     return weight_quantizer(layer) is not None
 
 
-def _checksum(tensors: dict[str, Tensor]) -> str:
-    """SHA-256 over the bytes of all tensors, by name."""
-    digest = hashlib.sha256()
+def _checksum(header: dict[str, Any], tensors: dict[str, Tensor]) -> str:
+    """SHA-256 over the header without its checksum, keys sorted, and the bytes of all tensors, by name."""
+    covered = {key: value for key, value in header.items() if key != "checksum"}
+    digest = hashlib.sha256(json.dumps(covered, sort_keys=True).encode())
     for name in sorted(tensors):
         digest.update(tensors[name].contiguous().view(torch.uint8).numpy().data)
     return digest.hexdigest()
-
-
-def _load_strictly(model: nn.Module, state: dict[str, Tensor], path: Path) -> None:
-    expected = {name: tensor for name, tensor in model.state_dict().items() if tensor.is_floating_point()}
-    missing, unexpected = sorted(expected.keys() - state.keys()), sorted(state.keys() - expected.keys())
-    shapes = [name for name in expected.keys() & state.keys() if expected[name].shape != state[name].shape]
-    if missing or unexpected or shapes:
-        raise ValueError(
-            f"{path} holds another network than {type(model).__name__}: missing {missing or 'none'}, "
-            f"unexpected {unexpected or 'none'}, other shapes {sorted(shapes) or 'none'}"
-        )
-    model.load_state_dict(state, strict=False)  # whole-number buffers (batch counters) are not stored
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -248,8 +257,9 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     except (SafetensorError, KeyError, ValueError) as error:
         raise ValueError(f"{path} is not a packed network, or is damaged ({error!r})") from error
-    if header.get("schema") != SCHEMA:
-        raise ValueError(f"{path} has format {header.get('schema')}, this version reads {SCHEMA}")
-    if header.get("checksum") != _checksum(tensors):
+    schema = header.get("schema") if isinstance(header, dict) else None
+    if schema != PACKED_SCHEMA:
+        raise ValueError(f"{path} has format {schema}, this version reads {PACKED_SCHEMA}")
+    if header.get("checksum") != _checksum(header, tensors):
         raise ValueError(f"{path} is damaged: its checksum is not the stored one")
     return header, tensors

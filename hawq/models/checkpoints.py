@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
 
+from hawq.models.publishers import IMAGENET, Publication
 from hawq.records import Normalization
 
 
@@ -33,13 +34,12 @@ class _Known:
     normalization: Normalization
 
 
-_IMAGENET = Normalization((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 _CIFAR_PYHESSIAN = Normalization((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
 
 _KNOWN_BY_SHA256 = {
     # akamaster/pytorch_resnet_cifar10, pretrained_models/resnet20-12fca82f.th: option A, head `linear`
     "12fca82f0bebc4135bf1f32f6e3710e61d5108578464b84fd6d7f5c1b04036c8": _Known(
-        lambda name: name.replace("linear.", "fc."), _IMAGENET
+        lambda name: name.replace("linear.", "fc."), IMAGENET
     ),
     # amirgholami/PyHessian, checkpoints/net.pkl: option B
     "540b6fa4571068396e1e95c9159b14449dc2d18fa120476b209834b38214a719": _Known(lambda name: name, _CIFAR_PYHESSIAN),
@@ -48,15 +48,16 @@ _KNOWN_BY_SHA256 = {
 }
 
 
-def read_checkpoint(path: Path, given: Normalization | None) -> Checkpoint:
+def read_checkpoint(path: Path, given: Normalization | None, publication: Publication | None = None) -> Checkpoint:
     """Weights and normalisation of a checkpoint file.
 
-    The normalisation comes from the file (one that this project wrote, or a published one recognised by its SHA-256);
-    for any other file the user must give it, and it may never contradict the file.
+    The normalisation comes from the file (one that this project wrote, or a published one recognised by its SHA-256)
+    or from its `publication`; for any other file the user must give it, and it may never contradict these.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: not a state dict, or a normalisation that is unknown or contradicts the file.
+        ValueError: not a state dict, names that are not the publication's, or a normalisation that is unknown or
+            contradicts the file.
     """
     if not path.is_file():
         raise FileNotFoundError(f"model.checkpoint={path} does not exist: give the path of a weights file")
@@ -68,32 +69,9 @@ def read_checkpoint(path: Path, given: Normalization | None) -> Checkpoint:
         own = known.normalization if known else None
         if known:
             state = {known.rename(name): tensor for name, tensor in state.items()}
+    if publication is not None:
+        state, own = publication.rename(state, f"model.checkpoint={path}"), own or publication.normalization
     return Checkpoint(state, _agree(path, own, given))
-
-
-def load_strictly(model: nn.Module, state: dict[str, Tensor], path: Path) -> None:
-    """Loads every tensor by name. Raises ValueError listing missing and unexpected names, and other shapes."""
-    expected = model.state_dict()
-    counters = {name for name in expected if name.endswith("num_batches_tracked")}  # absent from old files
-    missing = sorted(expected.keys() - state.keys() - counters)
-    unexpected = sorted(state.keys() - expected.keys())
-    shapes = [
-        f"{name} {tuple(state[name].shape)} for {tuple(expected[name].shape)}"
-        for name in expected.keys() & state.keys()
-        if expected[name].shape != state[name].shape
-    ]
-    if missing or unexpected or shapes:
-        raise ValueError(
-            f"model.checkpoint={path} is for another network: missing names {_listed(missing)}, "
-            f"unexpected names {_listed(unexpected)}, other shapes {_listed(sorted(shapes))}; choose the matching model"
-        )
-    model.load_state_dict(state, strict=False)
-
-
-def _listed(names: list[str], most: int = 20) -> str:
-    """Names in brackets; a long list is cut and counted."""
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return f"[{', '.join(names[:most])}]{more}" if names else "none"
 
 
 def write_checkpoint(model: nn.Module, normalization: Normalization) -> bytes:
@@ -138,8 +116,8 @@ def _without_module(name: str) -> str:
 def _agree(path: Path, own: Normalization | None, given: Normalization | None) -> Normalization:
     if own is None and given is None:
         raise ValueError(
-            f"model.checkpoint={path} does not say how its inputs were normalised: give model.mean=[r,g,b] and "
-            "model.std=[r,g,b] as it was trained"
+            f"model.checkpoint={path} does not say how its inputs were normalised: give model.source, or "
+            "model.mean=[r,g,b] and model.std=[r,g,b], as it was trained"
         )
     if own is not None and given is not None and own != given:
         raise ValueError(

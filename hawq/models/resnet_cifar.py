@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from timm.models import register_model
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["CifarResNet", "resnet20", "resnet20_projection"]
+from hawq.models.registry import create
+
+__all__ = [
+    "CifarResNet",
+    "resnet20",
+    "resnet20_projection",
+    "resnet32",
+    "resnet32_projection",
+    "resnet44",
+    "resnet44_projection",
+    "resnet56",
+    "resnet56_projection",
+]
 
 
 class PadShortcut(nn.Module):
@@ -54,6 +66,8 @@ class CifarResNet(nn.Module):
         in_chans: image channels.
     """
 
+    pretrained_cfg: ClassVar = {"input_size": (3, 32, 32), "crop_pct": 1.0}  # what timm asks a network for
+
     def __init__(self, units: int, option: str, num_classes: int = 10, in_chans: int = 3) -> None:
         super().__init__()
         self.num_classes = num_classes
@@ -84,17 +98,50 @@ def _stage(in_channels: int, channels: int, stride: int, units: int, option: str
 @register_model
 def resnet20(pretrained: bool = False, **kwargs: Any) -> CifarResNet:
     """ResNet20 with parameter-free shortcuts (option A), the network of HAWQ's table 1."""
-    return _build(3, "A", pretrained, kwargs)
+    return _create(3, "A", pretrained, kwargs)
+
+
+@register_model
+def resnet32(pretrained: bool = False, **kwargs: Any) -> CifarResNet:
+    """ResNet32, option A."""
+    return _create(5, "A", pretrained, kwargs)
+
+
+@register_model
+def resnet44(pretrained: bool = False, **kwargs: Any) -> CifarResNet:
+    """ResNet44, option A."""
+    return _create(7, "A", pretrained, kwargs)
+
+
+@register_model
+def resnet56(pretrained: bool = False, **kwargs: Any) -> CifarResNet:
+    """ResNet56, option A."""
+    return _create(9, "A", pretrained, kwargs)
 
 
 @register_model
 def resnet20_projection(pretrained: bool = False, **kwargs: Any) -> CifarResNet:
     """ResNet20 with 1×1 convolutions as shortcuts (option B)."""
-    return _build(3, "B", pretrained, kwargs)
+    return _create(3, "B", pretrained, kwargs)
 
 
-def _build(units: int, option: str, pretrained: bool, kwargs: dict[str, Any]) -> CifarResNet:
-    if pretrained:
-        raise ValueError("CIFAR ResNets have no weights to download: give model.checkpoint=path instead")
-    known = {"num_classes", "in_chans"}
-    return CifarResNet(units, option, **{key: value for key, value in kwargs.items() if key in known})
+@register_model
+def resnet32_projection(pretrained: bool = False, **kwargs: Any) -> CifarResNet:
+    """ResNet32, option B."""
+    return _create(5, "B", pretrained, kwargs)
+
+
+@register_model
+def resnet44_projection(pretrained: bool = False, **kwargs: Any) -> CifarResNet:
+    """ResNet44, option B."""
+    return _create(7, "B", pretrained, kwargs)
+
+
+@register_model
+def resnet56_projection(pretrained: bool = False, **kwargs: Any) -> CifarResNet:
+    """ResNet56, option B."""
+    return _create(9, "B", pretrained, kwargs)
+
+
+def _create(units: int, option: str, pretrained: bool, kwargs: dict[str, Any]) -> CifarResNet:
+    return create(lambda **options: CifarResNet(units, option, **options), pretrained, kwargs)

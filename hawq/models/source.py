@@ -8,28 +8,34 @@ from pathlib import Path
 from typing import Any
 
 import timm
+from timm.data import resolve_model_data_config
 from torch import nn
 
 from hawq.blocks import GRANULARITIES
-from hawq.models.checkpoints import load_strictly, read_checkpoint
-from hawq.records import Normalization
+from hawq.models.checkpoints import read_checkpoint
+from hawq.models.publishers import SOURCES, Publication, find_publication
+from hawq.records import Framing, Normalization
+from hawq.weights import load_strictly
 
 
 @dataclass(frozen=True)
 class FloatModel:
-    """A float network; `normalization` is None while it has not been trained."""
+    """A float network and the input it expects; `normalization` is None while it has not been trained."""
 
     network: nn.Module
     normalization: Normalization | None
+    framing: Framing
 
 
 @dataclass(frozen=True)
 class ModelSource:
-    """A network by its name in timm's registry (this package adds the CIFAR ResNets to it).
+    """A network by its name in timm's registry (this package adds the CIFAR ResNets and SqueezeNext to it).
 
     Args:
         name: timm name.
         checkpoint: weights file, or None to train the float network first.
+        source: who published the checkpoint: "timm", "torchvision" or "pytorchcv". Decides the names of its weights and
+            how images are prepared. None: our names, prepared as the file or `mean` and `std` say.
         pretrained: take timm's pretrained weights from its hub (needs a network).
         mean, std: normalisation of the checkpoint's inputs, RGB in 0 … 1; only for files that do not carry their own.
         small_input_size: side used with small embedded images.
@@ -42,6 +48,7 @@ class ModelSource:
 
     name: str
     checkpoint: str | None = None
+    source: str | None = None
     pretrained: bool = False
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
@@ -56,6 +63,8 @@ class ModelSource:
             raise ValueError(f"model.name={self.name!r} is not in timm's registry: {hint}")
         if self.checkpoint and self.pretrained:
             raise ValueError("model.checkpoint and model.pretrained=true were both given: give one of them")
+        if self.source is not None:
+            self._check_source(self.source)
         given = [values for values in (self.mean, self.std) if values is not None]
         if len(given) == 1 or any(len(values) != 3 for values in given) or any(value <= 0 for value in self.std or ()):
             raise ValueError(f"model.mean={self.mean} model.std={self.std}: give both, [r,g,b] each, with positive std")
@@ -69,29 +78,52 @@ class ModelSource:
                 f"model.blocks={self.blocks!r} is unknown: give {', '.join(GRANULARITIES)} or a list of patterns"
             )
 
+    def _check_source(self, source: str) -> None:
+        if source not in SOURCES:
+            raise ValueError(f"model.source={source!r} is unknown: give {', '.join(SOURCES)}, or null")
+        if not self.checkpoint:
+            raise ValueError(f"model.source={source} belongs to a checkpoint: give model.checkpoint=path too")
+        if source != "timm":
+            find_publication(source, self._architecture)
+
+    @property
+    def _architecture(self) -> str:
+        """The name without timm's tag of the pretrained weights."""
+        return self.name.partition(".")[0]
+
     def build(self, num_classes: int) -> FloatModel:
         """The network with its weights: loaded where a source was given, else random and still to be trained.
 
         Raises FileNotFoundError or ValueError for a checkpoint that is missing, damaged or for another network.
         """
+        network = self._create(num_classes)
+        own = _publication_of_timm(network)
         if self.pretrained:
-            return self._pretrained(num_classes)
-        network = timm.create_model(self.name, pretrained=False, num_classes=num_classes)
+            return FloatModel(network, own.normalization, own.framing)
         if self.checkpoint is None:
-            return FloatModel(network, None)
+            return FloatModel(network, None, own.framing)
+        publication = own if self.source == "timm" else None
+        if self.source not in ("timm", None):
+            publication = find_publication(str(self.source), self._architecture)
         given = Normalization(tuple(self.mean), tuple(self.std)) if self.mean and self.std else None
-        path = Path(self.checkpoint)
-        checkpoint = read_checkpoint(path, given)
-        load_strictly(network, checkpoint.state, path)
-        return FloatModel(network, checkpoint.normalization)
+        checkpoint = read_checkpoint(Path(self.checkpoint), given, publication)
+        load_strictly(network, checkpoint.state, f"model.checkpoint={self.checkpoint}")
+        return FloatModel(network, checkpoint.normalization, (publication or own).framing)
 
-    def _pretrained(self, num_classes: int) -> FloatModel:
+    def _create(self, num_classes: int) -> nn.Module:
         try:
-            network = timm.create_model(self.name, pretrained=True, num_classes=num_classes)
+            return timm.create_model(self.name, pretrained=self.pretrained, num_classes=num_classes)
         except (OSError, RuntimeError) as error:
+            if not self.pretrained:
+                raise
             reason = str(error).splitlines()[0]
             raise ValueError(
                 f"model.pretrained=true could not fetch weights of {self.name} ({reason}): give model.checkpoint=path"
             ) from error
-        config = timm.data.resolve_model_data_config(network)
-        return FloatModel(network, Normalization(tuple(config["mean"]), tuple(config["std"])))
+
+
+def _publication_of_timm(network: nn.Module) -> Publication:
+    """What a network of timm's registry says about its own inputs."""
+    config = resolve_model_data_config(network)
+    framing = Framing(config["input_size"][-1], config["crop_pct"], config["interpolation"])
+    return Publication(Normalization(tuple(config["mean"]), tuple(config["std"])), framing)

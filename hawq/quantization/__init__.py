@@ -1,5 +1,6 @@
 """Quantisers, and how they are put into a network."""
 
+from hawq.quantization.dorefa import DoReFa
 from hawq.quantization.fake_quantize import FakeQuantizer, fake_quantize
 from hawq.quantization.lsq import LSQ
 from hawq.quantization.model import (
@@ -15,14 +16,19 @@ from hawq.quantization.model import (
     weight_errors,
     weight_quantizer,
 )
+from hawq.quantization.pact import PACT
+from hawq.quantization.rvquant import RVQuant
 from hawq.quantization.uniform import Uniform
 
 __all__ = [
     "LSQ",
+    "PACT",
     "WIDTHS",
+    "DoReFa",
     "FakeQuantizer",
     "Quantization",
     "Quantizer",
+    "RVQuant",
     "Uniform",
     "activation_errors",
     "attach",

@@ -14,7 +14,7 @@ class _FakeQuantize(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, scale: Tensor, low: Tensor, high: Tensor) -> Tensor:
         ratio = x / scale
-        codes = ratio.round().clamp(low, high)
+        codes = nearest(ratio, low, high)
         ctx.save_for_backward(ratio, codes, scale, low, high)
         return codes * scale
 
@@ -29,11 +29,18 @@ class _FakeQuantize(torch.autograd.Function):
         return grad_x, grad_scale, None, None
 
 
+def nearest(ratio: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """The code nearest to each ratio x/s: low, low + 1, … high."""
+    half = low - low.floor()  # 0, or ½ for a grid without zero
+    return ((ratio - half).round() + half).clamp(low, high)
+
+
 def fake_quantize(x: Tensor, scale: Tensor, low: Tensor, high: Tensor) -> Tensor:
     """y = s · clip(round(x/s), lo, hi), with ∂y/∂x = 1 inside [lo·s, hi·s] and 0 outside (straight-through).
 
-    `scale`, `low` and `high` broadcast against `x`; `low` ≤ 0 ≤ `high` are whole numbers. When `scale` needs a
-    gradient it gets ∂y/∂s = clip(round(x/s)) − x/s inside the range and lo or hi outside (LSQ, 1902.08153, eq. 3).
+    `scale`, `low` and `high` broadcast against `x`; `low` ≤ 0 ≤ `high` are whole numbers, or both a half more. When
+    `scale` needs a gradient it gets ∂y/∂s = clip(round(x/s)) − x/s inside the range and lo or hi outside (LSQ,
+    1902.08153, eq. 3).
     """
     out: Tensor = _FakeQuantize.apply(x, scale, low, high)
     return out
@@ -49,6 +56,9 @@ class FakeQuantizer(nn.Module):
         bits: width, 2 to 8.
         channel_axis: axis with one scale for each index, or None for one scale in all.
     """
+
+    keeps_large = False
+    """Whether values above the grid, |x| > s·hi, stay as they are instead of being clipped."""
 
     shaped_by_data: tuple[str, ...] = ()
     """Names of tensors that get their shape in `initialise`; a stored shape wins over the empty one."""
@@ -68,13 +78,21 @@ class FakeQuantizer(nn.Module):
         raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor:
-        return fake_quantize(x, *self.grid(x)) if self.enabled else x
+        if not self.enabled:
+            return x
+        quantized = fake_quantize(x, *self.grid(x))
+        return torch.where(self.is_large(x), x, quantized) if self.keeps_large else quantized
+
+    def is_large(self, x: Tensor) -> Tensor:
+        """Where a value lies above the grid in magnitude."""
+        scale, _, high = self.grid(x)
+        return x.abs() > scale * high
 
     @torch.no_grad()
     def codes(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(integer codes of `x`, scale, lo): `codes · scale` equals `forward(x)` bit for bit."""
+        """(codes of `x`, scale, lo): `codes · scale` equals `forward(x)` bit for bit, but for large values kept."""
         scale, low, high = self.grid(x)
-        return (x / scale).round().clamp(low, high), scale, low
+        return nearest(x / scale, low, high), scale, low
 
     def get_extra_state(self) -> dict[str, Any]:
         return {"enabled": self.enabled}

@@ -1,7 +1,9 @@
 """Tables and figures."""
 
 from hawq.report.figures import finetuning_figure, sensitivity_figure
+from hawq.report.papers import NOT_RUN, Ours, PaperRow, PaperTable, comparison, read_table
 from hawq.report.provenance import git_commit, versions
+from hawq.report.results import Recorded, read_results, readme_results
 from hawq.report.tables import (
     RESULT_COLUMNS,
     bits_label,
@@ -13,11 +15,20 @@ from hawq.report.tables import (
 )
 
 __all__ = [
+    "NOT_RUN",
     "RESULT_COLUMNS",
+    "Ours",
+    "PaperRow",
+    "PaperTable",
+    "Recorded",
     "bits_label",
+    "comparison",
     "finetuning_figure",
     "git_commit",
     "markdown",
+    "read_results",
+    "read_table",
+    "readme_results",
     "result_cells",
     "results_table",
     "sensitivity_figure",

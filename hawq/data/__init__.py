@@ -1,0 +1,21 @@
+"""Images and labels: what there is, how it is cut into training and test, and how it becomes batches."""
+
+from hawq.data.batches import Images, TrainBatches, fixed_batches, sample_indices
+from hawq.data.memory import Cifar10, Cifar100, Digits
+from hawq.data.pictures import ImageFolder, ImageNet, TimmData
+from hawq.data.splits import ImageData, Splits
+
+__all__ = [
+    "Cifar10",
+    "Cifar100",
+    "Digits",
+    "ImageData",
+    "ImageFolder",
+    "ImageNet",
+    "Images",
+    "Splits",
+    "TimmData",
+    "TrainBatches",
+    "fixed_batches",
+    "sample_indices",
+]

@@ -1,0 +1,109 @@
+"""From images and labels to batches."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, default_collate
+
+from hawq.data.splits import RawImages
+
+Batch = tuple[Tensor, Tensor]
+
+
+class Images(Dataset[tuple[Tensor, int]]):
+    """Network inputs; an item is asked for by its index, or by (index, seed) to be augmented by that seed.
+
+    Args:
+        images, labels: as a data set stores them.
+        prepare: makes a network's input (3, H, W) of a stored image.
+        augment: the same with random changes, or None.
+    """
+
+    def __init__(
+        self,
+        images: RawImages,
+        labels: np.ndarray,
+        prepare: Callable[[Any], Tensor],
+        augment: Callable[[Any], Tensor] | None = None,
+    ) -> None:
+        self._images, self._labels, self._prepare, self._augment = images, labels, prepare, augment
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def __getitem__(self, item: Any) -> tuple[Tensor, int]:
+        index, seed = item if isinstance(item, tuple) else (item, None)
+        if seed is None or self._augment is None:
+            return self._prepare(self._images[index]), int(self._labels[index])
+        with _seeded(seed):
+            return self._augment(self._images[index]), int(self._labels[index])
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Python's and PyTorch's random numbers by `seed`; both generators are put back."""
+    state = random.getstate()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        random.seed(seed)
+        try:
+            yield
+        finally:
+            random.setstate(state)
+
+
+class TrainBatches:
+    """Shuffled, augmented training batches, a function of (seed, step) alone: order and augmentation of any step can
+    be made again after a restart. A last batch that is not full is left out.
+    """
+
+    def __init__(self, images: Images, batch_size: int, seed: int, device: torch.device, workers: int = 0) -> None:
+        self._images, self._seed, self._device, self._workers = images, seed, device, workers
+        self._batch_size = min(batch_size, len(images))
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return len(self._images) // self._batch_size
+
+    def batches(self, first_step: int) -> Iterator[Batch]:
+        """Endless (images, labels) from `first_step` on."""
+        epoch, offset = divmod(first_step, self.steps_per_epoch)
+        while True:
+            loader = DataLoader(
+                self._images,
+                batch_sampler=self._epoch(epoch)[offset:],
+                num_workers=self._workers,
+                pin_memory=self._device.type == "cuda",
+            )
+            for images, labels in loader:
+                yield images.to(self._device, non_blocking=True), labels.to(self._device, non_blocking=True)
+            epoch, offset = epoch + 1, 0
+
+    def _epoch(self, epoch: int) -> list[list[tuple[int, int]]]:
+        """Batches of (index, augmentation seed) of one epoch."""
+        generator = torch.Generator().manual_seed(self._seed * 1_000_003 + epoch)
+        order = torch.randperm(len(self._images), generator=generator).tolist()
+        seeds = torch.randint(2**31, (len(order),), generator=generator).tolist()
+        items = list(zip(order, seeds, strict=True))
+        size = self._batch_size
+        return [items[begin : begin + size] for begin in range(0, self.steps_per_epoch * size, size)]
+
+
+def fixed_batches(images: Images, indices: Sequence[int], batch_size: int, device: torch.device) -> list[Batch]:
+    """The images at `indices`, not augmented, as a list of batches; the last one may be smaller."""
+    chunks = [indices[begin : begin + batch_size] for begin in range(0, len(indices), batch_size)]
+    batches = [default_collate([images[index] for index in chunk]) for chunk in chunks]
+    return [(inputs.to(device), targets.to(device)) for inputs, targets in batches]
+
+
+def sample_indices(num_images: int, num_samples: int, seed: int) -> list[int]:
+    """A random choice without repetition, the same for the same seed."""
+    order = torch.randperm(num_images, generator=torch.Generator().manual_seed(seed))
+    return order[:num_samples].tolist()

@@ -1,0 +1,58 @@
+"""PACT: a learned clip of activations (Choi et al., 1805.06085)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from hawq.quantization.dorefa import SquashedQuantizer
+from hawq.quantization.fake_quantize import FakeQuantizer, fake_quantize
+
+
+@dataclass(frozen=True)
+class PACT:
+    """Weights as in DoReFa, activations clipped at a trained α (1805.06085, eq. 1 to 3)."""
+
+    @property
+    def name(self) -> str:
+        return "pact"
+
+    def weight(self, bits: int) -> FakeQuantizer:
+        return SquashedQuantizer(bits)
+
+    def activation(self, bits: int) -> FakeQuantizer:
+        return LearnedClip(bits)
+
+
+class LearnedClip(FakeQuantizer):
+    """y = quantise(clip(x, 0, α)); ∂y/∂α = 1 where x ≥ α, else 0. Inputs that go below zero keep their sign."""
+
+    low: Tensor
+    high: Tensor
+
+    def __init__(self, bits: int) -> None:
+        super().__init__(bits)
+        self.alpha = nn.Parameter(torch.ones(1))
+        self.register_buffer("low", torch.zeros(1))
+        self.register_buffer("high", torch.full((1,), 2.0**bits - 1))
+
+    @torch.no_grad()
+    def initialise(self, x: Tensor) -> None:
+        self.alpha.data = x.abs().max().reshape(1)
+        self.low = torch.full_like(self.alpha, -(2 ** (self.bits - 1)) if bool((x < 0).any()) else 0)
+        self.high = self.low + 2**self.bits - 1
+        self.enabled = True
+
+    def grid(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return (self._clip() / self.high).detach(), self.low, self.high
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.enabled:
+            return x
+        scale, low, high = self.grid(x)
+        return fake_quantize(torch.minimum(torch.maximum(x, low * scale), self._clip()), scale, low, high)
+
+    def _clip(self) -> Tensor:
+        return self.alpha.abs().clamp_min(torch.finfo(self.alpha.dtype).tiny)

@@ -1,0 +1,113 @@
+"""The papers' tables (docs/papers/*.yaml), printed beside our own costs and results."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from hawq.records import Cost, from_dict
+from hawq.report.tables import markdown
+
+_FIGURES = {"accuracy": "accuracy %", "w_comp": "W-Comp", "a_comp": "A-Comp", "size_mb": "size MB", "bops_g": "BOPS G"}
+NOT_RUN = "not run here"
+
+
+@dataclass(frozen=True)
+class PaperRow:
+    """One printed row.
+
+    `mark` says what stands behind it (PDF, REPO, ABS, SEC, CALC, RECALLED), `recalled` which figures stand on memory
+    alone. `overrides` are what `train.py` is given to run it, None for systems that are not here. `layer_bits` are
+    published widths of all layers but the first and the last, which have 8 bits.
+    """
+
+    id: str
+    method: str
+    weights: str
+    activations: str
+    mark: str
+    accuracy: float | None = None
+    w_comp: float | None = None
+    a_comp: float | None = None
+    size_mb: float | None = None
+    bops_g: float | None = None
+    recalled: tuple[str, ...] = ()
+    overrides: tuple[str, ...] | None = None
+    layer_bits: str | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class PaperTable:
+    """A table of a paper; `experiment` is the option of conf/experiment that its rows start from."""
+
+    title: str
+    experiment: str
+    num_classes: int
+    rows: tuple[PaperRow, ...]
+
+    def row(self, name: str) -> PaperRow:
+        """Raises ValueError, with all names, for an unknown one."""
+        rows = {row.id: row for row in self.rows}
+        if name not in rows:
+            raise ValueError(f"row {name!r} is unknown: give {', '.join(rows)}")
+        return rows[name]
+
+    def overrides(self, row: PaperRow) -> list[str] | None:
+        """What `train.py` is given to run a row, None where it cannot."""
+        return None if row.overrides is None else [f"experiment={self.experiment}", *row.overrides]
+
+
+@dataclass(frozen=True)
+class Ours:
+    """What this code has to say about a row: its cost, or the limit that the allocation works under."""
+
+    cost: Cost | None = None
+    size_mib: float | None = None
+    limit: str | None = None
+    accuracy: str = NOT_RUN
+
+
+def read_table(path: Path) -> PaperTable:
+    """Raises ValueError naming what is wrong in the file."""
+    return from_dict(yaml.safe_load(path.read_text()), PaperTable)
+
+
+def comparison(table: PaperTable, ours: Mapping[str, Ours]) -> str:
+    """Every row with the paper's figure beside ours, for each figure that the table prints; recalled ones say so."""
+    figures = [name for name in _FIGURES if any(getattr(row, name) is not None for row in table.rows)]
+    columns = ["row", "method", "w-bits", "a-bits"]
+    for name in figures:
+        columns += [_FIGURES[name], "ours"]
+    cells = []
+    for row in table.rows:
+        line = [row.id, row.method, row.weights, row.activations]
+        for name in figures:
+            line += [_printed(row, name), _own(ours[row.id], name)]
+        cells.append([*line, row.mark, row.note])
+    return f"{table.title}\n\n{markdown([*columns, 'source', 'note'], cells)}"
+
+
+def _printed(row: PaperRow, name: str) -> str:
+    value = getattr(row, name)
+    if value is None:
+        return "–"
+    return f"{value:g} (recalled)" if name in row.recalled else f"{value:g}"
+
+
+def _own(ours: Ours, name: str) -> str:
+    if name == "accuracy":
+        return ours.accuracy
+    if ours.cost is None:
+        return ours.limit if ours.limit and name == "w_comp" else "–"
+    values = {
+        "w_comp": ours.cost.w_comp,
+        "a_comp": ours.cost.a_comp,
+        "size_mb": ours.size_mib,
+        "bops_g": None if ours.cost.bops is None else ours.cost.bops / 1e9,
+    }
+    value = values[name]
+    return "–" if value is None else f"{value:.4g}"

@@ -1,0 +1,121 @@
+"""The papers' tables beside ours: `python scripts/reproduce.py table1` (or table2 … table4, v2, v3, ablations).
+
+`--run ROW [override …]` runs exactly that row through train.py; `readme` writes the README's table of results anew.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from hawq.allocation import Manual, UniformBits
+from hawq.blocks import find_blocks
+from hawq.config import REPOSITORY, compose_parts
+from hawq.costs import paper_size_mib, plan_cost, published_bytes
+from hawq.models import ModelSource
+from hawq.quantization import WIDTHS
+from hawq.records import FLOAT_BITS, Block, BlockSensitivity, Cost, Estimate, Precision, Sensitivity
+from hawq.report import (
+    NOT_RUN,
+    Ours,
+    PaperRow,
+    PaperTable,
+    Recorded,
+    comparison,
+    read_results,
+    read_table,
+    readme_results,
+)
+
+TABLES = {path.stem: path for path in sorted((REPOSITORY / "docs" / "papers").glob("*.yaml"))}
+BEGIN, END = "<!-- made by: python scripts/reproduce.py readme -->\n", "<!-- end -->\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("table", choices=[*TABLES, "readme"])
+    parser.add_argument("--run", metavar="ROW", help="run this row")
+    parser.add_argument("overrides", nargs="*", help="further overrides for train.py, say dataset.path=...")
+    given, more = parser.parse_known_args()
+    results = read_results(REPOSITORY / "docs" / "results")
+    if given.table == "readme":
+        path = REPOSITORY / "README.md"
+        path.write_text(with_results(path.read_text(), results))
+        return
+    table = read_table(TABLES[given.table])
+    try:
+        if given.run is None:
+            print(comparison(table, {row.id: ours(given.table, table, row, results) for row in table.rows}))
+        else:
+            raise SystemExit(subprocess.call(command(table, given.run, [*given.overrides, *more])))
+    except ValueError as error:
+        raise SystemExit(f"error: {error}") from error
+
+
+def command(table: PaperTable, name: str, overrides: list[str]) -> list[str]:
+    """The command line that runs a row. Raises ValueError for a row that cannot be run."""
+    own = table.overrides(table.row(name))
+    if own is None:
+        raise ValueError(f"row {name!r} cannot be run: this system or these bits are not here")
+    return [sys.executable, str(REPOSITORY / "train.py"), *own, *overrides]
+
+
+def with_results(readme: str, results: list[Recorded]) -> str:
+    """The README's text with its table of results made anew."""
+    before, _, rest = readme.partition(BEGIN)
+    after = rest.partition(END)[2]
+    return f"{before}{BEGIN}\n{readme_results(results)}\n\n{END}{after}"
+
+
+def ours(name: str, table: PaperTable, row: PaperRow, results: list[Recorded]) -> Ours:
+    """Costs of a row computed now from a new network, and the accuracy that was recorded for it."""
+    found = [value for recorded in results if (value := recorded.accuracy_for(f"{name}/{row.id}"))]
+    accuracy = found[-1] if found else NOT_RUN
+    overrides = table.overrides(row)
+    if overrides is None and row.layer_bits is None:
+        return Ours(accuracy=accuracy)
+    parts = compose_parts([*(overrides or [f"experiment={table.experiment}"]), "dataset.path=none"])
+    blocks, float_bytes = measure(parts["model"], table.num_classes)
+    if row.layer_bits is not None:
+        widths = [int(width) for width in f"8{row.layer_bits}8"]
+    elif not parts["options"].stages:
+        widths = [FLOAT_BITS] * len(blocks)
+    elif isinstance(parts["bits"], (Manual, UniformBits)):
+        return ours_of(parts["bits"].allocate(without_curvature(blocks)).cost, float_bytes, accuracy)
+    else:  # needs an analysis
+        return Ours(limit=f"our bits, ≥ {parts['bits'].target:g}", accuracy=accuracy)
+    precisions = {block.name: Precision(width, width) for block, width in zip(blocks, widths, strict=True)}
+    return ours_of(plan_cost(blocks, precisions), float_bytes, accuracy)
+
+
+def ours_of(cost: Cost, float_bytes: int, accuracy: str) -> Ours:
+    return Ours(cost, paper_size_mib(float_bytes, cost.w_comp), accuracy=accuracy)
+
+
+def without_curvature(blocks: Sequence[Block]) -> Sensitivity:
+    """What an allocator that asks for nothing but blocks is given."""
+    nothing, errors = Estimate(0.0, 0.0, 0, True), dict.fromkeys(WIDTHS, 0.0)
+    return Sensitivity(tuple(BlockSensitivity(block, nothing, errors) for block in blocks), "none", 0, 0.0)
+
+
+@cache
+def measure(source: ModelSource, num_classes: int) -> tuple[tuple[Block, ...], int]:
+    """Blocks of a network without memory, traced at its own input size; and bytes of its float checkpoint."""
+    with torch.device("meta"):
+        model = replace(source, checkpoint=None, source=None).build(num_classes)
+        side = model.framing.size
+        blocks = find_blocks(model.network, torch.empty(1, 3, side, side), granularity=source.blocks)
+    return blocks, published_bytes(model.network.to_empty(device="cpu").state_dict())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,154 @@
+"""The papers' tables as data, our costs beside them, and the README's table of results."""
+
+import json
+import re
+import sys
+from dataclasses import replace
+from pathlib import Path
+from unittest import mock
+
+import pytest
+from runs import CONF, REPOSITORY, compose_here, read_json, run_folder, run_here
+
+from hawq.config import build_settings
+from hawq.report import NOT_RUN, Recorded, read_results, read_table, readme_results
+
+sys.path.insert(0, str(REPOSITORY / "scripts"))
+import reproduce
+
+TABLES = {name: read_table(path) for name, path in reproduce.TABLES.items()}
+RESULTS = read_results(REPOSITORY / "docs" / "results")
+ROWS = [(name, row) for name, table in TABLES.items() for row in table.rows]
+V3 = Path(__file__).parents[2] / "shared" / "reference" / "hawq_v3_resnet18_ilp.json"
+
+
+def test_every_row_is_there():
+    counts = {"table1": 12, "table2": 6 + 1, "table3": 9, "table4": 4, "v2": 12, "v3": 20, "ablations": 3}
+    assert {name: len(table.rows) for name, table in TABLES.items()} == counts  # + 1: HAWQ with inferred bits
+
+
+@pytest.mark.parametrize(("name", "row"), ROWS, ids=lambda value: getattr(value, "id", value))
+def test_rows_say_where_they_come_from_and_can_be_composed(name, row):
+    marks = set(re.findall(r"[A-Z]{3,}", row.mark)) & {"PDF", "REPO", "ABS", "SEC", "CALC", "RECALLED"}
+    assert marks
+    figures = [field for field in ("accuracy", "w_comp", "a_comp", "size_mb", "bops_g") if getattr(row, field)]
+    assert set(row.recalled) <= set(figures)
+    if row.mark == "RECALLED":
+        assert set(row.recalled) == set(figures)
+    overrides = TABLES[name].overrides(row)
+    if overrides is not None:
+        settings = build_settings(compose_here(*overrides, "dataset.path=none"))
+        assert settings.dataset.name == ("cifar10" if name == "table1" else "imagenet")
+
+
+def rows_of(name):
+    table = TABLES[name]
+    return {row.id: (row, reproduce.ours(name, table, row, RESULTS)) for row in table.rows}
+
+
+@pytest.mark.parametrize(
+    ("name", "ids"),
+    [
+        ("table1", ["hawq"]),
+        ("table2", ["baseline", "hawq-inferred", "rvquant"]),
+        ("table3", ["baseline"]),
+        ("table4", ["baseline", "direct"]),
+    ],
+)
+def test_our_ratios_are_those_printed(name, ids):
+    compared = rows_of(name)
+    for row, ours in (compared[key] for key in ids):
+        assert ours.cost.w_comp == pytest.approx(row.w_comp, abs=0.01), row.id
+        assert row.size_mb is None or ours.size_mib == pytest.approx(row.size_mb, rel=0.01), row.id
+
+
+def test_published_v3_configurations():
+    compared = rows_of("v3")
+    for row, ours in compared.values():
+        if row.id.startswith("resnet18"):  # published sizes are up to 0.2 MB larger, BOPS up to 3 % smaller
+            assert ours.size_mib == pytest.approx(row.size_mb, abs=0.25), row.id
+            assert ours.cost.bops / 1e9 == pytest.approx(row.bops_g, rel=0.031), row.id
+
+
+def test_v3_widths_are_the_published_ones():
+    if not V3.is_file():
+        pytest.skip(f"{V3} is not there")
+    levels = {0.75: "high", 0.5: "medium", 0.25: "low"}
+    for found in json.loads(V3.read_text())["published"]:
+        row = TABLES["v3"].row(f"resnet18-{found['constraint']}-{levels[found['alpha']]}")
+        assert row.layer_bits == "".join(map(str, found["bits"]))
+
+
+def test_what_was_not_run_says_so():
+    compared = rows_of("table1")
+    assert compared["baseline"][1].accuracy == "91.73"
+    assert compared["hawq"][1].accuracy == "90.84"
+    assert compared["dnas-11"][1] == reproduce.Ours(accuracy=NOT_RUN)
+
+
+def run_script(*arguments):
+    with mock.patch.object(sys, "argv", ["reproduce.py", *arguments]):
+        reproduce.main()
+
+
+def test_recalled_figures_are_shown_as_such(capsys):
+    run_script("table1")
+    printed = capsys.readouterr().out
+    assert "92.22 (recalled)" in printed
+    assert "13.11 " in printed
+    assert "13.11 (recalled)" not in printed
+
+
+@pytest.mark.parametrize(
+    ("row", "message"), [("haq", "row 'haq' cannot be run"), ("hawg", "row 'hawg' is unknown: give baseline, dorefa-2")]
+)
+def test_rows_that_cannot_be_run(row, message):
+    with pytest.raises(SystemExit, match=message):
+        run_script("table3", "--run", row)
+
+
+def test_a_row_is_one_command():
+    assert reproduce.command(TABLES["table1"], "pact-2", ["seed=1"])[1:] == [
+        *[str(REPOSITORY / "train.py"), "experiment=paper/table1", "quantizer=pact", "bits=uniform"],
+        *["bits.weights=2", "bits.activations=2", "seed=1"],
+    ]
+    with mock.patch.object(reproduce.subprocess, "call", return_value=7) as call, pytest.raises(SystemExit) as stopped:
+        run_script("table1", "--run", "pact-2", "seed=1", "--cfg=job")
+    assert (call.call_args.args[0][-2:], stopped.value.code) == (["seed=1", "--cfg=job"], 7)
+
+
+@pytest.mark.parametrize(("name", "row"), [("table1", "pact-3"), ("table2", "rvquant")])
+def test_rows_run_through_train(name, row, tmp_path):
+    overrides = TABLES[name].overrides(TABLES[name].row(row))
+    assert run_here(tmp_path, *overrides, "model=resnet20", "dataset=digits", "finetune.order=joint") is None
+    first, *_, last = read_json(run_folder(tmp_path) / "report.json")["rows"]
+    assert last["size_bytes"] < first["size_bytes"] / 3
+
+
+def test_every_paper_experiment_serves_a_table():
+    options = {f"paper/{path.stem}" for path in (CONF / "experiment" / "paper").glob("*.yaml")}
+    assert options == {table.experiment for table in TABLES.values()}
+
+
+def test_readme_shows_the_recorded_results():
+    readme = (REPOSITORY / "README.md").read_text()
+    assert reproduce.with_results(readme, RESULTS) == readme
+    assert readme_results(RESULTS) in readme
+    other = [replace(RESULTS[0], date="2020-01-01"), *RESULTS[1:]]
+    assert reproduce.with_results(readme, other) != readme
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"schema": "other"}, "its schema must be hawq.result/1"),
+        ({"schema": "hawq.result/1"}, "not a Recorded"),
+        ({"rows": [["float"]]}, "each row needs 7 cells"),
+    ],
+)
+def test_other_files_are_no_results(content, message, tmp_path):
+    good = json.loads((REPOSITORY / "docs" / "results" / "resnet20_digits.json").read_text())
+    (tmp_path / "x.json").write_text(json.dumps(good | content if "rows" in content else content))
+    with pytest.raises(ValueError, match=message):
+        read_results(tmp_path)
+    assert isinstance(RESULTS[0], Recorded)

@@ -1,0 +1,171 @@
+"""Pictures in folders: labels, decoding on demand, and batches that are a function of (seed, step)."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from runs import read_json, run_folder, run_here
+from torch.utils.data import IterableDataset
+
+from hawq.data import ImageFolder, ImageNet, Images, TimmData, TrainBatches, pictures
+from hawq.errors import UserError
+from hawq.records import Framing, Normalization
+
+SUBSET = Path(__file__).parents[2] / "shared" / "data" / "imagenet_val_subset"
+PLAIN = Normalization((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+FRAMING = Framing(16, 0.8, "bilinear")
+
+
+def picture(path, width=30, height=20, seed=0):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Two classes, three pictures each for training and one for testing."""
+    for seed, (part, count) in enumerate({"train": 3, "val": 1}.items()):
+        for index in range(count):
+            for name in ("cat", "dog"):
+                picture(tmp_path / part / name / f"{name}{index}.png", seed=9 * seed + index + (name == "dog") * 50)
+    return tmp_path
+
+
+def test_folder_classes_and_labels(folder):
+    splits = ImageFolder(str(folder)).open()
+    assert (len(splits.train_images), len(splits.test_images), splits.num_classes) == (6, 2, 2)
+    assert (splits.train_labels.tolist(), splits.test_labels.tolist()) == ([0, 0, 0, 1, 1, 1], [0, 1])
+
+
+def test_evaluation_resizes_the_shorter_side_and_cuts_out_the_middle(folder):
+    image = ImageFolder(str(folder)).open().test_images[0]
+    made = ImageFolder(str(folder)).prepare(FRAMING, PLAIN)(image)
+    resized = image.resize((30, 20), Image.Resampling.BILINEAR)  # 16 / 0.8
+    expected = np.asarray(resized.crop((7, 2, 23, 18))) / 255
+    np.testing.assert_allclose(made.permute(1, 2, 0), expected, atol=1e-6)
+    halved = ImageFolder(str(folder)).prepare(FRAMING, Normalization((0.5,) * 3, (0.25,) * 3))(image)
+    torch.testing.assert_close(halved, (made - 0.5) / 0.25)
+
+
+def batches(folder, seed=3, workers=0, augment=True):
+    data = ImageFolder(str(folder), augment)
+    splits = data.open()
+    prepare, changed = (data.prepare(FRAMING, PLAIN, augmented=augmented) for augmented in (False, True))
+    images = Images(splits.train_images, splits.train_labels, prepare, changed)
+    return TrainBatches(images, 2, seed, torch.device("cpu"), workers)
+
+
+def first(iterator, count):
+    return [next(iterator) for _ in range(count)]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("first_step", [1, 4])
+def test_batches_are_a_function_of_the_step(first_step, workers, folder):
+    expected = first(batches(folder).batches(0), 5)[first_step:]
+    for (images, labels), (other, other_labels) in zip(
+        first(batches(folder, workers=workers).batches(first_step), 5 - first_step), expected, strict=True
+    ):
+        assert torch.equal(images, other)
+        assert torch.equal(labels, other_labels)
+
+
+def test_training_pictures_change_and_only_if_wanted(folder):
+    def views(augment):
+        made = batches(folder, augment=augment)
+        return {tuple(image.flatten().tolist()) for images, _ in first(made.batches(0), 9) for image in images}
+
+    assert len(views(False)) == 6
+    assert len(views(True)) > 12
+
+
+def test_identity_knows_names_and_sizes(folder):
+    before = ImageFolder(str(folder)).open().identity()
+    assert ImageFolder(str(folder)).open().identity() == before
+    (folder / "train" / "cat" / "cat0.png").rename(folder / "train" / "cat" / "cat9.png")
+    renamed = ImageFolder(str(folder)).open().identity()
+    picture(folder / "val" / "dog" / "dog0.png", width=31)
+    assert len({before, renamed, ImageFolder(str(folder)).open().identity()}) == 3
+
+
+def test_a_folder_without_training_pictures_evaluates(tmp_path):
+    picture(tmp_path / "test" / "a" / "x.jpg")
+    splits = ImageFolder(str(tmp_path)).open()
+    assert (len(splits.train_images), len(splits.test_images)) == (0, 1)
+    assert splits.identity() == ImageFolder(str(tmp_path)).open().identity()
+
+
+def test_a_broken_picture_is_named(folder):
+    (folder / "val" / "cat" / "cat0.png").write_bytes(b"no picture")
+    with pytest.raises(UserError, match=r"cat0.png cannot be decoded"):
+        ImageFolder(str(folder)).open().test_images[0]
+
+
+@pytest.mark.parametrize("data", [ImageFolder, ImageNet])
+def test_missing_data_is_told_with_the_layout(data, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"holds no pictures.*train/<.*val/<.*stages=\[\]"):
+        data(str(tmp_path)).open()
+
+
+@pytest.mark.parametrize("data", [ImageFolder, ImageNet])
+def test_foreign_classes_are_refused(data, folder):
+    picture(folder / "val" / "elk" / "x.png")
+    with pytest.raises(ValueError, match=r"has folders that are no classes of .*(elk|cat, dog)"):
+        data(str(folder)).open()
+
+
+def test_imagenet_labels_are_places_among_all_classes(tmp_path):
+    for wnid in ("n15075141", "n01440764", "n01484850"):  # the last, the first and the third
+        picture(tmp_path / "val" / wnid / "ILSVRC2012_val_1.JPEG")
+    splits = ImageNet(str(tmp_path)).open()
+    assert splits.num_classes == 1000
+    assert splits.test_labels.tolist() == [0, 2, 999]
+
+
+def test_imagenet_subset_is_labelled_by_line_numbers():
+    if not SUBSET.is_dir():
+        pytest.skip(f"{SUBSET} is not there")
+    lines = (SUBSET / "synset_words.txt").read_text().splitlines()
+    place = {line.split()[0]: number for number, line in enumerate(lines)}
+    splits = ImageNet(str(SUBSET)).open()
+    expected = [place[path.parent.name] for path in sorted((SUBSET / "val").glob("*/*.JPEG"))]
+    assert splits.test_labels.tolist() == expected
+    assert (len(expected), len(set(expected)), max(expected) >= 725) == (725, 725, True)
+    assert splits.test_images[0].size == (227, 227)
+
+
+class Stream(IterableDataset):
+    def __iter__(self):
+        return iter([(Image.new("RGB", (4, 5), (shade, 0, 0)), shade % 3) for shade in (7, 8, 9)])
+
+
+def test_a_stream_is_read_once(monkeypatch):
+    monkeypatch.setattr(pictures, "create_dataset", lambda **request: Stream())
+    splits = TimmData("wds/any", num_classes=3).open()
+    assert splits.train_labels.tolist() == [1, 2, 0]
+    assert splits.test_images[2].getpixel((0, 0)) == (9, 0, 0)
+    assert splits.identity() == TimmData("wds/any", num_classes=3).open().identity()
+
+
+@pytest.mark.parametrize("name", ["hfds/", "tfds/nothing", "zzz"])
+def test_names_that_timm_cannot_read(name, tmp_path):
+    with pytest.raises(ValueError, match=f"dataset {name} could not be read"):
+        TimmData(name, num_classes=3, path=str(tmp_path)).open()
+
+
+def test_all_stages_on_pictures_with_attention(folder, tmp_path_factory):
+    """A small vision transformer at its own input size; what stays float stands in the report."""
+    outputs = tmp_path_factory.mktemp("outputs")
+    overrides = ["dataset=imagefolder", f"dataset.path={folder}", "model=timm", "model.name=test_vit", "workers=1"]
+    assert run_here(outputs, *overrides, "bits.target=8", "finetune.order=joint") is None
+    report = read_json(run_folder(outputs) / "report.json")
+    assert {part["name"] for part in report["float_parts"] if part["macs"]} == {f"blocks.{i}.attn" for i in range(6)}
+    assert {part["name"] for part in report["float_parts"] if part["num_weights"]} >= {"pos_embed"}
+
+
+def test_too_few_classes():
+    with pytest.raises(ValueError, match=r"dataset\.num_classes=1"):
+        TimmData("hfds/x", num_classes=1)
