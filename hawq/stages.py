@@ -46,6 +46,7 @@ class Prepared:
     source: FloatModel
     normalization: Normalization
     blocks: tuple[Block, ...]
+    overhead_bytes: int
     store: Store
 
     def train_images(self, *, augmented: bool) -> Images:
@@ -132,7 +133,8 @@ def analysis(prepared: Prepared, source: FloatNetwork, log: RunLog, records: lis
     curvature = parse_record(entry.path / "curvature.json", CURVATURE_SCHEMA, Curvature)
     for index, block in enumerate(prepared.blocks):
         _log_estimate(log, index, curvature.eigenvalues[block.name])
-    return combine(source.network, prepared.blocks, curvature, settings.quantizer)
+    sensitivity = combine(source.network, prepared.blocks, curvature, settings.quantizer)
+    return dataclasses.replace(sensitivity, overhead_bytes=prepared.overhead_bytes)
 
 
 def tuning(
@@ -183,7 +185,7 @@ def packing(prepared: Prepared, source: FloatNetwork, tuned: Tuned, name: str, r
     facts = {"format": FORMAT, "finetune": tuned.entry.key, "export": component_facts(settings.export)}
 
     def make(entry: Entry) -> Files:
-        about = {"model": settings.model.name, "dataset": settings.dataset.name, **to_dict(prepared.normalization)}
+        about = about_network(settings, prepared.normalization)
         path = save(tuned.network, entry.path / "model.safetensors", about)
         restored = load(path, source.network)
         _refuse_other_outputs(tuned.network, restored, prepared.example())
@@ -199,6 +201,11 @@ def packing(prepared: Prepared, source: FloatNetwork, tuned: Tuned, name: str, r
     entry = _cached(prepared, "export", facts, make, records, label=_label("export", name))
     value = float(entry.read_json("accuracy.json")["accuracy"])
     return Packed(entry, value, (entry.path / "model.safetensors").stat().st_size)
+
+
+def about_network(settings: Settings, normalization: Normalization) -> dict[str, Any]:
+    """What the packed file tells about its network."""
+    return {"model": settings.model.name, "dataset": settings.dataset.name, **to_dict(normalization)}
 
 
 def _label(stage: str, name: str) -> str:

@@ -10,7 +10,8 @@ import pytest
 from runs import REPOSITORY
 
 FLOORS = (
-    ("records", "errors", "files", "progress", "measurement", "modes"),
+    ("errors", "files", "progress", "measurement", "modes"),
+    ("records",),
     ("blocks",),
     ("curvature", "quantization", "costs"),
     ("sensitivity", "allocation", "finetuning", "export", "models", "data", "evaluation"),

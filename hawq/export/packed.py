@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -18,11 +19,22 @@ from torch.nn.utils import parametrize
 
 from hawq.export.bitpack import pack, unpack
 from hawq.files import write_whole
-from hawq.quantization import FakeQuantizer, Quantization, attach_input_quantizer, check_plan_fits, weight_quantizer
-from hawq.records import BitPlan, Block, from_dict, to_dict
+from hawq.quantization import (
+    LSQ,
+    WIDTHS,
+    FakeQuantizer,
+    Quantization,
+    Quantizer,
+    attach,
+    attach_input_quantizer,
+    check_plan_fits,
+    weight_quantizer,
+)
+from hawq.records import BitPlan, Block, Cost, Precision, from_dict, to_dict
 
 SCHEMA = "hawq.packed/1"
 _INPUT = "input_quantizer"
+_LONGEST = -1.2345678901234567e-100  # no finite number has more digits
 
 
 @dataclass(frozen=True)
@@ -62,6 +74,44 @@ def save(model: nn.Module, path: str | Path, about: dict[str, Any] | None = None
         path: of the file, replaced as a whole once the new one is complete.
         about: JSON-ready facts to keep with it (say, mean and std of the inputs).
     """
+    return write_whole(Path(path), _pack(model, about or {}))
+
+
+def packed_overhead(
+    model: nn.Module,
+    blocks: Sequence[Block],
+    quantizer: Quantizer | None = None,
+    about: dict[str, Any] | None = None,
+) -> int:
+    """Bytes that the packed file of `model` holds beside the ⌈Σ b_i n_i / 8⌉ bytes of its weights' codes.
+
+    Counted are scales, all float parameters and buffers, and the header; not exactly known before there is a plan are
+    only the digits of the header's numbers and the last byte of each layer's codes, which are taken at their longest.
+    So no saved file is larger than predicted, and one with float activations is smaller by their missing steps.
+
+    Args:
+        model: the float network; it stays as it is.
+        blocks: from `find_blocks`, traced with an example.
+        quantizer: LSQ unless given.
+        about: what `save` will be given.
+    """
+    cost = Cost(10**9, 10**9, _LONGEST, _LONGEST, _LONGEST, 10**13, 10**9, _LONGEST)
+    precisions = {block.name: Precision(WIDTHS[-1], WIDTHS[-1]) for block in blocks}
+    plan = BitPlan(precisions, "-" * 24, cost, _LONGEST, _LONGEST)
+    network = attach(model, blocks, plan, quantizer or LSQ())
+    for layer in network.modules():
+        weight, grid = weight_quantizer(layer), getattr(layer, _INPUT, None)
+        if weight is not None:
+            original: Tensor = layer.parametrizations.weight.original  # type: ignore[union-attr, assignment]
+            weight.to(original.device).initialise(original.flatten(1)[:, :1].reshape(-1, *[1] * (original.dim() - 1)))
+        if isinstance(grid, FakeQuantizer):
+            grid.initialise(torch.linspace(-1, 1, 2))
+    rounded = sum(bool(parameter.numel() % 8) for parameter in model.parameters())
+    return len(_pack(network, about or {})) - sum(block.num_weights for block in blocks) + rounded
+
+
+def _pack(model: nn.Module, about: dict[str, Any]) -> bytes:
+    """The whole file. How the plan was found is no part of it."""
     info = getattr(model, "quantization", None)
     if not isinstance(info, Quantization):
         raise ValueError(
@@ -74,7 +124,7 @@ def save(model: nn.Module, path: str | Path, about: dict[str, Any] | None = None
     header = {
         "schema": SCHEMA,
         "blocks": [to_dict(block) for block in info.blocks],
-        "plan": to_dict(info.plan),
+        "plan": to_dict(replace(info.plan, limits=(), confidence=None)),
         "weights": [
             pool.add_weight(name, layers[name].parametrizations.weight.original, quantizer)  # type: ignore
             for name, quantizer in quantizers.items()
@@ -86,12 +136,11 @@ def save(model: nn.Module, path: str | Path, about: dict[str, Any] | None = None
             if isinstance(grid, FakeQuantizer) and grid.enabled  # a layer that is never called has no range
         ],
         "floats": [pool.add_float(name, tensor) for name, tensor in _float_tensors(model).items()],
-        "about": about or {},
+        "about": about,
     }
     tensors = pool.tensors()
     header["checksum"] = _checksum(tensors)
-    data = to_safetensors(tensors, {"hawq": json.dumps(header, separators=(",", ":"))})
-    return write_whole(Path(path), data)
+    return to_safetensors(tensors, {"hawq": json.dumps(header, separators=(",", ":"))})
 
 
 def load(path: str | Path, model: nn.Module) -> nn.Module:
