@@ -9,6 +9,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from heapq import heappop, heappush
+from itertools import count
 
 import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, linprog, milp
@@ -19,8 +21,10 @@ from hawq.errors import UserError
 _TOLERANCE = 1e-12  # relative: a limit that was computed in floating point may miss its own plan by a rounding
 _ROW = 1e4  # what HiGHS sees for 1, so that its feasibility tolerance of 1e-6 is far below any real excess
 _TIME_IS_UP = 1  # status of SciPy's milp
-_SWAPS = 600  # options that are tried in pairs when a solution is improved
-_PARTIAL = 10_000  # partial solutions that the search keeps before it leaves the rest to HiGHS
+_SWAPS = 300  # options that are tried in pairs when a solution is improved
+_PARTIAL = 3_000  # partial solutions that the search keeps before it gives up
+_PARTS = 200  # steps of branch and bound before HiGHS takes over
+_BRANCHES = 8  # options of a group that it still splits
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,10 @@ class Choices:
         """The choices among the options at the indices `keep`."""
         return Choices(self.scores[keep], self.costs[:, keep], self.limits, self.owner[keep])
 
+    def score(self, chosen: np.ndarray) -> float:
+        """Σ of the scores of the options at `chosen`, one a group."""
+        return float(self.scores[chosen].sum())
+
     def allow(self, chosen: np.ndarray) -> bool:
         """Whether the options at `chosen`, one a group, stay within all limits."""
         return bool((self.costs[:, chosen].sum(1) <= self.limits).all())
@@ -74,55 +82,100 @@ class Solution:
         return max(self.score - self.bound, 0.0) / self.score if self.score > 0 else 0.0
 
 
+@dataclass(frozen=True)
+class _Relaxed:
+    """The linear relaxation: multipliers μ (L,), shares of options (M,), and what they prove.
+
+    No solution scores less than `bound` = Σ_g min_o (score + μ·cost) − μ·limits, and none with option o less than
+    `bound` + `distance`[o].
+    """
+
+    multipliers: np.ndarray
+    shares: np.ndarray
+    distance: np.ndarray
+    bound: float
+
+    def only(self, keep: np.ndarray) -> _Relaxed:
+        """The same for the options at the indices `keep`."""
+        return _Relaxed(self.multipliers, self.shares[keep], self.distance[keep], self.bound)
+
+
 def minimise(choices: Choices, gap: float = 0.0, time_limit: float = 60.0) -> Solution | None:
     """min Σ score over one option a group, s.t. Σ cost ≤ limit for every limit; None when nothing fits.
 
-    Options that another one beats in every respect fall away first. With the multipliers μ of the linear relaxation,
-    Σ_g min_o (score + μ·cost) − μ·limits is a lower bound, and a rounded, improved solution tells which options
-    cannot be part of a better one. HiGHS settles what is left. Stops at the relative `gap`, or after `time_limit`
-    seconds with the best solution so far. Raises UserError when the time is up before there is any.
+    Branch and bound. A part of the solutions whose relaxation leaves little open is searched to the end; any other
+    one is split by the options of the group with the largest fractional cost. After `_PARTS` parts, or at a group
+    with many options, HiGHS settles the whole. Stops at the relative `gap`, or after `time_limit` seconds with the
+    best solution so far. Raises UserError when the time is up before there is any.
     """
     deadline = time.monotonic() + time_limit
     kept, small = _normalised(choices)
-    if small is None:
+    whole = None if small is None else _relax(small)
+    if small is None or whole is None:
         return None
-    multipliers, relaxed = _relaxation(small)
-    if relaxed is None:
-        return None
-    reduced = small.scores + multipliers @ small.costs
-    distance = reduced - small.least(reduced)[small.owner]  # how far the bound rises when this option is taken
-    bound = max(float(small.least(reduced).sum() - multipliers.sum()), float(small.least(small.scores).sum()))
-    first = _round(small, relaxed)
-    best = None if first is None else _solution(small, _improve(small, first, distance), bound)
-    if best and best.score - bound <= gap * best.score:
-        return _at(best, kept)
-    below = np.inf if best is None else (best.score - bound) * (1 + 1e-9)
-    for part in (below / 16, below / 4, below) if best else ():  # an optimum near the bound is found in no time
-        near = _search(small, distance, multipliers, part)
-        if near is None:
+    first = _round(small, whole.shares)
+    best = None if first is None else _improve(small, first, whole.distance)
+    closed, tickets = np.inf, count()
+    parts: list[tuple[float, int, np.ndarray, _Relaxed | None]] = []
+    heappush(parts, (whole.bound, next(tickets), np.arange(len(small.owner)), whole))
+    for _ in range(_PARTS):
+        if best is None or not parts or time.monotonic() > deadline:
             break
-        if len(near):
-            exact = _solution(small, near, 0.0)
-            return _at(Solution(near, exact.score, exact.score), kept)
-    still = np.flatnonzero(distance <= below)
+        bound, _, options, relaxed = heappop(parts)
+        part, score = small.only(options), small.score(best)
+        if relaxed is None:  # so far only the bound of its parent is known
+            relaxed = _relax(part)
+            if relaxed is not None:
+                heappush(parts, (max(bound, relaxed.bound), next(tickets), options, relaxed))
+            continue
+        if score - bound <= max(gap, _TOLERANCE) * score:
+            closed = min(closed, bound)
+            continue
+        rounded = _round(part, relaxed.shares)
+        if rounded is not None and part.score(rounded) < score:
+            best, score = options[rounded], part.score(rounded)
+        near = np.flatnonzero(relaxed.distance <= (score - relaxed.bound) * (1 + 1e-9))  # the rest leads to no better
+        part, relaxed, options = part.only(near), relaxed.only(near), options[near]
+        found = _search(part, relaxed, score - relaxed.bound)
+        if found is not None:
+            best = options[found] if len(found) and part.score(found) < score else best
+            continue
+        split = _split(part, relaxed)
+        if len(split) > _BRANCHES:
+            heappush(parts, (bound, next(tickets), options, relaxed))
+            break
+        for option in split:
+            rest = options[(part.owner != part.owner[option]) | (np.arange(len(options)) == option)]
+            heappush(parts, (bound + relaxed.distance[option], next(tickets), rest, None))
+    if best is not None and (not parts or time.monotonic() > deadline):
+        score = small.score(best)
+        return Solution(kept[best], score, min(closed, score, *(part[0] for part in parts[:1])))
+    return _finish(small, kept, whole, best, gap, deadline, time_limit)
+
+
+def _finish(
+    choices: Choices,
+    kept: np.ndarray,
+    relaxed: _Relaxed,
+    best: np.ndarray | None,
+    gap: float,
+    deadline: float,
+    time_limit: float,
+) -> Solution | None:
+    """What the parts left open, by HiGHS: among the options that a solution better than `best` can use."""
+    score = np.inf if best is None else choices.score(best)
+    below = (score - relaxed.bound) * (1 + 1e-9)
+    still = np.flatnonzero(relaxed.distance <= below)
     try:
-        found = _settle(small.only(still), min(below, float(small.scores.sum()) or 1.0), gap, deadline)
+        found = _settle(choices.only(still), min(below, float(choices.scores.sum()) or 1.0), gap, deadline)
     except TimeoutError:
         if best is None:
             raise UserError(f"no plan was found in bits.time_limit={time_limit:g} seconds: give more") from None
-        found = None
-    if found is None or (best and best.score <= found.score):
-        # nothing better was found; options were dropped only where no solution below `best` could use them
-        return best and _at(Solution(best.chosen, best.score, max(bound, found.bound if found else bound)), kept)
-    return _at(Solution(still[found.chosen], found.score, max(bound, found.bound)), kept)
-
-
-def _solution(choices: Choices, chosen: np.ndarray, bound: float) -> Solution:
-    return Solution(chosen, float(choices.scores[chosen].sum()), bound)
-
-
-def _at(solution: Solution, indices: np.ndarray) -> Solution:
-    return Solution(indices[solution.chosen], solution.score, solution.bound)
+        return Solution(kept[best], score, relaxed.bound)
+    if found is not None and found.score < score:
+        return Solution(kept[still[found.chosen]], found.score, max(relaxed.bound, found.bound))
+    # options were dropped only where no solution below `best` could use them
+    return best if best is None else Solution(kept[best], score, max(relaxed.bound, found.bound if found else 0.0))
 
 
 def _normalised(choices: Choices) -> tuple[np.ndarray, Choices | None]:
@@ -162,15 +215,26 @@ def _one_each(choices: Choices) -> csr_array:
     return csr_array((np.ones(size), (choices.owner, np.arange(size))), shape=(choices.num_groups, size))
 
 
-def _relaxation(choices: Choices) -> tuple[np.ndarray, np.ndarray | None]:
-    """Multipliers μ ≥ 0 (L,) and the solution in shares of options (M,), or None when nothing fits."""
+def _relax(choices: Choices) -> _Relaxed | None:
+    """The linear relaxation; None when nothing fits."""
     unit = choices.scores.max() or 1.0
     limited = {"A_ub": choices.costs * _ROW, "b_ub": choices.limits * _ROW} if len(choices.limits) else {}
     equal = {"A_eq": _one_each(choices), "b_eq": np.ones(choices.num_groups)}
     result = linprog(choices.scores / unit, **limited, **equal)
     if result.x is None:
-        return np.zeros(len(choices.limits)), None
-    return np.maximum(-result.ineqlin.marginals, 0) * unit * _ROW, result.x
+        return None
+    multipliers = np.maximum(-result.ineqlin.marginals, 0) * unit * _ROW
+    reduced = choices.scores + multipliers @ choices.costs
+    least = choices.least(reduced)
+    bound = max(float(least.sum() - multipliers @ choices.limits), float(choices.least(choices.scores).sum()))
+    return _Relaxed(multipliers, result.x, reduced - least[choices.owner], bound)
+
+
+def _split(choices: Choices, relaxed: _Relaxed) -> np.ndarray:
+    """The options of the fractional group (of any, if none is) whose cost varies most."""
+    members = np.split(np.arange(len(choices.owner)), choices.starts()[1:])
+    fractional = [group for group in members if relaxed.shares[group].max() < 1 - 1e-6]
+    return max(fractional or members, key=lambda group: float(np.ptp(choices.costs[:, group], axis=1).max(initial=0)))
 
 
 def _round(choices: Choices, relaxed: np.ndarray) -> np.ndarray | None:
@@ -213,8 +277,17 @@ def _improve(choices: Choices, chosen: np.ndarray, distance: np.ndarray) -> np.n
         chosen = better
 
 
-def _search(choices: Choices, distance: np.ndarray, multipliers: np.ndarray, below: float) -> np.ndarray | None:
-    """The best solution whose score lies at most `below` above the bound; empty where none does, None for too many.
+def _search(choices: Choices, relaxed: _Relaxed, below: float) -> np.ndarray | None:
+    """The best solution that scores at most `below` above the bound; empty where none does, None for too many."""
+    for part in (below / 16, below / 4, below):  # an optimum near the bound is found in no time
+        found = _search_up_to(choices, relaxed.distance, relaxed.multipliers, part)
+        if found is None or len(found):
+            return found
+    return np.arange(0)
+
+
+def _search_up_to(choices: Choices, distance: np.ndarray, multipliers: np.ndarray, below: float) -> np.ndarray | None:
+    """`_search` at one level.
 
     score − bound = Σ distance + μ·slack, so group after group all partial solutions are kept whose distance, with the
     slack that the groups to come cannot use up, does not exceed `below`.
@@ -264,7 +337,7 @@ def _settle(choices: Choices, unit: float, gap: float, deadline: float) -> Solut
             return None
         chosen = choices.starts() + [int(part.argmax()) for part in np.split(result.x, choices.starts()[1:])]
         if choices.allow(chosen):
-            return _solution(choices, chosen, float(least.sum()) + result.mip_dual_bound * unit / 100)
+            return Solution(chosen, choices.score(chosen), float(least.sum()) + result.mip_dual_bound * unit / 100)
         taken = csr_array((np.ones(len(chosen)), (np.zeros(len(chosen), int), chosen)), shape=(1, len(above)))
         rows, upper = vstack([rows, taken], "csr"), np.append(upper, len(chosen) - 1)
     raise TimeoutError
