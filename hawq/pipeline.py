@@ -12,11 +12,11 @@ from hawq.allocation import (
     Mixed,
     Monotone,
     UniformBits,
+    Weighted,
     confidence,
     direct_baseline,
     frontier,
 )
-from hawq.allocation.allocator import Weighted
 from hawq.artifacts import PLAN_SCHEMA, Store, dump_record, fingerprint, parse_record, write_json
 from hawq.blocks import find_blocks
 from hawq.config import REPOSITORY, STAGES, Settings

@@ -94,7 +94,7 @@ def test_the_file_is_as_small_as_its_bits(tmp_path):
 
 
 @pytest.mark.parametrize("quantizer", QUANTIZERS, ids=repr)
-@pytest.mark.parametrize("name", [name for name in NETWORKS if name != "tied"])
+@pytest.mark.parametrize("name", NETWORKS)
 def test_the_size_is_predicted(name, quantizer, tmp_path):
     """Never too small, and too large only by digits in the header, whatever the plan turns out to be."""
     model, about = build(name, torch.float32), {"dataset": "digits"}

@@ -1,6 +1,6 @@
 """From sensitivities to a plan: who gets how many bits."""
 
-from hawq.allocation.allocator import Allocator
+from hawq.allocation.allocator import Allocator, Weighted
 from hawq.allocation.confidence import confidence
 from hawq.allocation.frontier import Frontier, frontier
 from hawq.allocation.hawq_v3 import HawqV3
@@ -20,6 +20,7 @@ __all__ = [
     "Mixed",
     "Monotone",
     "UniformBits",
+    "Weighted",
     "allocate",
     "confidence",
     "direct_baseline",

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from hawq.allocation.allocator import check_solver_settings, check_widths, make_plan
+from hawq.allocation.allocator import check_solver_settings, check_widths
 from hawq.allocation.latency import read_latency
 from hawq.allocation.limits import make_limits
 from hawq.allocation.problem import Problem, make_groups
@@ -66,16 +66,7 @@ class HawqV3:
             return sensitivity.row(block.name).omega(precision.weight_bits, self.weighting)
 
         problem = self._problem(sensitivity.blocks, sensitivity.overhead_bytes)
-        plan, solution = problem.solve(score, self.gap, self.time_limit)
-        return make_plan(
-            sensitivity,
-            plan,
-            "HAWQ-V3",
-            weighting=self.weighting,
-            objective=solution.score,
-            gap=solution.gap,
-            limits=problem.uses(plan),
-        )
+        return problem.optimum(sensitivity, score, "HAWQ-V3", self.weighting, self.gap, self.time_limit)
 
     def _problem(self, blocks: Sequence[Block], overhead_bytes: int | None) -> Problem:
         table = read_latency(Path(self.latency)) if self.latency else None

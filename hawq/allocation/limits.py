@@ -17,6 +17,9 @@ SIZE_UNITS = ("w_comp", "average_bits", "bytes")
 UNITS = (*SIZE_UNITS, "bops", "a_comp", "activation_bits", "peak_activation_bytes", "latency_ms")
 AT_LEAST = ("w_comp", "a_comp")  # compressions: the plan must reach them; all others must not be exceeded
 
+_ACTIVATIONS = ("a_comp", "activation_bits", "peak_activation_bytes")
+_NEEDED = {"bops": "macs", **dict.fromkeys(_ACTIVATIONS, "num_activations")}  # what blocks must know of themselves
+
 
 @dataclass(frozen=True)
 class Limit:
@@ -102,9 +105,11 @@ def make_limits(
 
 
 def _refuse_untraced(key: str, unit: str, blocks: Sequence[Block]) -> None:
-    needed = {"bops": "macs"}.get(unit, "num_activations" if "a_comp" in unit or "activation" in unit else None)
-    unknown = [block.name for block in blocks if needed and getattr(block, needed) is None]
+    needed = _NEEDED.get(unit)
+    if needed is None:
+        return
+    unknown = [block.name for block in blocks if getattr(block, needed) is None]
     if unknown:
         raise UserError(f"{key} ({unit}) needs {needed} of every block, which {', '.join(unknown)} lack")
-    if needed == "num_activations" and not any(block.num_activations for block in blocks):
-        raise UserError(f"{key} ({unit}) limits activations, but no block of this network reads any")
+    if not any(getattr(block, needed) for block in blocks):
+        raise UserError(f"{key} ({unit}) limits nothing: {needed} is 0 for every block of this network")

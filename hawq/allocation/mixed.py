@@ -12,7 +12,6 @@ from hawq.allocation.allocator import (
     check_activation_bits,
     check_solver_settings,
     check_widths,
-    make_plan,
 )
 from hawq.allocation.latency import read_latency
 from hawq.allocation.limits import check_limit, make_limits
@@ -89,16 +88,7 @@ class Mixed:
             return weights + (rows[block.name].activation_omega(precision.activation_bits) if mixed else 0.0)
 
         problem = self.problem(sensitivity.blocks, sensitivity.overhead_bytes)
-        plan, solution = problem.solve(score, self.gap, self.time_limit)
-        return make_plan(
-            sensitivity,
-            plan,
-            "HAWQ",
-            weighting=self.weighting,
-            objective=solution.score,
-            gap=solution.gap,
-            limits=problem.uses(plan),
-        )
+        return problem.optimum(sensitivity, score, "HAWQ", self.weighting, self.gap, self.time_limit)
 
     def problem(self, blocks: Sequence[Block], overhead_bytes: int | None) -> Problem:
         """What there is to decide for these blocks. Raises UserError for names that no block has."""

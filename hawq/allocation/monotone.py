@@ -10,7 +10,6 @@ import numpy as np
 from hawq.allocation.allocator import WIDTHS, check_activation_bits, check_weighting, check_widths, make_plan
 from hawq.allocation.limits import SIZE_UNITS, check_limit, make_limits
 from hawq.allocation.problem import Group, Problem, make_groups
-from hawq.errors import UserError
 from hawq.records import BitPlan, Block, Precision, Sensitivity
 
 ORDERS = ("descending", "ascending", "random")
@@ -110,7 +109,7 @@ def least_falling(sizes: np.ndarray, scores: np.ndarray, room: float) -> np.ndar
         room: largest allowed Σ sizes, at least that of the last column.
 
     For each prefix of the blocks and each width of its last one only the Pareto front of (size, score) is kept, so
-    that no list of assignments is ever made. Raises UserError when nothing fits.
+    that no list of assignments is ever made.
     """
     still = sizes.min(1)[::-1].cumsum()[::-1] - sizes.min(1)  # least size of the blocks to come
     fronts = [(np.zeros(1), np.zeros(1))] + [(np.zeros(0), np.zeros(0))] * (sizes.shape[1] - 1)
@@ -130,8 +129,7 @@ def least_falling(sizes: np.ndarray, scores: np.ndarray, room: float) -> np.ndar
         trails.append(trail)
     ends = [score.min() if len(score) else np.inf for _, score in fronts]
     width = int(np.argmin(ends))
-    if not np.isfinite(ends[width]):
-        raise UserError("no assignment keeps the precision order within the size limit")
+    assert np.isfinite(ends[width]), "the narrowest widths do not fit"
     place, columns = int(fronts[width][1].argmin()), []
     for trail in reversed(trails):
         columns.append(width)

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from hawq.allocation.allocator import make_plan
 from hawq.allocation.limits import Limit
-from hawq.allocation.solver import Choices, Solution, minimise
+from hawq.allocation.solver import Choices, minimise
 from hawq.errors import UserError
-from hawq.records import Block, LimitUse, Precision
+from hawq.records import BitPlan, Block, LimitUse, Precision, Sensitivity
 
 Options = Mapping[str, Sequence[Precision]]
 Score = Callable[[Block, Precision], float]
@@ -58,13 +59,27 @@ class Problem:
     groups: tuple[Group, ...]
     limits: tuple[Limit, ...]
 
-    def solve(self, score: Score, gap: float, time_limit: float) -> tuple[dict[str, Precision], Solution]:
-        """The plan with the least Σ score. Raises UserError when none meets all limits, or a score is not finite."""
+    def optimum(
+        self, sensitivity: Sensitivity, score: Score, method: str, weighting: str, gap: float, time_limit: float
+    ) -> BitPlan:
+        """The plan with the least Σ score, with its proven gap and its use of the limits.
+
+        Raises UserError when none meets all limits, or a score is not finite.
+        """
         solution = minimise(self.choices(score), gap, time_limit)
         if solution is None:
             self.check(time_limit)
             raise UserError("no plan meets all limits together")
-        return self.plan_at(solution.chosen), solution
+        precisions = self.plan_at(solution.chosen)
+        return make_plan(
+            sensitivity,
+            precisions,
+            method,
+            weighting=weighting,
+            objective=solution.score,
+            gap=solution.gap,
+            limits=self.uses(precisions),
+        )
 
     def plan_at(self, chosen: Sequence[int] | np.ndarray) -> dict[str, Precision]:
         """Block name → bits, for the index of each group's option among all options."""

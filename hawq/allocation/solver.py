@@ -20,7 +20,7 @@ from hawq.errors import UserError
 
 _TOLERANCE = 1e-12  # relative: a limit that was computed in floating point may miss its own plan by a rounding
 _ROW = 1e4  # what HiGHS sees for 1, so that its feasibility tolerance of 1e-6 is far below any real excess
-_TIME_IS_UP = 1  # status of SciPy's milp
+_TIME_IS_UP, _NOTHING_FITS = 1, 2  # SciPy's status
 _SWAPS = 300  # options that are tried in pairs when a solution is improved
 _PARTIAL = 3_000  # partial solutions that the search keeps before it gives up
 _PARTS = 200  # steps of branch and bound before HiGHS takes over
@@ -146,7 +146,7 @@ def minimise(choices: Choices, gap: float = 0.0, time_limit: float = 60.0) -> So
             break
         for option in split:
             rest = options[(part.owner != part.owner[option]) | (np.arange(len(options)) == option)]
-            heappush(parts, (bound + relaxed.distance[option], next(tickets), rest, None))
+            heappush(parts, (max(bound, relaxed.bound + relaxed.distance[option]), next(tickets), rest, None))
     if best is not None and (not parts or time.monotonic() > deadline):
         score = small.score(best)
         return Solution(kept[best], score, min(closed, score, *(part[0] for part in parts[:1])))
@@ -172,10 +172,12 @@ def _finish(
         if best is None:
             raise UserError(f"no plan was found in bits.time_limit={time_limit:g} seconds: give more") from None
         return Solution(kept[best], score, relaxed.bound)
-    if found is not None and found.score < score:
-        return Solution(kept[still[found.chosen]], found.score, max(relaxed.bound, found.bound))
-    # options were dropped only where no solution below `best` could use them
-    return best if best is None else Solution(kept[best], score, max(relaxed.bound, found.bound if found else 0.0))
+    if found is None:
+        return None if best is None else Solution(kept[best], score, relaxed.bound)
+    bound = max(relaxed.bound, found.bound)  # options were dropped only where no solution below `best` could use them
+    if best is None or found.score < score:
+        return Solution(kept[still[found.chosen]], found.score, bound)
+    return Solution(kept[best], score, bound)
 
 
 def _normalised(choices: Choices) -> tuple[np.ndarray, Choices | None]:
@@ -221,13 +223,19 @@ def _relax(choices: Choices) -> _Relaxed | None:
     limited = {"A_ub": choices.costs * _ROW, "b_ub": choices.limits * _ROW} if len(choices.limits) else {}
     equal = {"A_eq": _one_each(choices), "b_eq": np.ones(choices.num_groups)}
     result = linprog(choices.scores / unit, **limited, **equal)
-    if result.x is None:
+    if result.status == _NOTHING_FITS:
         return None
-    multipliers = np.maximum(-result.ineqlin.marginals, 0) * unit * _ROW
+    assert result.x is not None, result.message
+    proven = [np.maximum(-result.ineqlin.marginals, 0) * unit * _ROW, np.zeros(len(choices.limits))]
+    return max((_relaxed_by(choices, multipliers, result.x) for multipliers in proven), key=lambda found: found.bound)
+
+
+def _relaxed_by(choices: Choices, multipliers: np.ndarray, shares: np.ndarray) -> _Relaxed:
+    """What any multipliers μ ≥ 0 prove, however exact the linear solver was."""
     reduced = choices.scores + multipliers @ choices.costs
     least = choices.least(reduced)
-    bound = max(float(least.sum() - multipliers @ choices.limits), float(choices.least(choices.scores).sum()))
-    return _Relaxed(multipliers, result.x, reduced - least[choices.owner], bound)
+    bound = float(least.sum() - multipliers @ choices.limits)
+    return _Relaxed(multipliers, shares, reduced - least[choices.owner], bound)
 
 
 def _split(choices: Choices, relaxed: _Relaxed) -> np.ndarray:
@@ -257,22 +265,21 @@ def _round(choices: Choices, relaxed: np.ndarray) -> np.ndarray | None:
 def _improve(choices: Choices, chosen: np.ndarray, distance: np.ndarray) -> np.ndarray:
     """Changes one or two groups at a time, among the options nearest to the bound, while that lowers the score."""
     tried = np.sort(np.argsort(distance, kind="stable")[:_SWAPS])
-    same_group = choices.owner[tried][:, None] == choices.owner[tried]
+    alone = np.eye(len(tried), dtype=bool)  # one change instead of two
+    apart = (choices.owner[tried][:, None] != choices.owner[tried]) | alone
     while True:
         chosen_of = chosen[choices.owner[tried]]
         change = choices.scores[tried] - choices.scores[chosen_of]
         extra = choices.costs[:, tried] - choices.costs[:, chosen_of]
         slack = choices.limits - choices.costs[:, chosen].sum(1)
-        fits = ~same_group | np.eye(len(tried), dtype=bool)
+        fits = apart.copy()
         for more, left in zip(extra, slack, strict=True):
-            fits &= more[:, None] + np.where(np.eye(len(tried), dtype=bool), 0, more) <= left
-        total = np.where(fits, change[:, None] + np.where(np.eye(len(tried), dtype=bool), 0, change), np.inf)
+            fits &= more[:, None] + np.where(alone, 0, more) <= left
+        total = np.where(fits, change[:, None] + np.where(alone, 0, change), np.inf)
         first, second = divmod(int(total.argmin()), len(tried))
         better = chosen.copy()
         better[choices.owner[tried[[first, second]]]] = tried[[first, second]]
-        if total[first, second] >= 0 or choices.scores[better].sum() >= choices.scores[chosen].sum():
-            return chosen
-        if not choices.allow(better):
+        if choices.score(better) >= choices.score(chosen) or not choices.allow(better):
             return chosen
         chosen = better
 

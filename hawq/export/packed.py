@@ -35,6 +35,7 @@ from hawq.records import BitPlan, Block, Cost, Precision, from_dict, to_dict
 SCHEMA = "hawq.packed/1"
 _INPUT = "input_quantizer"
 _LONGEST = -1.2345678901234567e-100  # no finite number has more digits
+_OFFSETS = 64  # digits that places in the file gain when the codes stand there too, and padding
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ def save(model: nn.Module, path: str | Path, about: dict[str, Any] | None = None
         path: of the file, replaced as a whole once the new one is complete.
         about: JSON-ready facts to keep with it (say, mean and std of the inputs).
     """
-    return write_whole(Path(path), _pack(model, about or {}))
+    return write_whole(Path(path), _pack(model, about or {}, _Pool()))
 
 
 def packed_overhead(
@@ -86,8 +87,9 @@ def packed_overhead(
     """Bytes that the packed file of `model` holds beside the ⌈Σ b_i n_i / 8⌉ bytes of its weights' codes.
 
     Counted are scales, all float parameters and buffers, and the header; not exactly known before there is a plan are
-    only the digits of the header's numbers and the last byte of each layer's codes, which are taken at their longest.
-    So no saved file is larger than predicted, and one with float activations is smaller by their missing steps.
+    only the digits of the header's numbers and the last byte of each layer's codes, which are taken at their longest,
+    as are the codes of a weight that several layers share. So no saved file is larger than predicted, and one with
+    float activations is smaller by their missing steps.
 
     Args:
         model: the float network; it stays as it is.
@@ -99,25 +101,28 @@ def packed_overhead(
     precisions = {block.name: Precision(WIDTHS[-1], WIDTHS[-1]) for block in blocks}
     plan = BitPlan(precisions, "-" * 24, cost, _LONGEST, _LONGEST)
     network = attach(model, blocks, plan, quantizer or LSQ())
+    codes = []
     for layer in network.modules():
         weight, grid = weight_quantizer(layer), getattr(layer, _INPUT, None)
         if weight is not None:
             original: Tensor = layer.parametrizations.weight.original  # type: ignore[union-attr, assignment]
-            weight.to(original.device).initialise(original.flatten(1)[:, :1].reshape(-1, *[1] * (original.dim() - 1)))
+            weight.initialise(original.flatten(1)[:, :1].reshape(-1, *[1] * (original.dim() - 1)))
+            codes.append(original.numel())
         if isinstance(grid, FakeQuantizer):
-            grid.initialise(torch.linspace(-1, 1, 2))
-    rounded = sum(bool(parameter.numel() % 8) for parameter in model.parameters())
-    return len(_pack(network, about or {})) - sum(block.num_weights for block in blocks) + rounded
+            grid.initialise(torch.linspace(-1, 1, 2, device=next(model.parameters()).device))
+    stored_twice = sum(codes) - sum(block.num_weights for block in blocks)
+    return (
+        len(_pack(network, about or {}, _PoolWithoutCodes())) + _OFFSETS + stored_twice + sum(n % 8 > 0 for n in codes)
+    )
 
 
-def _pack(model: nn.Module, about: dict[str, Any]) -> bytes:
-    """The whole file. How the plan was found is no part of it."""
+def _pack(model: nn.Module, about: dict[str, Any], pool: _Pool) -> bytes:
+    """The whole file, its tensors collected by `pool`. How the plan was found is no part of it."""
     info = getattr(model, "quantization", None)
     if not isinstance(info, Quantization):
         raise ValueError(
             f"{type(model).__name__} is not quantised: pass what hawq.quantize or hawq.finetuning returned"
         )
-    pool = _Pool()
     layers = dict(model.named_modules())
     quantizers = {name: weight_quantizer(layer) for name, layer in layers.items()}
     inputs = {name: getattr(layer, _INPUT, None) for name, layer in layers.items()}
@@ -190,8 +195,7 @@ class _Pool:
         self._floats: list[Tensor] = []
 
     def add_weight(self, name: str, weight: Tensor, quantizer: FakeQuantizer) -> dict[str, Any]:
-        codes, scale, low = quantizer.codes(weight.detach())
-        self._codes.append(torch.from_numpy(pack((codes - low).cpu().numpy(), quantizer.bits)))
+        scale, low = self._add_codes(weight.detach(), quantizer)
         self._add_scale(scale, low)
         grid = {"scales": scale.numel(), "lows": low.numel()}
         return {"name": name, "bits": quantizer.bits, "shape": list(weight.shape), **grid}
@@ -205,6 +209,11 @@ class _Pool:
         self._floats.append(_flat(tensor))
         return {"name": name, "shape": list(tensor.shape)}
 
+    def _add_codes(self, weight: Tensor, quantizer: FakeQuantizer) -> tuple[Tensor, Tensor]:
+        codes, scale, low = quantizer.codes(weight)
+        self._codes.append(torch.from_numpy(pack((codes - low).cpu().numpy(), quantizer.bits)))
+        return scale, low
+
     def _add_scale(self, scale: Tensor, low: Tensor) -> None:
         self._scales.append(_flat(scale))
         self._lows.append(_flat(low).to(torch.int16))
@@ -212,6 +221,15 @@ class _Pool:
     def tensors(self) -> dict[str, Tensor]:
         pools = {"codes": self._codes, "scales": self._scales, "lows": self._lows, "floats": self._floats}
         return {name: torch.cat(parts) for name, parts in pools.items() if parts}
+
+
+class _PoolWithoutCodes(_Pool):
+    """All but the codes, to see how long the rest is."""
+
+    def _add_codes(self, weight: Tensor, quantizer: FakeQuantizer) -> tuple[Tensor, Tensor]:
+        self._codes.append(torch.zeros(0, dtype=torch.uint8))
+        scale, low, _ = quantizer.grid(weight)
+        return scale, low
 
 
 class _Reader:

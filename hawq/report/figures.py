@@ -88,8 +88,7 @@ def frontier_figure(frontier: Frontier, plan: BitPlan, path: Path) -> Path:
     axes.plot([p.target for p in shown], [p.objective for p in shown], "o-", color=_BLUE, ms=4, linewidth=1)
     if shown and plan.objective:
         reached = plan.limits[0].reached
-        axes.plot([reached], [plan.objective], "o", color=_ORANGE, ms=8, label=f"this plan, {reached:.4g}")
-        axes.set_xscale("log")
+        axes.plot([reached], [plan.objective], "o", color=_ORANGE, ms=8, label=f"this plan, {reached:,.6g}")
         axes.set_yscale("log")
         axes.legend(frameon=False, fontsize=8)
     axes.set_xlabel(frontier.unit)
