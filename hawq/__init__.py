@@ -1,9 +1,9 @@
 """HAWQ: Hessian-aware mixed-precision quantisation of vision networks (1905.03696, 1911.03852, 2011.10680)."""
 
-from hawq.allocation import Manual, Mixed, UniformBits, allocate
+from hawq.allocation import HawqV3, Manual, Mixed, Monotone, UniformBits, allocate
 from hawq.blocks import find_blocks
 from hawq.curvature import Fisher, GradientNorm, Hutchinson, Lanczos, PowerIteration, RandomScore
-from hawq.export import export_onnx, load, save
+from hawq.export import export_onnx, load, packed_overhead, save
 from hawq.finetuning import FineTuning, finetune
 from hawq.quantization import LSQ, Uniform, quantize
 from hawq.records import BitPlan, Block, Estimate, Phase, Precision, RunReport, Sensitivity
@@ -19,10 +19,12 @@ __all__ = [
     "FineTuning",
     "Fisher",
     "GradientNorm",
+    "HawqV3",
     "Hutchinson",
     "Lanczos",
     "Manual",
     "Mixed",
+    "Monotone",
     "Phase",
     "PowerIteration",
     "Precision",
@@ -37,6 +39,7 @@ __all__ = [
     "find_blocks",
     "finetune",
     "load",
+    "packed_overhead",
     "quantize",
     "save",
 ]

@@ -20,6 +20,7 @@ from hawq.files import write_whole
 from hawq.records import Record, from_dict, to_dict
 
 MANIFEST = "manifest.json"
+PLAN_SCHEMA = "hawq.plan/1"
 _SCHEMA = "hawq.artifact/1"
 
 

@@ -21,7 +21,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from hawq.allocation import Allocator
+from hawq.allocation import Allocation, Allocator
 from hawq.artifacts import fingerprint
 from hawq.curvature import Solver
 from hawq.data import ImageData
@@ -42,6 +42,7 @@ COMPONENTS = (
     "analysis",
     "solver",
     "bits",
+    "allocation",
     "quantizer",
     "finetune",
     "export",
@@ -116,6 +117,7 @@ class Settings:
     analysis: Analysis
     solver: Solver
     bits: Allocator
+    allocation: Allocation
     quantizer: Quantizer
     finetune: FineTuning
     export: PackedExport
@@ -137,7 +139,9 @@ def run_name(config: DictConfig) -> str:
     choices = config.hydra.runtime.choices
     facts = {key: value for key, value in _plain(config).items() if key not in _NOT_PART_OF_A_RESULT}
     text = json.dumps(facts, sort_keys=True)  # takes NaN too, which is refused later, with a better message
-    parts = [choices.model, choices.dataset, choices.bits, f"s{config.seed}", fingerprint(text)[:8]]
+    given = config.allocation.sensitivity
+    network = [choices.model, choices.dataset] if given is None else [Path(str(given)).stem]
+    parts = [*network, choices.bits, f"s{config.seed}", fingerprint(text)[:8]]
     return "-".join(str(part).replace("/", "_") for part in parts)
 
 
@@ -308,7 +312,14 @@ def _build_dataclass(name: str, cls: type, values: dict[str, Any]) -> Any:
     return cls(**{str(key): _as_annotated(value, hints[str(key)]) for key, value in plain.items()})
 
 
-_TYPE_NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "text", tuple: "a list"}
+_TYPE_NAMES = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    str: "text",
+    tuple: "a list",
+    dict: "a mapping",
+}
 
 
 def _wrong_type(prefix: str, full_key: str, values: Mapping[str, Any], hints: Mapping[str, Any]) -> str:
@@ -340,6 +351,7 @@ _CONTRACTS: Mapping[str, Any] = {
     "analysis": Analysis,
     "solver": ("name", "reads", "memory_limit_gib", "start", "update", "estimates"),
     "bits": ("check", "allocate"),
+    "allocation": Allocation,
     "quantizer": ("name", "weight", "activation"),
     "finetune": FineTuning,
     "export": PackedExport,

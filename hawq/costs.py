@@ -15,21 +15,58 @@ from hawq.records import FLOAT_BITS, IMAGE_BITS, Block, Cost, Precision
 MIB = 2**20
 
 
-def plan_cost(blocks: Sequence[Block], precisions: Mapping[str, Precision]) -> Cost:
+def weight_bits(block: Block, precision: Precision) -> int:
+    """b_i n_i."""
+    return block.num_weights * precision.weight_bits
+
+
+def activation_bits(block: Block, precision: Precision) -> int:
+    """Activation bits × elements entering the block's layers. Raises ValueError before a forward was traced."""
+    return _traced(block, "num_activations") * precision.activation_bits
+
+
+def activation_bytes(block: Block, precision: Precision) -> float:
+    """Bytes of all activations that enter the block's layers, for one sample."""
+    return activation_bits(block, precision) / 8
+
+
+def bops(block: Block, precision: Precision) -> int:
+    """w_bits · a_bits · MACs; a stem that reads only the image multiplies 8-bit inputs, unless activations are float.
+
+    Raises ValueError before a forward was traced.
+    """
+    reads_image = set(block.image_layers) == set(block.layers)
+    image = reads_image and precision.activation_bits < FLOAT_BITS
+    return _traced(block, "macs") * precision.weight_bits * (IMAGE_BITS if image else precision.activation_bits)
+
+
+def _traced(block: Block, field: str) -> int:
+    count: int | None = getattr(block, field)
+    if count is None:
+        raise ValueError(f"block {block.name!r} has no {field}: trace the blocks with an example input first")
+    return count
+
+
+def plan_cost(blocks: Sequence[Block], precisions: Mapping[str, Precision], overhead_bytes: int | None = None) -> Cost:
     """Cost of a plan: W-Comp = 32·Σn_i / Σb_i n_i, A-Comp = 32 / mean activation bits, BOPS = Σ w_bits·a_bits·MACs.
 
-    The mean over activations is weighted by elements; the input image is not an activation.
+    The mean over activations is weighted by elements; the input image is not an activation. The peak is that of the
+    block with the most bytes of activations. `overhead_bytes` is what the packed file holds beside the codes.
     Raises KeyError when a block has no precision.
     """
+    pairs = [(block, precisions[block.name]) for block in blocks]
     total = sum(block.num_weights for block in blocks)
-    bits = sum(block.num_weights * precisions[block.name].weight_bits for block in blocks)
+    bits = sum(weight_bits(*pair) for pair in pairs)
+    activations = None if any(b.num_activations is None for b in blocks) else sum(activation_bits(*p) for p in pairs)
     return Cost(
         num_weights=total,
         weight_bytes=ceil(bits / 8),
         average_bits=bits / total,
         w_comp=FLOAT_BITS * total / bits,
-        a_comp=_a_comp(blocks, precisions),
-        bops=_bops(blocks, precisions),
+        a_comp=FLOAT_BITS * sum(block.num_activations or 0 for block in blocks) / activations if activations else None,
+        bops=None if any(block.macs is None for block in blocks) else sum(bops(*pair) for pair in pairs),
+        packed_bytes=None if overhead_bytes is None else overhead_bytes + ceil(bits / 8),
+        peak_activation_bytes=None if activations is None else max(activation_bytes(*pair) for pair in pairs),
     )
 
 
@@ -62,27 +99,3 @@ class _CountingFile(io.RawIOBase):
 def paper_size_mib(float_bytes: int, w_comp: float) -> float:
     """The papers' "Size (MB)": size of the float checkpoint in MiB, divided by W-Comp."""
     return float_bytes / MIB / w_comp
-
-
-def _a_comp(blocks: Sequence[Block], precisions: Mapping[str, Precision]) -> float | None:
-    counts = [block.num_activations for block in blocks]
-    if any(count is None for count in counts):
-        return None
-    total = sum(block.num_activations or 0 for block in blocks)
-    bits = sum((block.num_activations or 0) * precisions[block.name].activation_bits for block in blocks)
-    return FLOAT_BITS * total / bits if bits else None
-
-
-def _bops(blocks: Sequence[Block], precisions: Mapping[str, Precision]) -> int | None:
-    if any(block.macs is None for block in blocks):
-        return None
-    return sum(
-        (block.macs or 0) * precisions[block.name].weight_bits * _input_bits(block, precisions[block.name])
-        for block in blocks
-    )
-
-
-def _input_bits(block: Block, precision: Precision) -> int:
-    """A stem that reads only the image multiplies 8-bit inputs, unless the plan leaves activations float."""
-    reads_image = set(block.image_layers) == set(block.layers)
-    return IMAGE_BITS if reads_image and precision.activation_bits < FLOAT_BITS else precision.activation_bits

@@ -8,12 +8,21 @@ from pathlib import Path
 import torch
 import yaml
 
-from hawq.allocation import UniformBits, direct_baseline
-from hawq.artifacts import Store, dump_record, fingerprint, write_json
+from hawq.allocation import (
+    Mixed,
+    Monotone,
+    UniformBits,
+    Weighted,
+    confidence,
+    direct_baseline,
+    frontier,
+)
+from hawq.artifacts import PLAN_SCHEMA, Store, dump_record, fingerprint, parse_record, write_json
 from hawq.blocks import find_blocks
 from hawq.config import REPOSITORY, STAGES, Settings
 from hawq.costs import checkpoint_bytes, paper_size_mib, published_bytes
 from hawq.distributed import from_first
+from hawq.export import packed_overhead
 from hawq.files import write_whole
 from hawq.measurement import measured
 from hawq.records import FLOAT_BITS, BitPlan, ResultRow, RunReport, Sensitivity, StageRecord, to_dict
@@ -21,7 +30,9 @@ from hawq.report import (
     RESULT_COLUMNS,
     bits_label,
     finetuning_figure,
+    frontier_figure,
     git_commit,
+    limits_table,
     markdown,
     result_cells,
     results_table,
@@ -35,6 +46,7 @@ from hawq.stages import (
     Packed,
     Prepared,
     Tuned,
+    about_network,
     analysis,
     float_network,
     packing,
@@ -44,10 +56,40 @@ from hawq.stages import (
 from hawq.tracking import RunLog
 from hawq.unquantized import unquantized
 
-PLAN_SCHEMA = "hawq.plan/1"
+FRONTIER_SCHEMA = "hawq.frontier/1"
 
 
-def prepare(settings: Settings) -> Prepared:
+@dataclass(frozen=True)
+class PreparedAllocation:
+    """A run that only allocates, from a sensitivity file; there is neither model nor data."""
+
+    settings: Settings
+    sensitivity: Sensitivity
+
+
+def prepare(settings: Settings) -> Prepared | PreparedAllocation:
+    """Opens what the run starts from: a sensitivity file where one is given, else data and network.
+
+    Raises ValueError or FileNotFoundError, with one sentence, for whatever does not fit.
+    """
+    if settings.allocation.sensitivity is None:
+        return prepare_network(settings)
+    path = Path(settings.allocation.sensitivity)
+    if tuple(settings.options.stages) != ("allocation",):
+        raise ValueError(
+            f"allocation.sensitivity={path} stands for model and data, so stages={list(settings.options.stages)} "
+            "cannot be done: give stages=[allocation]"
+        )
+    if not path.is_file():
+        raise FileNotFoundError(f"allocation.sensitivity={path} does not exist: give the sensitivity.json of a run")
+    sensitivity = parse_record(path, SENSITIVITY_SCHEMA, Sensitivity)
+    if not sensitivity.rows:
+        raise ValueError(f"allocation.sensitivity={path} names no block: give one row a block (docs/formats.md)")
+    settings.bits.check(sensitivity.blocks, sensitivity.overhead_bytes)
+    return PreparedAllocation(settings, sensitivity)
+
+
+def prepare_network(settings: Settings) -> Prepared:
     """Opens the data, builds the network, finds its blocks, and checks that the bits fit them.
 
     Raises ValueError or FileNotFoundError, with one sentence, for whatever does not fit.
@@ -78,14 +120,18 @@ def prepare(settings: Settings) -> Prepared:
             f"model {settings.model.name} cannot take images of {tuple(example.shape[2:])} ({reason}): "
             "give a larger model.small_input_size or another dataset"
         ) from error
-    settings.bits.check(blocks)
+    about = about_network(settings, normalization)
+    overhead_bytes = packed_overhead(source.network, blocks, settings.quantizer, about)
+    settings.bits.check(blocks, overhead_bytes)
     data_facts = {
         "data": splits.identity(),
         "normalization": to_dict(normalization),
         "framing": to_dict(source.framing),
     }
     store = Store(Path(options.outputs) / "cache")
-    return Prepared(settings, device, splits, data_facts, source, normalization, blocks, float_parts, store)
+    return Prepared(
+        settings, device, splits, data_facts, source, normalization, blocks, float_parts, overhead_bytes, store
+    )
 
 
 @dataclass
@@ -100,13 +146,14 @@ class Findings:
     records: list[StageRecord] = field(default_factory=list)
 
 
-def assist(prepared: Prepared) -> None:
+def assist(prepared: Prepared | PreparedAllocation) -> None:
     """What every process but the first does: its share of the analysis, when the first one comes to it."""
     while from_first(None):
+        assert isinstance(prepared, Prepared), "a sensitivity file needs no analysis"
         shared_curvature(prepared)
 
 
-def run(prepared: Prepared) -> None:
+def run(prepared: Prepared | PreparedAllocation) -> None:
     """Walks through the stages that were asked for, and says where everything lies.
 
     Raises UserError when a stage was left out whose result is not in the cache.
@@ -118,10 +165,14 @@ def run(prepared: Prepared) -> None:
     found = Findings()
     sink = settings.tracking.open(folder, folder.name, settings.resolved)
     with RunLog(folder, sink) as log:
-        with measured() as cost:
-            _walk(prepared, found, log)
-        if "report" in settings.options.stages:
-            _report(prepared, found, log, cost.seconds)
+        if isinstance(prepared, PreparedAllocation):
+            found.sensitivity = prepared.sensitivity
+            _allocation(settings, found, log)
+        else:
+            with measured() as cost:
+                _walk(prepared, found, log)
+            if "report" in settings.options.stages:
+                _report(prepared, found, log, cost.seconds)
     from_first(False)  # the other processes may go
     print(f"\nEverything of this run: {folder}")
 
@@ -138,31 +189,45 @@ def _walk(prepared: Prepared, found: Findings, log: RunLog) -> None:
     if last < STAGES.index("analysis"):
         return
     found.sensitivity = analysis(prepared, found.source, log, found.records)
-    write_whole(folder / "sensitivity.json", dump_record(SENSITIVITY_SCHEMA, found.sensitivity))
     if last == STAGES.index("analysis"):
+        write_whole(folder / "sensitivity.json", dump_record(SENSITIVITY_SCHEMA, found.sensitivity))
         print("\n" + _sensitivity_table(found.sensitivity, None))
         return
-    found.plan = _allocation(settings, found.sensitivity, found.records)
-    write_whole(folder / "plan.json", dump_record(PLAN_SCHEMA, found.plan))
-    columns, rows = sensitivity_rows(found.sensitivity, found.plan)
-    log.table("sensitivity", columns, rows)
-    log.table("plan", ("block", "weight_bits", "activation_bits"), _plan_rows(found.plan))
-    print("\n" + _sensitivity_table(found.sensitivity, found.plan) + "\n")
+    chosen = _allocation(settings, found, log)
     if last == STAGES.index("allocation"):
         return
-    for name, plan in _plans(settings, found.sensitivity, found.plan).items():
+    for name, plan in _plans(settings, found.sensitivity, chosen).items():
         tuned = _tune(prepared, found, name, plan, log)
         if last > STAGES.index("finetune"):
             found.packed[name] = packing(prepared, found.source, tuned, name, found.records)
     _copy_results(folder, found)
 
 
-def _allocation(settings: Settings, sensitivity: Sensitivity, records: list[StageRecord]) -> BitPlan:
-    """Allocation takes milliseconds, so it is made anew each time; its key is the hash of the plan."""
+def _allocation(settings: Settings, found: Findings, log: RunLog) -> BitPlan:
+    """The plan, how sure it is and the frontier around it: files, tables, figure.
+
+    Allocation takes little time, so it is made anew each time; its key is the hash of the plan.
+    """
+    assert found.sensitivity is not None
+    sensitivity, folder, wanted = found.sensitivity, settings.folder, settings.allocation
     with measured() as cost:
         plan = settings.bits.allocate(sensitivity)
+        if isinstance(settings.bits, Weighted) and wanted.confidence_draws:
+            draws, seed = wanted.confidence_draws, settings.options.seed
+            plan = replace(plan, confidence=confidence(sensitivity, settings.bits, plan, draws, seed))
+    found.plan = plan
     key = fingerprint(to_dict(plan))
-    records.append(StageRecord("allocation", key, False, cost.seconds, cost.peak_memory_mib))
+    found.records.append(StageRecord("allocation", key, False, cost.seconds, cost.peak_memory_mib))
+    write_whole(folder / "sensitivity.json", dump_record(SENSITIVITY_SCHEMA, sensitivity))
+    write_whole(folder / "plan.json", dump_record(PLAN_SCHEMA, plan))
+    columns, rows = sensitivity_rows(sensitivity, plan)
+    log.table("sensitivity", columns, rows)
+    log.table("plan", ("block", "weight_bits", "activation_bits"), _plan_rows(plan))
+    print("\n" + _sensitivity_table(sensitivity, plan) + "\n\n" + limits_table(plan) + "\n")
+    if isinstance(settings.bits, (Mixed, Monotone)) and wanted.frontier_points:
+        front = frontier(sensitivity, settings.bits, wanted.frontier_points)
+        write_whole(folder / "frontier.json", dump_record(FRONTIER_SCHEMA, front))
+        log.image("figures/frontier", frontier_figure(front, plan, folder / "figures" / "frontier.png"))
     return plan
 
 

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, TypeVar
 
 import cattrs
 
+from hawq.errors import UserError
+
 Record = TypeVar("Record")
 
 FLOAT_BITS = 32
 IMAGE_BITS = 8  # the network's input is an 8-bit image, whatever the first block's activation bits are
+WEIGHTINGS = ("eigenvalue", "trace", "proxy")  # what weighs the weight errors
 
 
 @dataclass(frozen=True)
@@ -79,7 +82,7 @@ class BlockSensitivity:
     no curvature was measured. `activation_trace` is the mean over samples of the trace of the Hessian by the block's
     input activations (HAWQ-V2, 1911.03852, §3.5), `activation_errors` their mean ‖Q_b(a) − a‖²₂ at each width b.
 
-    Raises ValueError when there is none of eigenvalue, trace, and proxy.
+    Raises UserError when there is none of eigenvalue, trace, and proxy.
     """
 
     block: Block
@@ -93,48 +96,77 @@ class BlockSensitivity:
 
     def __post_init__(self) -> None:
         if self.eigenvalue is None and self.trace is None and self.proxy is None:
-            raise ValueError(f"block {self.block.name!r} has neither eigenvalue nor trace nor proxy: give one of them")
+            raise UserError(f"block {self.block.name!r} has neither eigenvalue nor trace nor proxy: give one of them")
 
-    @property
-    def curvature(self) -> Estimate:
-        """What weighs the weight error: λ_i (V1), else the mean eigenvalue Tr(H_ii)/n_i (V2), else the proxy."""
-        if self.eigenvalue is not None:
-            return self.eigenvalue
-        if self.trace is not None:
-            n = self.block.num_weights
-            return replace(self.trace, value=self.trace.value / n, error=self.trace.error / n)
-        assert self.proxy is not None
-        return self.proxy
+    def curvature(self, weighting: str = "eigenvalue") -> Estimate:
+        """λ_i, Tr(H_i) or the proxy. Raises UserError when the analysis has not found it."""
+        known = {"eigenvalue": self.eigenvalue, "trace": self.trace, "proxy": self.proxy}
+        found = known[weighting]
+        if found is None:
+            others = " or ".join(name for name, estimate in known.items() if estimate is not None)
+            raise UserError(
+                f"block {self.block.name!r} has no {weighting}: give bits.weighting={others}, "
+                f"or run an analysis that finds it"
+            )
+        return found
 
     @property
     def score(self) -> float:
-        """S_i = λ_i / n_i (V1, 1905.03696), or Tr(H_ii) / n_i (V2, 1911.03852); below zero counts as flat."""
-        only_trace = self.eigenvalue is None and self.trace is not None
-        return max(self.curvature.value, 0.0) / (1 if only_trace else self.block.num_weights)
+        """S_i = λ_i / n_i (HAWQ, 1905.03696); a negative λ_i counts as flat."""
+        return self.score_by("eigenvalue")
 
-    def omega(self, bits: int) -> float:
-        """Ω_i(b) = λ_i · ‖Q_b(W_i) − W_i‖²₂ (HAWQ, 1905.03696), 0 for float weights.
+    def score_by(self, weighting: str) -> float:
+        """λ_i / n_i (HAWQ) or the average trace Tr(H_i) / n_i (HAWQ-V2, 1911.03852); below zero counts as flat."""
+        return max(self.curvature(weighting).value, 0.0) / self.block.num_weights
 
-        Raises ValueError for a width that was not analysed.
+    def omega(self, bits: int, weighting: str = "eigenvalue") -> float:
+        """Ω_i(b) = λ_i · ‖Q_b(W_i) − W_i‖²₂ (HAWQ) or Tr(H_i)/n_i · ‖Q_b(W_i) − W_i‖²₂ (HAWQ-V2); 0 for float weights.
+
+        With "proxy" that number takes the place of λ_i.
+
+        Raises UserError for a width that was not analysed.
         """
         if bits == FLOAT_BITS:
             return 0.0
-        if bits not in self.weight_errors:
-            raise ValueError(
-                f"block {self.block.name!r} has no weight error for {bits} bits; "
-                f"widths {sorted(self.weight_errors)} were analysed"
+        curvature = max(self.curvature(weighting).value, 0.0)
+        average = curvature / self.block.num_weights if weighting == "trace" else curvature
+        return average * _error_at(bits, self.weight_errors, f"block {self.block.name!r} has no weight error")
+
+    def activation_omega(self, bits: int) -> float:
+        """Ω^a_i(b) = Tr(H_a)/(elements of a) · ‖Q_b(a) − a‖²₂ (HAWQ-V2, §3.5), 0 for float or for the image alone.
+
+        Raises UserError when activations were not analysed, or not at this width.
+        """
+        if bits == FLOAT_BITS or self.block.num_activations == 0:
+            return 0.0
+        if self.activation_trace is None or self.activation_errors is None or self.block.num_activations is None:
+            raise UserError(
+                f"bits.activations=mixed needs the curvature of activations, which block {self.block.name!r} lacks: "
+                "run the analysis with analysis.activations=true"
             )
-        return max(self.curvature.value, 0.0) * self.weight_errors[bits]
+        average = max(self.activation_trace.value, 0.0) / self.block.num_activations
+        return average * _error_at(bits, self.activation_errors, f"block {self.block.name!r} has no activation error")
+
+
+def _error_at(bits: int, errors: dict[int, float], complaint: str) -> float:
+    if bits not in errors:
+        raise UserError(f"{complaint} for {bits} bits; widths {sorted(errors)} were analysed")
+    return errors[bits]
 
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """The result of the analysis: one row a block, in network order, and how it was found."""
+    """The result of the analysis: one row a block, in network order, and how it was found.
+
+    `overhead_bytes` is what the packed file holds beside the weights' codes; without it a size in bytes is that of
+    the codes alone.
+    """
 
     rows: tuple[BlockSensitivity, ...]
     solver: str
     num_samples: int
     loss: float
+    overhead_bytes: int | None = None
 
     @property
     def blocks(self) -> tuple[Block, ...]:
@@ -144,9 +176,10 @@ class Sensitivity:
         """The row of one block. Raises KeyError for an unknown name."""
         return {row.block.name: row for row in self.rows}[name]
 
-    def precision_order(self) -> tuple[str, ...]:
-        """Block names by S_i, most sensitive first (ties keep network order)."""
-        return tuple(row.block.name for row in sorted(self.rows, key=lambda row: -row.score))
+    def weighting(self, asked: str = "auto") -> str:
+        """What weighs the errors; "auto" is the first of eigenvalue, trace, and proxy that all blocks have."""
+        known = [name for name in WEIGHTINGS if all(getattr(row, name) is not None for row in self.rows)]
+        return known[0] if asked == "auto" and known else asked
 
 
 @dataclass(frozen=True)
@@ -186,17 +219,56 @@ class Cost:
     w_comp: float
     a_comp: float | None
     bops: int | None
+    packed_bytes: int | None = None
+    peak_activation_bytes: float | None = None
+
+
+@dataclass(frozen=True)
+class LimitUse:
+    """How far a plan uses a limit: what was asked for, what is reached, and what is left, in the limit's unit."""
+
+    unit: str
+    target: float
+    reached: float
+    slack: float
+
+
+@dataclass(frozen=True)
+class Confidence:
+    """Whether the plan holds within the errors of the curvature: `draws` times each value moved by ± its error.
+
+    `changes` holds, for each block that did not always keep its widths, "weight/activation bits" → number of draws.
+    """
+
+    draws: int
+    changes: dict[str, dict[str, int]]
+
+    def __str__(self) -> str:
+        if not self.changes:
+            return f"no width changes in {self.draws} draws of the curvature ± its error"
+        parts = [
+            f"{name} " + ", ".join(f"{bits} ({count}×)" for bits, count in counts.items())
+            for name, counts in self.changes.items()
+        ]
+        return f"widths within {self.draws} draws of the curvature ± its error: {'; '.join(parts)}; the others stay"
 
 
 @dataclass(frozen=True)
 class BitPlan:
-    """Which block gets how many bits, in network order, with its cost and how it was found."""
+    """Which block gets how many bits, in network order, with its cost and how it was found.
+
+    `objective` is Σ Ω_i under `weighting`; `gap` the proven relative distance from the optimum, None where the rule
+    does not minimise.
+    """
 
     precisions: dict[str, Precision]
     method: str
     cost: Cost
     objective: float | None = None
     gap: float | None = None
+    weighting: str = "eigenvalue"
+    limits: tuple[LimitUse, ...] = ()
+    confidence: Confidence | None = None
 
     def __str__(self) -> str:
         rows = [f"  {name:<24} {p.weight_bits:>2} / {p.activation_bits:>2}" for name, p in self.precisions.items()]

@@ -50,6 +50,7 @@ class Prepared:
     normalization: Normalization
     blocks: tuple[Block, ...]
     float_parts: tuple[FloatPart, ...]
+    overhead_bytes: int
     store: Store
 
     def prepare_image(self, *, augmented: bool = False) -> Callable[[Any], Tensor]:
@@ -143,7 +144,8 @@ def analysis(prepared: Prepared, source: FloatNetwork, log: RunLog, records: lis
     for index, block in enumerate(prepared.blocks):
         _log_estimate(log, index, next(iter(curvature.estimates[block.name].values())))
     inputs = [inputs for inputs, _ in _analysis_batches(prepared)] if settings.analysis.activations else []
-    return combine(source.network, prepared.blocks, curvature, settings.quantizer, inputs)
+    sensitivity = combine(source.network, prepared.blocks, curvature, settings.quantizer, inputs)
+    return dataclasses.replace(sensitivity, overhead_bytes=prepared.overhead_bytes)
 
 
 def tuning(
@@ -194,7 +196,7 @@ def packing(prepared: Prepared, source: FloatNetwork, tuned: Tuned, name: str, r
     facts = {"format": PACKED_SCHEMA, "finetune": tuned.entry.key, "export": component_facts(settings.export)}
 
     def make(entry: Entry) -> Files:
-        about = {"model": settings.model.name, "dataset": settings.dataset.name, **to_dict(prepared.normalization)}
+        about = about_network(settings, prepared.normalization)
         path = save(tuned.network, entry.path / "model.safetensors", about)
         restored = load(path, source.network)
         _refuse_other_outputs(tuned.network, restored, prepared.example())
@@ -210,6 +212,11 @@ def packing(prepared: Prepared, source: FloatNetwork, tuned: Tuned, name: str, r
     entry = _cached(prepared, "export", facts, make, records, label=_label("export", name))
     value = float(entry.read_json("accuracy.json")["accuracy"])
     return Packed(entry, value, (entry.path / "model.safetensors").stat().st_size)
+
+
+def about_network(settings: Settings, normalization: Normalization) -> dict[str, Any]:
+    """What the packed file tells about its network."""
+    return {"model": settings.model.name, "dataset": settings.dataset.name, **to_dict(normalization)}
 
 
 def _label(stage: str, name: str) -> str:

@@ -6,6 +6,7 @@ import contextlib
 import json
 import logging
 import os
+import runpy
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -64,6 +65,16 @@ def run_apart(outputs: Path, *arguments: str, environment: Mapping[str, str] | N
         text=True,
         timeout=300,
     )
+
+
+def run_script(name: str, *arguments: object) -> str | None:
+    """`python scripts/<name> ...` in this process; its error message, or None when all went well."""
+    with mock.patch.object(sys, "argv", [name, *map(str, arguments)]):
+        try:
+            runpy.run_path(str(REPOSITORY / "scripts" / name), run_name="__main__")
+        except SystemExit as stopped:
+            return None if not stopped.code else str(stopped.code)
+    return None
 
 
 def compose_here(*overrides: str) -> DictConfig:

@@ -30,6 +30,26 @@ def made_sensitivity(
     return Sensitivity(tuple(rows), "power", 1, 0.0)
 
 
+def full_sensitivity(seed: int, num_blocks: int, overhead_bytes: int = 0) -> Sensitivity:
+    """Blocks b0, b1, … with everything an analysis can know, in small whole numbers so that ties are frequent."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for i in range(num_blocks):
+        size, macs, activations = (int(rng.integers(1, 9)) for _ in range(3))
+        falling = [np.sort(rng.integers(0, 7, len(WIDTHS)))[::-1] for _ in range(2)]
+        rows.append(
+            BlockSensitivity(
+                Block(f"b{i}", (f"b{i}.conv",), size, 10 * macs, activations),
+                Estimate(float(rng.integers(-1, 5)), 1.0, 1, True),
+                {bits: float(error) for bits, error in zip(WIDTHS, falling[0], strict=True)},
+                Estimate(float(size * rng.integers(-1, 5)), 1.0, 1, True),
+                Estimate(float(activations * rng.integers(0, 4)), 1.0, 1, True),
+                {bits: float(error) for bits, error in zip(WIDTHS, falling[1], strict=True)},
+            )
+        )
+    return Sensitivity(tuple(rows), "power", 1, 0.0, overhead_bytes)
+
+
 def random_sensitivity(seed: int, num_blocks: int, fixed_bits: Mapping[int, int] | None = None) -> Sensitivity:
     """λ over four decades, every third one negative; n from 1 to 500; errors that shrink with the width, unevenly."""
     rng = np.random.default_rng(seed)

@@ -14,6 +14,7 @@ from runs import files_below, run_apart, run_here
 import hawq.models  # noqa: F401 (registers resnet20 with timm)
 
 HALF = "[0.5,0.5,0.5]"
+ALONE = "stages=[allocation] allocation.sensitivity="
 
 MISTAKES = {
     # Hydra's
@@ -34,6 +35,11 @@ MISTAKES = {
     # out of range
     "negative": ("bits.target=-1", ["bits.target=-1", "positive"]),
     "not a number": ("bits.target=nan", ["bits.target=nan", "positive"]),
+    "activations": ("bits.activations=lots", ["bits.activations='lots'", "mixed"]),
+    "unit": ("bits.unit=megabytes", ["'megabytes'", "w_comp, average_bits, bytes, bops"]),
+    "level": ("bits=hawq_v3 bits.level=2", ["bits.level=2", "0 to 1"]),
+    "points": ("allocation.frontier_points=1", ["allocation.frontier_points=1", "2 or more, or 0"]),
+    "draws": ("allocation.confidence_draws=-1", ["allocation.confidence_draws=-1", "0 or more"]),
     "width": ("bits.candidates=[1,4]", ["bits.candidates=[1, 4]", "2 to 8"]),
     "share": ("finetune.final_fraction=2", ["finetune.final_fraction=2", "0 to 1"]),
     "samples": ("analysis.num_samples=0", ["analysis.num_samples=0", "1 or more"]),
@@ -46,12 +52,19 @@ MISTAKES = {
     "blocks": ("model.blocks=3", ["model.blocks=3", "block, layer"]),
     # cannot be met
     "compression": ("bits.target=40", ["bits.target=40", "4 to 16 w_comp"]),
-    "bytes": ("bits.target=100 bits.unit=bytes", ["bits.target=100", "67084 to 268336 bytes"]),
+    "bytes": ("bits.target=100 bits.unit=bytes", ["bits.target=100", "network reaches", "bytes"]),
+    "BOPS": ("bits.limits.bops=1000", ["bits.limits.bops=1000", "network reaches", "bops"]),
+    "order": ("bits=hawq_v1 bits.target=40", ["bits.target=40", "4 to 16 w_comp"]),
+    "latency without a table": ("bits.limits.latency_ms=3", ["bits.limits.latency_ms=3", "bits.latency="]),
+    "override of no block": ("+bits.overrides={stem:[8]}", ["bits.overrides", "stem", "conv1"]),
+    "tie of no block": ("bits.tied=[[conv1,stem]]", ["bits.tied", "stem", "conv1"]),
     # not there
     "data not named": ("dataset=cifar10", ["dataset.path is not set", "dataset.path=..."]),
     "data": ("dataset=cifar10 dataset.path={tmp}/no.npz", ["{tmp}/no.npz does not exist", "train_images"]),
     "checkpoint": ("model.checkpoint={tmp}/no.pt", ["model.checkpoint={tmp}/no.pt does not exist"]),
     "plan": ("bits=manual bits.plan={tmp}/no.json", ["bits.plan={tmp}/no.json does not exist", "plan.json"]),
+    "latency table": ("bits.latency={tmp}/no.csv", ["bits.latency={tmp}/no.csv does not exist"]),
+    "sensitivity": (f"{ALONE}{{tmp}}/no.json", ["allocation.sensitivity={tmp}/no.json does not exist"]),
     "model": ("model.name=resnet21", ["model.name='resnet21'", "resnet20"]),
     "pictures": ("dataset=imagenet dataset.path={tmp}/none", ["{tmp}/none", "train/<wnid>", "val/<wnid>"]),
     "publisher": ("model.source=keras model.checkpoint=x", ["model.source='keras'", "timm, torchvision, pytorchcv"]),
@@ -75,6 +88,12 @@ MISTAKES = {
         f"model.checkpoint={{tmp}}/other.pt model.mean={HALF} model.std={HALF}",
         ["{tmp}/other.pt", "missing names", "fc.bias", "unexpected names", "head.bias"],
     ),
+    "latency table in another format": ("bits.latency={tmp}/text.npz", ["{tmp}/text.npz is not a latency table"]),
+    "sensitivity in another format": (f"{ALONE}{{tmp}}/plan.json", ["{tmp}/plan.json cannot be used", "schema"]),
+    "sensitivity and further stages": (
+        "allocation.sensitivity={tmp}/plan.json",
+        ["stands for model and data", "give stages=[allocation]"],
+    ),
     "plan in another format": ("bits=manual bits.plan={tmp}/text.npz", ["bits.plan={tmp}/text.npz is not a plan"]),
     "plan for another network": (
         "bits=manual bits.plan={tmp}/plan.json",
@@ -96,6 +115,19 @@ EXPERIMENTS = {
     "value": ("bits:\n  target: 40", ["bits.target=40", "4 to 16"]),
     "not YAML": ("bits: {target: [", ["mine.yaml"]),
 }
+
+
+AT_WORK = {
+    "no trace": ("bits=hawq_v2", ["has no trace", "bits.weighting=eigenvalue"]),
+    "no activation curvature": ("bits.activations=mixed", ["bits.activations=mixed", "analysis.activations=true"]),
+}
+
+
+@pytest.mark.parametrize(("overrides", "fragments"), AT_WORK.values(), ids=AT_WORK)
+def test_what_the_analysis_lacks_is_told_in_one_line(overrides: str, fragments: list[str], tmp_path: Path) -> None:
+    message = run_here(tmp_path, "stages=[analysis,allocation]", overrides)
+    assert message is not None and message.startswith("error: ") and len(message.splitlines()) == 1
+    assert [fragment for fragment in fragments if fragment not in message] == [], message
 
 
 @pytest.fixture(scope="module")

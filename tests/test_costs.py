@@ -52,6 +52,16 @@ def test_weight_bytes_are_rounded_up():
     assert cost([3], [3]).weight_bytes == 2  # 9 bits
 
 
+def test_peak_is_that_of_the_block_with_the_most_bytes():
+    assert cost([1, 1, 1], [8, 8, 8], [8, 4, 2], num_activations=[10, 100, 300]).peak_activation_bytes == 75
+
+
+def test_packed_bytes_add_what_is_not_codes():
+    block = Block("a", ("a",), 3)
+    assert plan_cost([block], {"a": Precision(3, 4)}, 1000).packed_bytes == 1002
+    assert plan_cost([block], {"a": Precision(3, 4)}).packed_bytes is None
+
+
 def test_untraced_blocks_have_no_a_comp_and_no_bops():
     result = cost([4, 4], [2, 2])
     assert (result.a_comp, result.bops) == (None, None)

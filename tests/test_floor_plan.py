@@ -10,7 +10,8 @@ import pytest
 from runs import REPOSITORY
 
 FLOORS = (
-    ("records", "errors", "files", "measurement", "modes", "weights", "distributed"),
+    ("errors", "files", "measurement", "modes", "weights", "distributed"),
+    ("records",),
     ("progress", "blocks", "unquantized"),
     ("curvature", "quantization", "costs"),
     ("sensitivity", "allocation", "finetuning", "export", "models", "data", "evaluation"),

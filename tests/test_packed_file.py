@@ -4,17 +4,21 @@ import copy
 import json
 
 import pytest
+import timm
 import torch
 from networks import NETWORKS, Dropped, Fresh, batches_of, build, samples
 from safetensors import safe_open
 from sensitivities import plan_of
 from torch import nn
 
+import hawq.models  # noqa: F401 (registers resnet20 with timm)
+from hawq.allocation import Mixed
 from hawq.blocks import find_blocks
 from hawq.costs import checkpoint_bytes
-from hawq.export import load, read_about, save
+from hawq.export import load, packed_overhead, read_about, save
 from hawq.finetuning import FineTuning, finetune
 from hawq.quantization import LSQ, PACT, DoReFa, RVQuant, Uniform, quantize
+from hawq.records import BlockSensitivity, Estimate, Sensitivity
 from hawq.sensitivity import analyze
 
 IMAGES = samples(8, torch.float32)[0]
@@ -88,6 +92,37 @@ def test_the_file_is_as_small_as_its_bits(tmp_path):
     overhead = path.stat().st_size - plan.cost.weight_bytes
     assert channels * 4 < overhead < channels * 10 + 5000  # steps, biases and the header
     assert path.stat().st_size < checkpoint_bytes(model) / 8
+
+
+@pytest.mark.parametrize("quantizer", QUANTIZERS, ids=repr)
+@pytest.mark.parametrize("name", NETWORKS)
+def test_the_size_is_predicted(name, quantizer, tmp_path):
+    """Never too small, and too large only by digits in the header, whatever the plan turns out to be."""
+    model, about = build(name, torch.float32), {"dataset": "digits"}
+    blocks = find_blocks(model, IMAGES[:1])
+    overhead = packed_overhead(model, blocks, quantizer, about)
+    for widths in ([2, 3, 7][: len(blocks)], [8, 5, 4][: len(blocks)]):
+        plan = plan_of(blocks, widths, 3)
+        path = save(quantize(model, blocks, plan, [IMAGES], quantizer), tmp_path / "model", about)
+        excess = overhead + plan.cost.weight_bytes - path.stat().st_size
+        assert 0 <= excess <= 250
+    before = build(name, torch.float32).state_dict()
+    assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())
+
+
+def test_the_size_of_a_real_network_is_predicted_to_a_percent(tmp_path):
+    model = timm.create_model("resnet20").eval()
+    images = torch.randn(2, 3, 16, 16)
+    blocks = find_blocks(model, images[:1])
+    sensitivity = Sensitivity(
+        tuple(BlockSensitivity(b, Estimate(1.0, 0.1, 3, True), {w: 4.0**-w for w in range(2, 9)}) for b in blocks),
+        *("power", 2, 1.0),
+        packed_overhead(model, blocks),
+    )
+    plan = Mixed(110_000, "bytes").allocate(sensitivity)
+    size = save(quantize(model, blocks, plan, [images]), tmp_path / "model").stat().st_size
+    assert 0.99 * plan.cost.packed_bytes <= size <= plan.cost.packed_bytes <= 110_000
+    assert size > 0.99 * 110_000
 
 
 def test_facts_are_kept(tmp_path):

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from runs import REPOSITORY, TINY, compose_here, finished, read_json, run_apart, run_folder, run_here
+from runs import REPOSITORY, TINY, compose_here, finished, read_json, run_apart, run_folder, run_here, run_script
 
 from hawq.config import build_settings
 from hawq.export import load
@@ -65,6 +65,7 @@ def test_run_folder_holds_every_result(first: Path) -> None:
         "config.yaml",
         "sensitivity.json",
         "plan.json",
+        "frontier.json",
         "finetune/network.pt",
         "finetune/history.json",
         "model.safetensors",
@@ -72,6 +73,7 @@ def test_run_folder_holds_every_result(first: Path) -> None:
         "report.json",
         "figures/sensitivity.png",
         "figures/finetuning.png",
+        "figures/frontier.png",
         "direct/plan.json",
         "direct/finetune/network.pt",
         "direct/finetune/history.json",
@@ -140,6 +142,49 @@ def test_same_command_does_nothing_twice(outputs: Path, first: Path, capsys: pyt
     assert {name for name in {*before, *after} if before.get(name) != after.get(name)} == {"report.json"}
     assert digests(outputs / "cache") == cache
     assert "found in the cache" in capsys.readouterr().out
+
+
+def test_allocation_goes_on_from_the_file_alone(first: Path, report: RunReport, tmp_path: Path) -> None:
+    """Neither network nor data: the same plan from the sensitivity file, and any point of its frontier."""
+    alone = ["stages=[allocation]", f"allocation.sensitivity={first / 'sensitivity.json'}"]
+    assert run_here(tmp_path, *alone) is None
+    folder = run_folder(tmp_path)
+    assert folder.name.startswith("sensitivity-mixed-s0-")
+    assert record(folder / "plan.json", BitPlan) == report.plan
+    assert set(digests(folder)) == {
+        *["config.yaml", "sensitivity.json", "plan.json", "frontier.json", "figures/frontier.png"]
+    }
+    points = read_json(folder / "frontier.json")["points"]
+    assert len(points) > 10 and points == read_json(first / "frontier.json")["points"]
+    assert run_here(tmp_path / "other", *alone, f"bits.target={points[7]['target']}") is None
+    taken = record(run_folder(tmp_path / "other") / "plan.json", BitPlan)
+    assert taken.cost.w_comp == points[7]["target"] and taken.objective <= points[7]["objective"] * (1 + 1e-9)
+
+
+def test_plan_tells_how_it_was_found(report: RunReport, first: Path) -> None:
+    plan = report.plan
+    (use,) = plan.limits
+    assert (use.unit, use.target) == ("w_comp", 13.1) and 0 <= use.slack == use.reached - 13.1
+    assert plan.gap is not None and plan.gap < 1e-9 and plan.weighting == "eigenvalue"
+    assert plan.confidence is not None and plan.confidence.draws == 10
+    packed = (first / "model.safetensors").stat().st_size
+    assert plan.cost.packed_bytes is not None and 0.99 * plan.cost.packed_bytes < packed <= plan.cost.packed_bytes
+
+
+def test_plans_are_compared_and_taken_back(first: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    mine, direct = first / "plan.json", first / "direct" / "plan.json"
+    alone = ["stages=[allocation]", f"allocation.sensitivity={first / 'sensitivity.json'}"]
+    assert run_here(tmp_path, *alone, "bits=manual", f"bits.plan={mine}") is None
+    back = run_folder(tmp_path) / "plan.json"
+    assert record(back, BitPlan).precisions == record(mine, BitPlan).precisions
+    capsys.readouterr()
+    assert run_script("compare_plans.py", mine, back) is None
+    assert "11 of 11 blocks have the same bits in both" in capsys.readouterr().out
+    assert run_script("compare_plans.py", mine, direct) is None
+    table = capsys.readouterr().out
+    assert re.search(r"conv1 +\| \d / 4 +\| 8 / 4", table) and re.search(r"w_comp +\| 13.1\d* +\| 15.8", table)
+    assert "cannot be used" in str(run_script("compare_plans.py", mine, first / "report.json"))
+    assert "type: python scripts/compare_plans.py" in str(run_script("compare_plans.py", mine))
 
 
 def test_each_stage_builds_on_the_cache(tmp_path: Path) -> None:

@@ -11,10 +11,12 @@ from hawq.records import (
     BitPlan,
     Block,
     BlockSensitivity,
+    Confidence,
     Cost,
     Estimate,
     FloatPart,
     Framing,
+    LimitUse,
     Normalization,
     Phase,
     Precision,
@@ -28,9 +30,11 @@ from hawq.records import (
 
 BLOCK = Block("layer1.0", ("layer1.0.conv1", "layer1.0.conv2"), 4608, 471, 32, ("layer1.0.conv1",), "t", 8)
 ESTIMATE = Estimate(29.5, 0.48, 6, True)
-ROW = BlockSensitivity(BLOCK, ESTIMATE, {2: 12.25, 8: 0.003}, Estimate(-1.5, 0.1, 30, False))
-COST = Cost(10, 5, 4.0, 8.0, 7.5, 1200)
-PLAN = BitPlan({"b": Precision(3, 4), "a": Precision(8, 32)}, "HAWQ", COST, 0.25, 0.0)
+ROW = BlockSensitivity(BLOCK, ESTIMATE, {2: 12.25, 8: 0.003}, Estimate(-1.5, 0.1, 30, False), ESTIMATE, {4: 2.5})
+COST = Cost(10, 5, 4.0, 8.0, 7.5, 1200, 77, 12.5)
+USE = LimitUse("bops", 1300.0, 1200.0, 100.0)
+CONFIDENCE = Confidence(10, {"a": {"8/32": 7, "7/32": 3}})
+PLAN = BitPlan({"b": Precision(3, 4), "a": Precision(8, 32)}, "HAWQ", COST, 0.25, 0.0, "trace", (USE,), CONFIDENCE)
 RESULT = ResultRow("HAWQ", "2-8", "4", 92.1, 13.1, 81888, 8.0, 0.079)
 STAGE = StageRecord("analysis", "0123abcd", False, 1.5, None)
 REPORT = RunReport(
@@ -48,11 +52,12 @@ REPORT = RunReport(
 BARE = [
     Block("a", ("a",), 1),
     BlockSensitivity(BLOCK, ESTIMATE, {}),
+    BlockSensitivity(BLOCK, None, {}),
     BitPlan({}, "m", Cost(1, 1, 8.0, 4.0, None, None)),
 ]
 FULL = [
-    *(BLOCK, ESTIMATE, ROW, Sensitivity((ROW, ROW), "power", 256, 1.5), Normalization((0.4, 0.5), (0.2, 0.25))),
-    *(Precision(2, 32), COST, PLAN, Phase(("a",), ("a", "b"), 7, 0.02, 0.0), RESULT, STAGE, REPORT),
+    *(BLOCK, ESTIMATE, ROW, Sensitivity((ROW, ROW), "power", 256, 1.5, 9), Normalization((0.4, 0.5), (0.2, 0.25))),
+    *(Precision(2, 32), COST, USE, CONFIDENCE, PLAN, Phase(("a",), ("a", "b"), 7, 0.02, 0.0), RESULT, STAGE, REPORT),
     *(FloatPart("attn", 0, 12), Framing(224, 0.875, "bicubic")),
 ]
 
@@ -111,18 +116,38 @@ def test_other_json_is_refused(data):
         from_dict(data, Block)
 
 
-@pytest.mark.parametrize(("value", "score"), [(29.5, 29.5 / 4608), (-3.0, 0.0)])
-def test_score_and_omega(value, score):
-    row = dataclasses.replace(ROW, eigenvalue=Estimate(value, 0.0, 1, True))
-    assert row.score == score
-    assert row.omega(2) == max(value, 0.0) * 12.25
-    with pytest.raises(ValueError, match=r"3 bits.*\[2, 8\]"):
-        row.omega(3)
+@pytest.mark.parametrize(("value", "positive"), [(29.5, 29.5), (-3.0, 0.0)])
+def test_score_and_omega(value, positive):
+    estimate = Estimate(value, 0.0, 1, True)
+    row = dataclasses.replace(ROW, eigenvalue=estimate, trace=estimate, activation_trace=estimate)
+    assert row.score == row.score_by("trace") == positive / 4608
+    assert row.omega(2) == positive * 12.25
+    assert row.omega(2, "trace") == pytest.approx(positive / 4608 * 12.25)
+    assert row.activation_omega(4) == pytest.approx(positive / 32 * 2.5)
+    assert row.omega(32) == row.activation_omega(32) == 0
+    for omega in (row.omega, row.activation_omega):
+        with pytest.raises(ValueError, match=r"3 bits.*\[(2, 8|4)\]"):
+            omega(3)
 
 
-def test_precision_order_is_by_score_not_by_eigenvalue():
-    rows = [
-        BlockSensitivity(Block(name, (name,), size), Estimate(value, 0.0, 1, True), {})
-        for name, size, value in [("big", 100, 50.0), ("small", 10, 20.0), ("flat", 5, -9.0), ("tie", 10, 20.0)]
-    ]
-    assert Sensitivity(tuple(rows), "power", 1, 0.0).precision_order() == ("small", "tie", "big", "flat")
+def test_what_was_not_analysed_is_asked_for():
+    row = BlockSensitivity(BLOCK, None, {4: 1.0})
+    with pytest.raises(ValueError, match=r"'layer1.0' has no eigenvalue: give bits.weighting=trace"):
+        row.omega(4)
+    with pytest.raises(ValueError, match=r"no trace: give bits.weighting=eigenvalue"):
+        row.omega(4, "trace")
+    with pytest.raises(ValueError, match=r"'layer1.0' lacks: run the analysis with analysis.activations=true"):
+        row.activation_omega(4)
+    assert Sensitivity((ROW, row), "power", 1, 0.0).known_weighting() == "trace"
+    assert Sensitivity((ROW, ROW), "power", 1, 0.0).known_weighting() == "eigenvalue"
+
+
+@pytest.mark.parametrize(
+    ("confidence", "text"),
+    [
+        (CONFIDENCE, "widths within 10 draws of the curvature ± its error: a 8/32 (7×), 7/32 (3×); the others stay"),
+        (Confidence(4, {}), "no width changes in 4 draws of the curvature ± its error"),
+    ],
+)
+def test_confidence_reads_well(confidence, text):
+    assert str(confidence) == text

@@ -252,7 +252,7 @@ def test_offline_run_holds_the_tables(offline_run: tuple[Path, str], history: li
 def test_offline_run_holds_the_figures(offline_run: tuple[Path, str], history: list[dict[str, Any]]) -> None:
     folder, _ = offline_run
     figures = shown(history, "image-file")
-    assert len(figures) == 2
+    assert len(figures) == 3
     sent = {(wandb_folder(folder) / "files" / path).read_bytes() for path in figures.values()}
     assert sent == {path.read_bytes() for path in (folder / "figures").glob("*.png")}
 

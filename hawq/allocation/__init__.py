@@ -1,17 +1,36 @@
 """From sensitivities to a plan: who gets how many bits."""
 
-from hawq.allocation.allocator import Allocator, SizeLimit
+from hawq.allocation.allocator import Allocator, Weighted
+from hawq.allocation.confidence import confidence
+from hawq.allocation.frontier import Frontier, frontier
+from hawq.allocation.hawq_v3 import HawqV3
 from hawq.allocation.manual import Manual
 from hawq.allocation.mixed import Mixed
+from hawq.allocation.monotone import Monotone
+from hawq.allocation.settings import Allocation
 from hawq.allocation.uniform import UniformBits, direct_baseline
 from hawq.records import BitPlan, Sensitivity
 
-__all__ = ["Allocator", "Manual", "Mixed", "SizeLimit", "UniformBits", "allocate", "direct_baseline"]
+__all__ = [
+    "Allocation",
+    "Allocator",
+    "Frontier",
+    "HawqV3",
+    "Manual",
+    "Mixed",
+    "Monotone",
+    "UniformBits",
+    "Weighted",
+    "allocate",
+    "confidence",
+    "direct_baseline",
+    "frontier",
+]
 
 
 def allocate(sensitivity: Sensitivity, allocator: Allocator | None = None) -> BitPlan:
-    """The bit plan that `allocator` (HAWQ's mixed precision at W-Comp 13.1 unless given) draws from an analysis.
+    """The bit plan that `allocator` (the exact optimum at W-Comp 13.1 unless given) draws from an analysis.
 
-    Raises ValueError, with the feasible range, when the allocator's limit cannot be met.
+    Raises ValueError, with the feasible range, when the allocator's limits cannot be met.
     """
     return (allocator or Mixed()).allocate(sensitivity)

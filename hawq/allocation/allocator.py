@@ -1,68 +1,36 @@
-"""The contract of an allocator, and the pieces that all of them share: widths, plans and the size limit."""
+"""The contract of an allocator, and the pieces that all of them share: widths, candidates and plans."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from hawq.costs import plan_cost
-from hawq.records import FLOAT_BITS, BitPlan, Block, Precision, Sensitivity
+from hawq.records import FLOAT_BITS, WEIGHTINGS, BitPlan, Block, LimitUse, Precision, Sensitivity
 
 WIDTHS = tuple(range(2, 9))
-UNITS = ("w_comp", "average_bits", "bytes")
 
 
 class Allocator(Protocol):
     """Decides the bits of every block."""
 
-    def check(self, blocks: Sequence[Block]) -> None:
+    def check(self, blocks: Sequence[Block], overhead_bytes: int | None = None) -> None:
         """Raises ValueError, before any analysis, when no plan for `blocks` can meet the request."""
         ...
 
     def allocate(self, sensitivity: Sensitivity) -> BitPlan: ...
 
 
-@dataclass(frozen=True)
-class SizeLimit:
-    """A limit on the weight bits Σ b_i n_i, given as W-Comp (at least), average bits or bytes (at most).
+@runtime_checkable
+class Weighted(Protocol):
+    """An allocator whose plan depends on the curvature: the eigenvalue, the trace or the proxy, by `weighting`."""
 
-    Raises:
-        ValueError: an unknown unit, or a target that is not positive.
-    """
+    @property
+    def weighting(self) -> str: ...
 
-    target: float
-    unit: str = "w_comp"
+    def check(self, blocks: Sequence[Block], overhead_bytes: int | None = None) -> None: ...
 
-    def __post_init__(self) -> None:
-        if self.unit not in UNITS:
-            raise ValueError(f"bits.unit={self.unit!r} is unknown: give {', '.join(UNITS)}")
-        if not self.target > 0:
-            raise ValueError(f"bits.target={self.target} is out of range: give a positive number ({self.unit})")
-
-    def total_bits(self, num_weights: int) -> float:
-        """The largest allowed Σ b_i n_i for a network with `num_weights` weights."""
-        if self.unit == "w_comp":
-            return FLOAT_BITS * num_weights / self.target
-        return self.target * num_weights if self.unit == "average_bits" else self.target * 8
-
-    def in_unit(self, bits: float, num_weights: int) -> float:
-        """`bits` = Σ b_i n_i expressed in this limit's unit."""
-        if self.unit == "w_comp":
-            return FLOAT_BITS * num_weights / bits
-        return bits / num_weights if self.unit == "average_bits" else bits / 8
-
-    def check(self, blocks: Sequence[Block], candidates: Mapping[str, Sequence[int]]) -> None:
-        """Raises ValueError stating the feasible range when even the narrowest widths break the limit."""
-        total = sum(block.num_weights for block in blocks)
-        least = sum(block.num_weights * min(candidates[block.name]) for block in blocks)
-        most = sum(block.num_weights * max(candidates[block.name]) for block in blocks)
-        if least > self.total_bits(total):
-            ends = sorted((self.in_unit(least, total), self.in_unit(most, total)))
-            raise ValueError(
-                f"bits.target={self.target:g} ({self.unit}) cannot be met: with the given candidate widths this "
-                f"network reaches {ends[0]:.6g} to {ends[1]:.6g} {self.unit}; give a target in that range"
-            )
+    def allocate(self, sensitivity: Sensitivity) -> BitPlan: ...
 
 
 def check_widths(key: str, widths: Sequence[int]) -> None:
@@ -78,30 +46,41 @@ def check_activation_bits(bits: int) -> None:
         raise ValueError(f"bits.activations={bits} is out of range: give 2 to 8, or {FLOAT_BITS} for float")
 
 
-def candidates_for(blocks: Sequence[Block], widths: Sequence[int]) -> dict[str, tuple[int, ...]]:
-    """Allowed widths of each block: its fixed width where it has one, else `widths`."""
-    return {
-        block.name: (block.fixed_bits,) if block.fixed_bits is not None else tuple(sorted(set(widths)))
-        for block in blocks
-    }
+def check_solver_settings(weighting: str, gap: float, time_limit: float) -> None:
+    """Raises ValueError for an unknown weighting, a gap outside 0 … 1 or a time limit that is not positive."""
+    check_weighting(weighting)
+    if not 0 <= gap < 1:
+        raise ValueError(f"bits.gap={gap} is out of range: give 0 for a proven optimum, or less than 1")
+    if not time_limit > 0:
+        raise ValueError(f"bits.time_limit={time_limit} is out of range: give seconds, more than 0")
+
+
+def check_weighting(weighting: str) -> None:
+    """Raises ValueError for an unknown weighting."""
+    if weighting not in ("auto", *WEIGHTINGS):
+        raise ValueError(f"bits.weighting={weighting!r} is unknown: give auto, {', '.join(WEIGHTINGS)}")
 
 
 def make_plan(
     sensitivity: Sensitivity,
-    weight_bits: Mapping[str, int],
-    activation_bits: int | Mapping[str, int],
+    precisions: Mapping[str, Precision],
     method: str,
+    *,
+    weighting: str = "eigenvalue",
+    objective: float | None = None,
     gap: float | None = None,
+    limits: tuple[LimitUse, ...] = (),
 ) -> BitPlan:
-    """A plan with its cost in every unit and its objective Σ Ω_i(b_i), in network order."""
-    names = [block.name for block in sensitivity.blocks]
-    if isinstance(activation_bits, int):
-        activation_bits = dict.fromkeys(names, activation_bits)
-    precisions = {name: Precision(weight_bits[name], activation_bits[name]) for name in names}
+    """A plan in network order, its cost in every unit and its objective (Σ Ω_i(b_i) of the weights unless given)."""
+    ordered = {block.name: precisions[block.name] for block in sensitivity.blocks}
+    if objective is None:
+        objective = sum(row.omega(ordered[row.block.name].weight_bits, weighting) for row in sensitivity.rows)
     return BitPlan(
-        precisions=precisions,
+        precisions=ordered,
         method=method,
-        cost=plan_cost(sensitivity.blocks, precisions),
-        objective=sum(row.omega(weight_bits[row.block.name]) for row in sensitivity.rows),
+        cost=plan_cost(sensitivity.blocks, ordered, sensitivity.overhead_bytes),
+        objective=objective,
         gap=gap,
+        weighting=weighting,
+        limits=limits,
     )

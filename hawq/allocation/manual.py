@@ -48,7 +48,7 @@ class Manual:
             return {name: Precision(bits, self.activations) for name, bits in self.weights.items()}
         return read_precisions(Path(self.plan))
 
-    def check(self, blocks: Sequence[Block]) -> None:
+    def check(self, blocks: Sequence[Block], overhead_bytes: int | None = None) -> None:
         given, names = self.precisions().keys(), {block.name for block in blocks}
         unknown, missing = sorted(given - names), sorted(names - given)
         if unknown or missing:
@@ -59,10 +59,7 @@ class Manual:
 
     def allocate(self, sensitivity: Sensitivity) -> BitPlan:
         self.check(sensitivity.blocks)
-        precisions = self.precisions()
-        bits = {name: precision.weight_bits for name, precision in precisions.items()}
-        activations = {name: precision.activation_bits for name, precision in precisions.items()}
-        return make_plan(sensitivity, bits, activations, self.label)
+        return make_plan(sensitivity, self.precisions(), self.label, weighting=sensitivity.weighting())
 
 
 def read_precisions(path: Path) -> dict[str, Precision]:

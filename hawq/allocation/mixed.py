@@ -1,110 +1,117 @@
-"""Mixed precision under a size limit: least Σ Ω_i(b_i) among the assignments that keep the precision order."""
+"""Mixed precision: the least Σ Ω_i(b_i) under any combination of limits, for weights and activations."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-
-import numpy as np
-from scipy.optimize import Bounds, LinearConstraint, milp
-from scipy.sparse import lil_array
+from dataclasses import dataclass, field
+from itertools import product
+from pathlib import Path
 
 from hawq.allocation.allocator import (
     WIDTHS,
-    SizeLimit,
-    candidates_for,
     check_activation_bits,
+    check_solver_settings,
     check_widths,
-    make_plan,
 )
-from hawq.records import BitPlan, Block, Sensitivity
+from hawq.allocation.latency import read_latency
+from hawq.allocation.limits import check_limit, make_limits
+from hawq.allocation.problem import Problem, make_groups
+from hawq.errors import UserError
+from hawq.records import BitPlan, Block, Precision, Sensitivity
 
 
 @dataclass(frozen=True)
 class Mixed:
-    """HAWQ's allocation: bits never increase from a larger S_i to a smaller one (V1, 1905.03696), and among those
-    assignments under the limit the one with the least Σ Ω_i(b_i) is taken, by integer programming (SciPy, HiGHS).
+    """The exact optimum: least Σ_i Ω_i(b_i) over one choice a block, by integer programming (HAWQ-V3, 2011.10680,
+    with the Ω of HAWQ or HAWQ-V2, any widths and any limits).
+
+    With activations="mixed" each block also chooses its activation bits, and Ω^a_i (HAWQ-V2, §3.5) is added.
 
     Args:
-        target: the size limit in `unit`.
-        unit: "w_comp" (compression of the weights, at least), "average_bits" or "bytes" of packed weights (at most).
+        target: the main limit, in `unit`.
+        unit: "w_comp" or "a_comp" (compressions, at least), "average_bits" or "activation_bits" (means, at most),
+            "bytes" (packed file), "bops", "peak_activation_bytes" (block with the most) or "latency_ms" (at most).
+        limits: further limits by unit; None is no limit.
         candidates: widths to choose from, 2 … 8.
-        activations: width of every block's activations, 32 for float.
-        reverse: turns the precision order round (the paper's ablation "HAWQ-Reverse-Precision").
+        overrides: widths for single blocks, by name; one width fixes a block.
+        tied: lists of blocks that share their bits.
+        activations: width of every block's activations, 32 for float, or "mixed".
+        activation_candidates: widths to choose from when activations are mixed.
+        weighting: "eigenvalue" (HAWQ: λ_i), "trace" (HAWQ-V2: Tr(H_i)/n_i), "proxy" (what stands in for λ_i), or
+            "auto": the first of them that the analysis has found.
+        latency: table of milliseconds, .json or .csv, for a limit on latency.
+        gap: relative distance from the optimum to stop at, 0 for a proven optimum.
+        time_limit: seconds after which the best plan so far is taken, with its proven gap.
 
     Raises:
-        ValueError: a value out of range; `check` and `allocate`: a limit that cannot be met, with the feasible range.
+        ValueError: a value out of range; `check` and `allocate`: limits that cannot be met, with the feasible ranges.
+        FileNotFoundError: no file at `latency`.
     """
 
     target: float = 13.1
     unit: str = "w_comp"
+    limits: dict[str, float | None] = field(default_factory=dict)
     candidates: tuple[int, ...] = WIDTHS
-    activations: int = 4
-    reverse: bool = False
+    overrides: dict[str, list[int]] = field(default_factory=dict)
+    tied: tuple[list[str], ...] = ()
+    activations: int | str = 4
+    activation_candidates: tuple[int, ...] = WIDTHS
+    weighting: str = "auto"
+    latency: str | None = None
+    gap: float = 0.0
+    time_limit: float = 60.0
 
     def __post_init__(self) -> None:
-        SizeLimit(self.target, self.unit)
+        for key, (unit, target) in self._targets().items():
+            check_limit(key, unit, target)
         check_widths("bits.candidates", self.candidates)
-        check_activation_bits(self.activations)
+        for name, widths in self.overrides.items():
+            check_widths(f"bits.overrides.{name}", widths)
+        if self.activations == "mixed":
+            check_widths("bits.activation_candidates", self.activation_candidates)
+        elif isinstance(self.activations, str):
+            raise ValueError(f"bits.activations={self.activations!r} is unknown: give 2 to 8, 32 for float, or mixed")
+        else:
+            check_activation_bits(self.activations)
+        check_solver_settings(self.weighting, self.gap, self.time_limit)
+        if self.latency is not None:
+            read_latency(Path(self.latency))
 
-    def check(self, blocks: Sequence[Block]) -> None:
-        SizeLimit(self.target, self.unit).check(blocks, candidates_for(blocks, self.candidates))
+    def check(self, blocks: Sequence[Block], overhead_bytes: int | None = None) -> None:
+        self.problem(blocks, overhead_bytes).check(self.time_limit)
 
     def allocate(self, sensitivity: Sensitivity) -> BitPlan:
-        self.check(sensitivity.blocks)
-        limit = SizeLimit(self.target, self.unit).total_bits(sum(b.num_weights for b in sensitivity.blocks))
-        candidates = candidates_for(sensitivity.blocks, self.candidates)
-        order = [name for name in sensitivity.precision_order() if len(candidates[name]) > 1]
-        if self.reverse:
-            order.reverse()
-        bits, gap = minimise_omega(sensitivity, candidates, order, limit)
-        return make_plan(sensitivity, bits, self.activations, "HAWQ reversed" if self.reverse else "HAWQ", gap)
+        rows = {row.block.name: row for row in sensitivity.rows}
+        weighting = sensitivity.weighting(self.weighting)
 
+        def score(block: Block, precision: Precision) -> float:
+            weights = rows[block.name].omega(precision.weight_bits, weighting)
+            mixed = self.activations == "mixed"
+            return weights + (rows[block.name].activation_omega(precision.activation_bits) if mixed else 0.0)
 
-def minimise_omega(
-    sensitivity: Sensitivity, candidates: Mapping[str, Sequence[int]], order: Sequence[str], limit_bits: float
-) -> tuple[dict[str, int], float]:
-    """min Σ_i Ω_i(b_i) over x_ib ∈ {0, 1}, s.t. Σ_b x_ib = 1, Σ b·n_i·x_ib ≤ limit, bits falling along `order`.
+        problem = self.problem(sensitivity.blocks, sensitivity.overhead_bytes)
+        return problem.optimum(sensitivity, score, "HAWQ", weighting, self.gap, self.time_limit)
 
-    Returns the bits of every block and the relative optimality gap. Raises ValueError when no assignment exists.
-    """
-    choices = [(row.block, bits) for row in sensitivity.rows for bits in candidates[row.block.name]]
-    omegas = np.array([sensitivity.row(block.name).omega(bits) for block, bits in choices])
-    sizes = np.array([[float(block.num_weights * bits) for block, bits in choices]])
-    names = [row.block.name for row in sensitivity.rows]
-    constraints = [
-        LinearConstraint(_one_each(choices, names), 1, 1),
-        LinearConstraint(sizes / limit_bits, -np.inf, 1),
-    ]
-    if len(order) > 1:
-        constraints.append(LinearConstraint(_falling(choices, order), 0, np.inf))
-    scale = omegas.max() or 1.0
-    result = milp(omegas / scale, integrality=np.ones(len(choices)), bounds=Bounds(0, 1), constraints=constraints)
-    if result.x is None:
-        raise ValueError(f"no assignment keeps the precision order within {limit_bits / 8:.0f} bytes: {result.message}")
-    chosen = {block.name: bits for (block, bits), x in zip(choices, result.x, strict=True) if x > 0.5}
-    return chosen, float(result.mip_gap or 0.0)
+    def problem(self, blocks: Sequence[Block], overhead_bytes: int | None) -> Problem:
+        """What there is to decide for these blocks. Raises UserError for names that no block has."""
+        unknown = sorted(self.overrides.keys() - {block.name for block in blocks})
+        if unknown:
+            names = [block.name for block in blocks]
+            raise UserError(f"bits.overrides names unknown blocks {unknown}: the blocks are {names}")
+        table = read_latency(Path(self.latency)) if self.latency else None
+        options = {block.name: self._options(block) for block in blocks}
+        limits = make_limits(self._targets(), blocks, overhead_bytes, table)
+        return Problem(make_groups(blocks, options, self.tied), limits)
 
+    def _options(self, block: Block) -> list[Precision]:
+        fixed = self.candidates if block.fixed_bits is None else (block.fixed_bits,)
+        weights = self.overrides.get(block.name, fixed)
+        activations = self.activation_candidates if isinstance(self.activations, str) else (self.activations,)
+        if block.num_activations == 0:  # reads the image alone: its activation bits mean nothing
+            activations = (max(activations),)
+        return [Precision(*bits) for bits in product(weights, activations)]
 
-def _one_each(choices: Sequence[tuple[Block, int]], names: Sequence[str]) -> lil_array:
-    """Row i sums the choices of block i."""
-    row_of = {name: row for row, name in enumerate(names)}
-    matrix = lil_array((len(names), len(choices)))
-    for column, (block, _) in enumerate(choices):
-        matrix[row_of[block.name], column] = 1
-    return matrix
-
-
-def _falling(choices: Sequence[tuple[Block, int]], order: Sequence[str]) -> lil_array:
-    """Row k is bits of order[k] minus bits of order[k+1]."""
-    place = {name: k for k, name in enumerate(order)}
-    matrix = lil_array((len(order) - 1, len(choices)))
-    for column, (block, bits) in enumerate(choices):
-        k = place.get(block.name)
-        if k is None:
-            continue
-        if k < len(order) - 1:
-            matrix[k, column] = bits
-        if k > 0:
-            matrix[k - 1, column] = -bits
-    return matrix
+    def _targets(self) -> Mapping[str, tuple[str, float]]:
+        """{key as typed: (unit, target)} of all limits."""
+        further = {f"bits.limits.{unit}": (unit, goal) for unit, goal in self.limits.items() if goal is not None}
+        return {"bits.target": (self.unit, self.target), **further}

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from hawq.allocation.allocator import WIDTHS, check_activation_bits, check_widths, make_plan
-from hawq.records import BitPlan, Block, Sensitivity
+from hawq.records import BitPlan, Block, Precision, Sensitivity
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class UniformBits:
         check_widths("bits.ends", [self.ends])
         check_activation_bits(self.activations)
 
-    def check(self, blocks: Sequence[Block]) -> None:
+    def check(self, blocks: Sequence[Block], overhead_bytes: int | None = None) -> None:
         """Any network can be given uniform bits."""
 
     def allocate(self, sensitivity: Sensitivity) -> BitPlan:
@@ -40,7 +40,8 @@ class UniformBits:
             block.name: block.fixed_bits or (self.ends if block.name in ends else self.weights)
             for block in sensitivity.blocks
         }
-        return make_plan(sensitivity, bits, self.activations, "direct uniform")
+        plan = {name: Precision(width, self.activations) for name, width in bits.items()}
+        return make_plan(sensitivity, plan, "direct uniform", weighting=sensitivity.weighting())
 
 
 def direct_baseline(sensitivity: Sensitivity, plan: BitPlan) -> BitPlan:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -18,12 +19,24 @@ from torch.nn.utils import parametrize
 
 from hawq.export.bitpack import pack, unpack
 from hawq.files import write_whole
-from hawq.quantization import FakeQuantizer, Quantization, attach_input_quantizer, check_plan_fits, weight_quantizer
-from hawq.records import BitPlan, Block, from_dict, to_dict
+from hawq.quantization import (
+    LSQ,
+    WIDTHS,
+    FakeQuantizer,
+    Quantization,
+    Quantizer,
+    attach,
+    attach_input_quantizer,
+    check_plan_fits,
+    weight_quantizer,
+)
+from hawq.records import BitPlan, Block, Cost, Precision, from_dict, to_dict
 from hawq.weights import load_strictly
 
 PACKED_SCHEMA = "hawq.packed/2"
 _INPUT = "input_quantizer"
+_LONGEST = -1.2345678901234567e-100  # no finite number has more digits
+_OFFSETS = 64  # digits that places in the file gain when the codes stand there too, and padding
 
 
 @dataclass(frozen=True)
@@ -64,19 +77,61 @@ def save(model: nn.Module, path: str | Path, about: dict[str, Any] | None = None
         path: of the file, replaced as a whole once the new one is complete.
         about: JSON-ready facts to keep with it (say, mean and std of the inputs).
     """
+    return write_whole(Path(path), _pack(model, about or {}, _Pool()))
+
+
+def packed_overhead(
+    model: nn.Module,
+    blocks: Sequence[Block],
+    quantizer: Quantizer | None = None,
+    about: dict[str, Any] | None = None,
+) -> int:
+    """Bytes that the packed file of `model` holds beside the ⌈Σ b_i n_i / 8⌉ bytes of its weights' codes.
+
+    Counted are scales, all float parameters and buffers, and the header; not exactly known before there is a plan are
+    only the digits of the header's numbers and the last byte of each layer's codes, which are taken at their longest,
+    as are the codes of a weight that several layers share. So no saved file is larger than predicted, and one with
+    float activations is smaller by their missing steps.
+
+    Args:
+        model: the float network; it stays as it is.
+        blocks: from `find_blocks`, traced with an example.
+        quantizer: LSQ unless given.
+        about: what `save` will be given.
+    """
+    cost = Cost(10**9, 10**9, _LONGEST, _LONGEST, _LONGEST, 10**13, 10**9, _LONGEST)
+    precisions = {block.name: Precision(WIDTHS[-1], WIDTHS[-1]) for block in blocks}
+    plan = BitPlan(precisions, "-" * 24, cost, _LONGEST, _LONGEST)
+    network = attach(model, blocks, plan, quantizer or LSQ())
+    codes = []
+    for layer in network.modules():
+        weight, grid = weight_quantizer(layer), getattr(layer, _INPUT, None)
+        if weight is not None:
+            original: Tensor = layer.parametrizations.weight.original  # type: ignore[union-attr, assignment]
+            weight.initialise(original.flatten(1)[:, :1].reshape(-1, *[1] * (original.dim() - 1)))
+            codes.append(original.numel())
+        if isinstance(grid, FakeQuantizer):
+            grid.initialise(torch.linspace(-1, 1, 2, device=next(model.parameters()).device))
+    stored_twice = sum(codes) - sum(block.num_weights for block in blocks)
+    return (
+        len(_pack(network, about or {}, _PoolWithoutCodes())) + _OFFSETS + stored_twice + sum(n % 8 > 0 for n in codes)
+    )
+
+
+def _pack(model: nn.Module, about: dict[str, Any], pool: _Pool) -> bytes:
+    """The whole file, its tensors collected by `pool`. How the plan was found is no part of it."""
     info = getattr(model, "quantization", None)
     if not isinstance(info, Quantization):
         raise ValueError(
             f"{type(model).__name__} is not quantised: pass what hawq.quantize or hawq.finetuning returned"
         )
-    pool = _Pool()
     layers = dict(model.named_modules())
     quantizers = {name: weight_quantizer(layer) for name, layer in layers.items()}
     inputs = {name: getattr(layer, _INPUT, None) for name, layer in layers.items()}
     header = {
         "schema": PACKED_SCHEMA,
         "blocks": [to_dict(block) for block in info.blocks],
-        "plan": to_dict(info.plan),
+        "plan": to_dict(replace(info.plan, limits=(), confidence=None)),
         "weights": [
             pool.add_weight(name, layers[name].parametrizations.weight.original, quantizer)  # type: ignore
             for name, quantizer in quantizers.items()
@@ -88,12 +143,11 @@ def save(model: nn.Module, path: str | Path, about: dict[str, Any] | None = None
             if isinstance(grid, FakeQuantizer) and grid.enabled  # a layer that is never called has no range
         ],
         "floats": [pool.add_float(name, tensor) for name, tensor in _float_tensors(model).items()],
-        "about": about or {},
+        "about": about,
     }
     tensors = pool.tensors()
     header["checksum"] = _checksum(header, tensors)
-    data = to_safetensors(tensors, {"hawq": json.dumps(header, separators=(",", ":"))})
-    return write_whole(Path(path), data)
+    return to_safetensors(tensors, {"hawq": json.dumps(header, separators=(",", ":"))})
 
 
 def load(path: str | Path, model: nn.Module) -> nn.Module:
@@ -142,7 +196,7 @@ class _Pool:
         self._large_values: list[Tensor] = []
 
     def add_weight(self, name: str, weight: Tensor, quantizer: FakeQuantizer) -> dict[str, Any]:
-        codes, scale, low = quantizer.codes(weight.detach())
+        scale, low = self._add_codes(weight.detach(), quantizer)
         large = None
         if quantizer.keeps_large:
             flat = weight.detach().reshape(-1)
@@ -150,7 +204,6 @@ class _Pool:
             self._large_places.append(places.to(torch.int32).cpu())
             self._large_values.append(_flat(flat[places]))
             large = places.numel()
-        self._codes.append(torch.from_numpy(pack((codes - low).cpu().numpy(), quantizer.bits)))
         self._add_scale(scale, low)
         grid = {"scales": scale.numel(), "lows": low.numel()}
         return {"name": name, "bits": quantizer.bits, "shape": list(weight.shape), "large": large, **grid}
@@ -163,6 +216,11 @@ class _Pool:
     def add_float(self, name: str, tensor: Tensor) -> dict[str, Any]:
         self._floats.append(_flat(tensor))
         return {"name": name, "shape": list(tensor.shape)}
+
+    def _add_codes(self, weight: Tensor, quantizer: FakeQuantizer) -> tuple[Tensor, Tensor]:
+        codes, scale, low = quantizer.codes(weight)
+        self._codes.append(torch.from_numpy(pack((codes - low).cpu().numpy(), quantizer.bits)))
+        return scale, low
 
     def _add_scale(self, scale: Tensor, low: Tensor) -> None:
         self._scales.append(_flat(scale))
@@ -178,6 +236,15 @@ class _Pool:
             "large_values": self._large_values,
         }
         return {name: torch.cat(parts) for name, parts in pools.items() if parts}
+
+
+class _PoolWithoutCodes(_Pool):
+    """All but the codes, to see how long the rest is."""
+
+    def _add_codes(self, weight: Tensor, quantizer: FakeQuantizer) -> tuple[Tensor, Tensor]:
+        self._codes.append(torch.zeros(0, dtype=torch.uint8))
+        scale, low, _ = quantizer.grid(weight)
+        return scale, low
 
 
 class _Reader:

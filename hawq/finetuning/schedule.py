@@ -35,12 +35,12 @@ class Order:
 
 
 def tuning_order(sensitivity: Sensitivity, plan: BitPlan, order: str, seed: int) -> list[str]:
-    """Names of the quantised blocks in the order they enter, by Ω_i = λ_i ‖Q(W_i) − W_i‖²₂ at the planned bits."""
+    """Names of the quantised blocks in the order they enter, by Ω_i at the planned bits, weighted as the plan was."""
     names = [name for name, bits in plan.weight_bits().items() if bits < FLOAT_BITS]
     if order == "random":
         shuffled = torch.randperm(len(names), generator=torch.Generator().manual_seed(seed)).tolist()
         return [names[index] for index in shuffled]
-    omega = {name: sensitivity.row(name).omega(plan.precisions[name].weight_bits) for name in names}
+    omega = {name: sensitivity.row(name).omega(plan.precisions[name].weight_bits, plan.weighting) for name in names}
     return sorted(names, key=lambda name: omega[name] if order == "ascending" else -omega[name])
 
 

@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from hawq.allocation import Frontier
 from hawq.records import BitPlan, Sensitivity
 
 _INK, _BLUE, _ORANGE, _GREY = "#222222", "#2b6cb0", "#d9730d", "#9aa0a6"
@@ -22,18 +23,18 @@ def sensitivity_figure(sensitivity: Sensitivity, plan: BitPlan, path: Path) -> P
     names = [row.block.name for row in sensitivity.rows]
     figure = Figure(figsize=(max(6.4, 0.42 * len(names) + 1.6), 6.4), layout="constrained")
     top, middle, bottom = figure.subplots(3, 1, sharex=True, height_ratios=(3, 3, 2))
-    estimates = [row.curvature for row in sensitivity.rows]
-    names_it = "top eigenvalue λ" if sensitivity.rows[0].eigenvalue else f"curvature ({sensitivity.solver})"
+    estimates = [row.curvature(plan.weighting) for row in sensitivity.rows]
+    symbol = {"eigenvalue": "λ", "trace": "Tr H", "proxy": "c"}[plan.weighting]
     _log_points(top, [e.value for e in estimates], [e.error for e in estimates], _BLUE)
-    top.set_ylabel(names_it)
+    top.set_ylabel(f"{plan.weighting} {symbol}")
     top.set_title(f"Sensitivity and bits per block — {plan.method}, W-Comp {plan.cost.w_comp:.2f}×", loc="left")
     _log_points(
         middle,
-        [row.score for row in sensitivity.rows],
-        [row.score * row.curvature.error / abs(row.curvature.value or 1.0) for row in sensitivity.rows],
+        [row.score_by(plan.weighting) for row in sensitivity.rows],
+        [row.curvature(plan.weighting).error / row.block.num_weights for row in sensitivity.rows],
         _INK,
     )
-    middle.set_ylabel("score S")
+    middle.set_ylabel(f"S = {symbol} / weights")
     bits = list(plan.weight_bits().values())
     bars = bottom.bar(range(len(names)), bits, color=_ORANGE, width=0.65)
     bottom.bar_label(bars, fontsize=8, color=_INK)
@@ -77,6 +78,23 @@ def finetuning_figure(histories: Mapping[str, Sequence[Mapping[str, Any]]], floa
     bottom.set_ylabel("training loss")
     bottom.set_xlabel("step")
     return _save(figure, (top, bottom), path)
+
+
+def frontier_figure(frontier: Frontier, plan: BitPlan, path: Path) -> Path:
+    """Σ Ω over the budget on logarithmic axes, with the plan's own place."""
+    figure = Figure(figsize=(6.4, 4.4), layout="constrained")
+    axes = figure.subplots()
+    shown = [point for point in frontier.points if point.objective > 0]
+    axes.plot([p.target for p in shown], [p.objective for p in shown], "o-", color=_BLUE, ms=4, linewidth=1)
+    if shown and plan.objective:
+        reached = plan.limits[0].reached
+        axes.plot([reached], [plan.objective], "o", color=_ORANGE, ms=8, label=f"this plan, {reached:,.6g}")
+        axes.set_yscale("log")
+        axes.legend(frameon=False, fontsize=8)
+    axes.set_xlabel(frontier.unit)
+    axes.set_ylabel(f"Σ Ω ({frontier.weighting})")
+    axes.set_title("Least Σ Ω at each budget", loc="left")
+    return _save(figure, (axes,), path)
 
 
 def phase_borders(history: Sequence[Mapping[str, Any]]) -> list[int]:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import fields
 from typing import Any
 
-from hawq.records import BitPlan, ResultRow, Sensitivity
+from hawq.records import BitPlan, Estimate, ResultRow, Sensitivity
 
 RESULT_COLUMNS = ("method", "w-bits", "a-bits", "accuracy %", "W-Comp", "size", "A-Comp")
 
@@ -38,25 +39,70 @@ def results_table(rows: Sequence[ResultRow]) -> str:
 
 
 def sensitivity_rows(sensitivity: Sensitivity, plan: BitPlan | None) -> tuple[tuple[str, ...], list[tuple[Any, ...]]]:
-    """Columns and rows: block, n_i, λ_i (or what stands for it), error and cost, S_i, and with a plan bits and Ω_i."""
-    columns: tuple[str, ...] = ("block", "weights", "curvature", "error", "products", "gradients", "score")
+    """Columns and rows: block, n_i, λ_i (or what the plan weighs with), its error and cost, S_i, and with a plan
+    bits and Ω_i.
+    """
+    weighting = plan.weighting if plan else sensitivity.weighting()
+    columns: tuple[str, ...] = ("block", "weights", weighting, "error", "products", "gradients", "score")
     rows: list[tuple[Any, ...]] = [
         (
             row.block.name,
             row.block.num_weights,
-            row.curvature.value,
-            row.curvature.error,
-            row.curvature.products,
-            "–" if row.curvature.gradient_equivalents is None else row.curvature.gradient_equivalents,
-            row.score,
+            row.curvature(weighting).value,
+            row.curvature(weighting).error,
+            row.curvature(weighting).products,
+            _cost(row.curvature(weighting)),
+            row.score_by(weighting),
         )
         for row in sensitivity.rows
     ]
     if plan is None:
         return columns, rows
-    bits = plan.weight_bits()
-    extra = [(bits[row.block.name], row.omega(bits[row.block.name])) for row in sensitivity.rows]
-    return (*columns, "bits", "omega"), [(*row, *more) for row, more in zip(rows, extra, strict=True)]
+    extra = [
+        (bits.weight_bits, bits.activation_bits, row.omega(bits.weight_bits, weighting))
+        for row in sensitivity.rows
+        for bits in [plan.precisions[row.block.name]]
+    ]
+    return (*columns, "bits", "a-bits", "omega"), [(*row, *more) for row, more in zip(rows, extra, strict=True)]
+
+
+def limits_table(plan: BitPlan) -> str:
+    """What the plan reaches of each limit, how near it is to the optimum, and how sure it is."""
+    rows = [[use.unit, *(f"{value:.6g}" for value in (use.target, use.reached, use.slack))] for use in plan.limits]
+    lines = [markdown(("limit", "target", "reached", "slack"), rows)] if rows else []
+    if plan.objective is not None:
+        proven = {None: "", 0.0: ", proven to be the least"}.get(
+            plan.gap, f", at most {plan.gap or 0:.2g} above the least"
+        )
+        lines.append(f"{plan.method}: Σ Ω = {plan.objective:.6g} ({plan.weighting}){proven}")
+    if plan.confidence is not None:
+        lines.append(str(plan.confidence))
+    return "\n".join(lines)
+
+
+def plans_table(first: BitPlan, second: BitPlan) -> str:
+    """Two plans beside each other: the blocks whose bits differ, then the cost in every unit.
+
+    Raises ValueError when they are not about the same blocks.
+    """
+    if first.precisions.keys() != second.precisions.keys():
+        odd = sorted(first.precisions.keys() ^ second.precisions.keys())
+        raise ValueError(f"the plans are about different networks: blocks {odd} stand in one of them only")
+    rows = [
+        (name, f"{a.weight_bits} / {a.activation_bits}", f"{b.weight_bits} / {b.activation_bits}")
+        for name, a in first.precisions.items()
+        if (b := second.precisions[name]) != a
+    ]
+    same = len(first.precisions) - len(rows)
+    numbers = [("objective", first.objective, second.objective)]
+    numbers += [(f.name, getattr(first.cost, f.name), getattr(second.cost, f.name)) for f in fields(first.cost)]
+    rows += [(name, _number(ours), _number(theirs)) for name, ours, theirs in numbers]
+    table = markdown(("weight / activation bits", first.method, second.method), rows)
+    return f"{table}\n{same} of {len(first.precisions)} blocks have the same bits in both"
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.6g}"
 
 
 def markdown(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
@@ -67,3 +113,8 @@ def markdown(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
         "| " + " | ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)) + " |" for row in cells
     ]
     return "\n".join([lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:]])
+
+
+def _cost(estimate: Estimate) -> float | str:
+    """Gradient equivalents, where they were measured."""
+    return "–" if estimate.gradient_equivalents is None else estimate.gradient_equivalents

@@ -1,0 +1,81 @@
+"""HAWQ-V3's integer program: one limit, between the cost of all blocks at the narrow and at the wide width."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from hawq.allocation.allocator import check_solver_settings, check_widths
+from hawq.allocation.latency import read_latency
+from hawq.allocation.limits import make_limits
+from hawq.allocation.problem import Problem, make_groups
+from hawq.records import BitPlan, Block, Precision, Sensitivity
+
+UNITS = ("bytes", "bops", "latency_ms")
+
+
+@dataclass(frozen=True)
+class HawqV3:
+    """min Σ_i Tr(H_i)/n_i · ‖Q_b(W_i) − W_i‖²₂ s.t. cost ≤ cost_4 + α (cost_8 − cost_4) (HAWQ-V3, 2011.10680).
+
+    A block's weights and activations share their width. First and last block are outside, at `ends` bits.
+
+    Args:
+        level: α, 0 … 1; the paper's low, medium and high are 0.25, 0.5 and 0.75.
+        unit: what is limited: "bytes", "bops" or "latency_ms".
+        widths: the narrow and the wide width, 2 … 8.
+        ends: width of the first and the last block, or None where they are not apart.
+        weighting: "trace" as published, or "eigenvalue".
+        latency: table of milliseconds, .json or .csv, for unit="latency_ms".
+        gap, time_limit: as in `Mixed`.
+
+    Raises:
+        ValueError: a value out of range, or a unit that needs what the blocks do not know.
+        FileNotFoundError: no file at `latency`.
+    """
+
+    level: float = 0.5
+    unit: str = "bops"
+    widths: tuple[int, ...] = (4, 8)
+    ends: int | None = 8
+    weighting: str = "trace"
+    latency: str | None = None
+    gap: float = 0.0
+    time_limit: float = 60.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.level <= 1:
+            raise ValueError(f"bits.level={self.level} is out of range: give 0 to 1")
+        if self.unit not in UNITS:
+            raise ValueError(f"bits.unit={self.unit!r} is unknown: give {', '.join(UNITS)}")
+        check_widths("bits.widths", self.widths)
+        if len(self.widths) != 2 or self.widths[0] >= self.widths[1]:
+            raise ValueError(f"bits.widths={list(self.widths)} is out of range: give a narrow and a wide one")
+        if self.ends is not None:
+            check_widths("bits.ends", [self.ends])
+        check_solver_settings(self.weighting, self.gap, self.time_limit)
+        if self.latency is not None:
+            read_latency(Path(self.latency))
+
+    def check(self, blocks: Sequence[Block], overhead_bytes: int | None = None) -> None:
+        self._problem(blocks, overhead_bytes).check(self.time_limit)
+
+    def allocate(self, sensitivity: Sensitivity) -> BitPlan:
+        def score(block: Block, precision: Precision) -> float:
+            return sensitivity.row(block.name).omega(precision.weight_bits, self.weighting)
+
+        problem = self._problem(sensitivity.blocks, sensitivity.overhead_bytes)
+        return problem.optimum(sensitivity, score, "HAWQ-V3", self.weighting, self.gap, self.time_limit)
+
+    def _problem(self, blocks: Sequence[Block], overhead_bytes: int | None) -> Problem:
+        table = read_latency(Path(self.latency)) if self.latency else None
+        groups = make_groups(blocks, {block.name: self._options(block, blocks) for block in blocks})
+        (limit,) = make_limits({"bits.level": (self.unit, 1.0)}, blocks, overhead_bytes, table)
+        narrow, wide = Problem(groups, ()).reach(limit)
+        return Problem(groups, (replace(limit, target=limit.value(narrow + self.level * (wide - narrow))),))
+
+    def _options(self, block: Block, blocks: Sequence[Block]) -> list[Precision]:
+        at_end = self.ends is not None and block.name in (blocks[0].name, blocks[-1].name)
+        fixed = block.fixed_bits or (self.ends if at_end else None)
+        return [Precision(bits, bits) for bits in ((fixed,) if fixed else self.widths)]

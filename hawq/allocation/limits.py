@@ -1,0 +1,115 @@
+"""What a plan may cost: limits in the units that people use, as linear limits on what each block adds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from math import ceil, floor
+
+from hawq.allocation.latency import LatencyTable
+from hawq.costs import activation_bits, activation_bytes, bops, weight_bits
+from hawq.errors import UserError
+from hawq.records import FLOAT_BITS, Block, LimitUse, Precision
+
+BlockCost = Callable[[Block, Precision], float]
+
+SIZE_UNITS = ("w_comp", "average_bits", "bytes")
+UNITS = (*SIZE_UNITS, "bops", "a_comp", "activation_bits", "peak_activation_bytes", "latency_ms")
+AT_LEAST = ("w_comp", "a_comp")  # compressions: the plan must reach them; all others must not be exceeded
+
+_ACTIVATIONS = ("a_comp", "activation_bits", "peak_activation_bytes")
+_NEEDED = {"bops": "macs", **dict.fromkeys(_ACTIVATIONS, "num_activations")}  # what blocks must know of themselves
+
+
+@dataclass(frozen=True)
+class Limit:
+    """One limit: a total over all blocks (or, for a peak, the largest of them) that must not exceed `total`.
+
+    `value` turns a total into the unit that the limit was given in: scale / total for compressions, else
+    total / scale + offset; bytes are whole.
+    """
+
+    key: str
+    unit: str
+    target: float
+    cost: BlockCost
+    scale: float = 1.0
+    offset: float = 0.0
+
+    @property
+    def is_peak(self) -> bool:
+        return self.unit == "peak_activation_bytes"
+
+    @property
+    def total(self) -> float:
+        """The largest allowed total."""
+        if self.unit in AT_LEAST:
+            return self.scale / self.target
+        target = floor(self.target) if self.unit == "bytes" else self.target
+        return (target - self.offset) * self.scale
+
+    def value(self, total: float) -> float:
+        """A total in the limit's unit."""
+        if self.unit in AT_LEAST:
+            return self.scale / total
+        value = total / self.scale + self.offset
+        return ceil(value) if self.unit == "bytes" else value
+
+    def use(self, total: float) -> LimitUse:
+        """How far a plan with this total uses the limit."""
+        reached = self.value(total)
+        slack = reached - self.target if self.unit in AT_LEAST else self.target - reached
+        return LimitUse(self.unit, self.target, reached, slack)
+
+    def __str__(self) -> str:
+        return f"{self.key}={self.target:g}" + ("" if self.key.endswith(self.unit) else f" ({self.unit})")
+
+
+def check_limit(key: str, unit: str, target: float) -> None:
+    """Raises ValueError for an unknown unit or a target that is not a positive number."""
+    if unit not in UNITS:
+        raise ValueError(f"{key}: the unit {unit!r} is unknown: give {', '.join(UNITS)}")
+    if not 0 < target < float("inf"):
+        raise ValueError(f"{key}={target} is out of range: give a positive number ({unit})")
+
+
+def make_limits(
+    targets: Mapping[str, tuple[str, float]],
+    blocks: Sequence[Block],
+    overhead_bytes: int | None,
+    latency: LatencyTable | None,
+) -> tuple[Limit, ...]:
+    """Limits on a network's plans from {key as typed: (unit, target)}.
+
+    Raises UserError when a unit needs what the blocks do not know.
+    """
+    weights = sum(block.num_weights for block in blocks)
+    activations = sum(block.num_activations or 0 for block in blocks)
+    limits = []
+    for key, (unit, target) in targets.items():
+        if unit == "latency_ms" and latency is None:
+            raise UserError(f"{key}={target:g} (latency_ms) needs times: give bits.latency=table.json or table.csv")
+        _refuse_untraced(key, unit, blocks)
+        cost, scale, offset = {
+            "w_comp": (weight_bits, FLOAT_BITS * weights, 0),
+            "average_bits": (weight_bits, weights, 0),
+            "bytes": (weight_bits, 8, overhead_bytes or 0),
+            "bops": (bops, 1, 0),
+            "a_comp": (activation_bits, FLOAT_BITS * activations, 0),
+            "activation_bits": (activation_bits, activations, 0),
+            "peak_activation_bytes": (activation_bytes, 1, 0),
+            "latency_ms": (latency.cost if latency else weight_bits, 1, 0),
+        }[unit]
+        limits.append(Limit(key, unit, target, cost, scale, offset))  # type: ignore[arg-type]
+    return tuple(limits)
+
+
+def _refuse_untraced(key: str, unit: str, blocks: Sequence[Block]) -> None:
+    needed = _NEEDED.get(unit)
+    if needed is None:
+        return
+    unknown = [block.name for block in blocks if getattr(block, needed) is None]
+    if unknown:
+        raise UserError(f"{key} ({unit}) needs {needed} of every block, which {', '.join(unknown)} lack")
+    if not any(getattr(block, needed) for block in blocks):
+        raise UserError(f"{key} ({unit}) limits nothing: {needed} is 0 for every block of this network")

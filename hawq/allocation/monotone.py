@@ -1,0 +1,144 @@
+"""The published orders: bits never rise from a more to a less sensitive block, least Σ Ω within a size."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from hawq.allocation.allocator import WIDTHS, check_activation_bits, check_weighting, check_widths, make_plan
+from hawq.allocation.limits import SIZE_UNITS, check_limit, make_limits
+from hawq.allocation.problem import Group, Problem, make_groups
+from hawq.records import BitPlan, Block, Precision, Sensitivity
+
+ORDERS = ("descending", "ascending", "random")
+
+
+@dataclass(frozen=True)
+class Monotone:
+    """HAWQ (1905.03696) and HAWQ-V2 (1911.03852): bits never increase along falling sensitivity, and among those
+    assignments within the size limit the one with the least Σ Ω_i(b_i) is taken, by dynamic programming.
+
+    With weighting="eigenvalue" the order is S_i = λ_i / n_i and Ω_i = λ_i ‖Q(W_i) − W_i‖²₂ (HAWQ, where the bits
+    themselves were chosen by hand); with "trace" both use Tr(H_i) / n_i (HAWQ-V2, its point on the Pareto front).
+
+    Args:
+        target: the size limit in `unit`.
+        unit: "w_comp" (compression of the weights, at least), "average_bits" or "bytes" of the packed file (at most).
+        candidates: widths to choose from, 2 … 8; a block's fixed width stands outside the order.
+        activations: width of every block's activations, 32 for float.
+        weighting: "eigenvalue" or "trace".
+        order: "descending" as published, "ascending" (the ablation "HAWQ-Reverse-Precision") or "random".
+        seed: of the random order.
+
+    Raises:
+        ValueError: a value out of range; `check` and `allocate`: a limit that cannot be met, with the feasible range.
+    """
+
+    target: float = 13.1
+    unit: str = "w_comp"
+    candidates: tuple[int, ...] = WIDTHS
+    activations: int = 4
+    weighting: str = "eigenvalue"
+    order: str = "descending"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.unit not in SIZE_UNITS:
+            raise ValueError(f"bits.unit={self.unit!r} is unknown here: give {', '.join(SIZE_UNITS)}")
+        check_limit("bits.target", self.unit, self.target)
+        check_widths("bits.candidates", self.candidates)
+        check_activation_bits(self.activations)
+        check_weighting(self.weighting)
+        if self.order not in ORDERS:
+            raise ValueError(f"bits.order={self.order!r} is unknown: give {', '.join(ORDERS)}")
+
+    def check(self, blocks: Sequence[Block], overhead_bytes: int | None = None) -> None:
+        self.problem(blocks, overhead_bytes).check()
+
+    def allocate(self, sensitivity: Sensitivity) -> BitPlan:
+        problem = self.problem(sensitivity.blocks, sensitivity.overhead_bytes)
+        problem.check()
+        rows = {row.block.name: row for row in sensitivity.rows}
+        choices = problem.choices(
+            lambda block, precision: rows[block.name].omega(precision.weight_bits, self.weighting)
+        )
+        members = np.split(np.arange(len(choices.owner)), choices.starts()[1:])
+        free = [index for index in self._ordered(problem.groups, sensitivity) if len(members[index]) > 1]
+        chosen = choices.starts().copy()  # right for the fixed ones
+        if free:
+            room = choices.limits[0] * (1 + 1e-12) - sum(
+                choices.costs[0, members[index][0]] for index in range(len(members)) if index not in free
+            )
+            options = np.array([members[index][::-1] for index in free])  # (blocks, widths), widest first
+            found = least_falling(choices.costs[0, options], choices.scores[options], float(room))
+            chosen[free] = options[np.arange(len(free)), found]
+        plan = problem.plan_at(chosen)
+        version = "HAWQ-V1" if self.weighting == "eigenvalue" else "HAWQ-V2"
+        method = {"descending": version, "ascending": f"{version} reversed", "random": f"{version} random order"}
+        return make_plan(
+            sensitivity, plan, method[self.order], weighting=self.weighting, gap=0.0, limits=problem.uses(plan)
+        )
+
+    def problem(self, blocks: Sequence[Block], overhead_bytes: int | None) -> Problem:
+        """What there is to decide for these blocks."""
+        widths = {b.name: sorted(set(self.candidates)) if b.fixed_bits is None else [b.fixed_bits] for b in blocks}
+        options = {name: [Precision(bits, self.activations) for bits in given] for name, given in widths.items()}
+        limits = make_limits({"bits.target": (self.unit, self.target)}, blocks, overhead_bytes, None)
+        return Problem(make_groups(blocks, options), limits)
+
+    def _ordered(self, groups: Sequence[Group], sensitivity: Sensitivity) -> list[int]:
+        """Indices of the groups by mean sensitivity, in the order that bits fall (ties keep network order)."""
+        if self.order == "random":
+            return np.random.default_rng(self.seed).permutation(len(groups)).tolist()
+        scores = [
+            sum(sensitivity.row(block.name).score_by(self.weighting) * block.num_weights for block in group.blocks)
+            / sum(block.num_weights for block in group.blocks)
+            for group in groups
+        ]
+        ranked = sorted(range(len(groups)), key=lambda index: -scores[index])
+        return ranked if self.order == "descending" else ranked[::-1]
+
+
+def least_falling(sizes: np.ndarray, scores: np.ndarray, room: float) -> np.ndarray:
+    """(blocks,) columns that never go left, Σ sizes ≤ room, with the least Σ scores.
+
+    Args:
+        sizes, scores: (blocks, widths), each row with the widest option first and blocks in the order bits fall.
+        room: largest allowed Σ sizes, at least that of the last column.
+
+    For each prefix of the blocks and each width of its last one only the Pareto front of (size, score) is kept, so
+    that no list of assignments is ever made.
+    """
+    still = sizes.min(1)[::-1].cumsum()[::-1] - sizes.min(1)  # least size of the blocks to come
+    fronts = [(np.zeros(1), np.zeros(1))] + [(np.zeros(0), np.zeros(0))] * (sizes.shape[1] - 1)
+    trails = []
+    for block in range(len(sizes)):
+        upto, trail = [], []
+        front, came = (np.zeros(0), np.zeros(0)), np.zeros((2, 0), int)
+        for width, (size, score) in enumerate(fronts):
+            here = np.stack([np.full(len(size), width), np.arange(len(size))])
+            both, came = (np.append(front[0], size), np.append(front[1], score)), np.hstack([came, here])
+            keep = _pareto(*both)
+            front, came = (both[0][keep], both[1][keep]), came[:, keep]
+            fits = front[0] + sizes[block, width] + still[block] <= room
+            upto.append((front[0][fits] + sizes[block, width], front[1][fits] + scores[block, width]))
+            trail.append(came[:, fits])
+        fronts = upto
+        trails.append(trail)
+    ends = [score.min() if len(score) else np.inf for _, score in fronts]
+    width = int(np.argmin(ends))
+    assert np.isfinite(ends[width]), "the narrowest widths do not fit"
+    place, columns = int(fronts[width][1].argmin()), []
+    for trail in reversed(trails):
+        columns.append(width)
+        width, place = map(int, trail[width][:, place])
+    return np.array(columns[::-1])
+
+
+def _pareto(sizes: np.ndarray, scores: np.ndarray) -> np.ndarray:
+    """Indices of the points that no other one beats or equals in size and score, by size."""
+    order = np.lexsort((scores, sizes))
+    best = np.minimum.accumulate(np.append(np.inf, scores[order]))[:-1]
+    return order[scores[order] < best]

@@ -1,0 +1,172 @@
+"""The allocation problem: which bits each block may have, what they score and cost, and what limits them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from hawq.allocation.allocator import make_plan
+from hawq.allocation.limits import Limit
+from hawq.allocation.solver import Choices, minimise
+from hawq.errors import UserError
+from hawq.records import BitPlan, Block, LimitUse, Precision, Sensitivity
+
+Options = Mapping[str, Sequence[Precision]]
+Score = Callable[[Block, Precision], float]
+
+
+@dataclass(frozen=True)
+class Group:
+    """Blocks that share their bits (mostly a single one), and the bits they may have, narrowest first."""
+
+    blocks: tuple[Block, ...]
+    options: tuple[Precision, ...]
+
+
+def make_groups(blocks: Sequence[Block], options: Options, tied: Sequence[Sequence[str]] = ()) -> tuple[Group, ...]:
+    """Tied blocks together (by `tied` names, or the same `tie_group`), all others alone, in network order.
+
+    Raises UserError for an unknown or twice tied block, or tied blocks with no bits in common.
+    """
+    group_of = {block.name: f"group {block.tie_group}" if block.tie_group else block.name for block in blocks}
+    named = [name for names in tied for name in names]
+    wrong = sorted({name for name in named if name not in group_of or named.count(name) > 1})
+    if wrong:
+        raise UserError(f"bits.tied names {wrong}, unknown or more than once; the blocks are {sorted(group_of)}")
+    group_of |= {name: f"tied {number}" for number, names in enumerate(tied) for name in names}
+    members: dict[str, list[Block]] = {}
+    for block in blocks:
+        members.setdefault(group_of[block.name], []).append(block)
+    groups = []
+    for together in members.values():
+        common = set.intersection(*(set(options[block.name]) for block in together))
+        if not common:
+            raise UserError(f"blocks {[block.name for block in together]} are tied, but have no allowed bits in common")
+        ordered = sorted(common, key=lambda precision: (precision.weight_bits, precision.activation_bits))
+        groups.append(Group(tuple(together), tuple(ordered)))
+    return tuple(groups)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Groups with their options, and the limits on all plans.
+
+    `check` raises UserError naming the limit that no plan can meet, with the feasible range of each.
+    """
+
+    groups: tuple[Group, ...]
+    limits: tuple[Limit, ...]
+
+    def optimum(
+        self, sensitivity: Sensitivity, score: Score, method: str, weighting: str, gap: float, time_limit: float
+    ) -> BitPlan:
+        """The plan with the least Σ score, with its proven gap and its use of the limits.
+
+        Raises UserError when none meets all limits, or a score is not finite.
+        """
+        solution = minimise(self.choices(score), gap, time_limit)
+        if solution is None:
+            self.check(time_limit)
+            raise UserError("no plan meets all limits together")
+        precisions = self.plan_at(solution.chosen)
+        return make_plan(
+            sensitivity,
+            precisions,
+            method,
+            weighting=weighting,
+            objective=solution.score,
+            gap=solution.gap,
+            limits=self.uses(precisions),
+        )
+
+    def plan_at(self, chosen: Sequence[int] | np.ndarray) -> dict[str, Precision]:
+        """Block name → bits, for the index of each group's option among all options."""
+        options = [option for group in self.groups for option in group.options]
+        return {
+            block.name: options[place]
+            for group, place in zip(self.groups, chosen, strict=True)
+            for block in group.blocks
+        }
+
+    def uses(self, plan: Mapping[str, Precision]) -> tuple[LimitUse, ...]:
+        """How far a plan uses each limit."""
+        pairs = self._pairs(plan)
+        return tuple(limit.use((max if limit.is_peak else sum)(limit.cost(*p) for p in pairs)) for limit in self.limits)
+
+    def choices(self, score: Score) -> Choices:
+        """The problem in numbers."""
+        owner = np.repeat(np.arange(len(self.groups)), [len(group.options) for group in self.groups])
+        scores = np.array([_finite_score(group.blocks, option, score) for group, option in self._options()])
+        return Choices(
+            scores,
+            np.array([self._costs(limit) for limit in self.limits]).reshape(len(self.limits), len(owner)),
+            np.array([0.0 if limit.is_peak else limit.total for limit in self.limits]),
+            owner,
+        )
+
+    def _options(self) -> list[tuple[Group, Precision]]:
+        return [(group, option) for group in self.groups for option in group.options]
+
+    def _costs(self, limit: Limit) -> list[float]:
+        """(M,) cost of each option; for a peak 0 within it and 1 beyond, so that a limit of 0 forbids the latter."""
+        if limit.is_peak:
+            return [float(self._own(limit, *pair) > limit.total * (1 + 1e-12)) for pair in self._options()]
+        return [self._own(limit, *pair) for pair in self._options()]
+
+    @staticmethod
+    def _own(limit: Limit, group: Group, option: Precision) -> float:
+        return float((max if limit.is_peak else sum)(limit.cost(block, option) for block in group.blocks))
+
+    def reach(self, limit: Limit) -> tuple[float, float]:
+        """The least and the largest total of one limit over all plans."""
+        costs = [[self._own(limit, group, option) for option in group.options] for group in self.groups]
+        together = max if limit.is_peak else sum
+        return together(map(min, costs)), together(map(max, costs))
+
+    def check(self, time_limit: float = 60.0) -> None:
+        """Raises UserError when the limits cannot be met, one alone or all together."""
+        for limit in self.limits:
+            least, _ = self.reach(limit)
+            if least > limit.total * (1 + 1e-12) or limit.total <= 0:
+                raise UserError(
+                    f"{limit} cannot be met: with the given candidate widths this network reaches "
+                    f"{self._range(limit)}; give a target in that range"
+                )
+        if minimise(self.choices(lambda block, precision: 0.0), 0.0, time_limit) is None:
+            raise UserError(
+                f"{' and '.join(map(str, self.limits))} cannot be met together: "
+                + "; ".join(self._within_others(limit, time_limit) for limit in self.limits)
+            )
+
+    def _range(self, limit: Limit) -> str:
+        ends = sorted(limit.value(total) for total in self.reach(limit))
+        return f"{ends[0]:.6g} to {ends[1]:.6g} {limit.unit}"
+
+    def _within_others(self, limit: Limit, time_limit: float) -> str:
+        """How far a limit can be met while the others hold, and alone."""
+        others = Problem(self.groups, tuple(other for other in self.limits if other is not limit))
+        alone = f"alone this network reaches {self._range(limit)}"
+        if limit.is_peak:
+            return f"for {limit.key} {alone}"
+        best = minimise(others.choices(limit.cost), 0.0, time_limit)
+        if best is None:
+            return f"without {limit.key} the others still cannot be met ({alone})"
+        return f"with the others {limit.key} reaches {limit.value(best.score):.6g} {limit.unit} at best ({alone})"
+
+    def _pairs(self, plan: Mapping[str, Precision]) -> list[tuple[Block, Precision]]:
+        return [(block, plan[block.name]) for group in self.groups for block in group.blocks]
+
+
+def _finite_score(blocks: Sequence[Block], option: Precision, score: Score) -> float:
+    total = 0.0
+    for block in blocks:
+        value = score(block, option)
+        if not np.isfinite(value):
+            raise UserError(
+                f"block {block.name!r} scores {value} at {option.weight_bits} weight bits: its curvature or its "
+                "quantisation error is not finite; run the analysis again, or mend the file"
+            )
+        total += value
+    return total

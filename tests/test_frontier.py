@@ -1,0 +1,66 @@
+"""The frontier and the confidence of a plan."""
+
+from dataclasses import replace
+
+import pytest
+from sensitivities import full_sensitivity, made_sensitivity, random_sensitivity
+
+from hawq.allocation import Mixed, Monotone, confidence, frontier
+from hawq.records import Estimate
+
+ALLOCATORS = {
+    "w_comp": Mixed(8, "w_comp"),
+    "bytes": Mixed(300, "bytes"),
+    "bops": Mixed(800, "bops", {"average_bits": 6.0}),
+    "mixed": Mixed(5, "average_bits", {"a_comp": 6.0}, activations="mixed"),
+    "V1": Monotone(5, "average_bits"),
+    "V2": Monotone(8, "w_comp", weighting="trace"),
+}
+
+
+@pytest.mark.parametrize("allocator", ALLOCATORS.values(), ids=ALLOCATORS)
+def test_every_point_can_be_asked_for(allocator):
+    sensitivity = full_sensitivity(3, 8, overhead_bytes=40)
+    front = frontier(sensitivity, allocator, 12)
+    assert (front.unit, front.weighting) == (allocator.unit, allocator.weighting)
+    targets = [point.target for point in front.points]
+    assert len(targets) >= 5 and targets == sorted(targets, reverse=allocator.unit == "w_comp")
+    for point in front.points:
+        plan = replace(allocator, target=point.target).allocate(sensitivity)
+        assert point.objective * (1 - point.gap) <= plan.objective * (1 + 1e-9) <= point.objective * (1 + 2e-9)
+        assert point.gap <= 1e-3
+    assert [p.objective for p in front.points] == sorted((p.objective for p in front.points), reverse=True)
+
+
+def test_budgets_that_other_limits_rule_out_are_left_out(tmp_path):
+    path = tmp_path / "table.csv"
+    path.write_text("device,block,bits,ms\n" + "".join(f"odd,b{i},{b},{10 - b}\n" for i in (0, 1) for b in (2, 8)))
+    sensitivity = made_sensitivity([1.0, 2.0], [10, 10])
+    allocator = Mixed(8, "average_bits", {"latency_ms": 10.0}, (2, 8), latency=str(path))
+    assert [point.target for point in frontier(sensitivity, allocator, 9).points] == [5.0, 8.0]
+
+
+def with_errors(sensitivity, error):
+    rows = [replace(r, eigenvalue=Estimate(r.eigenvalue.value, error(r), 9, True)) for r in sensitivity.rows]
+    return replace(sensitivity, rows=tuple(rows))
+
+
+def test_confidence_names_the_blocks_that_would_change():
+    """b0 and b1 are alike but for λ: 1.0 ± 0.1 against 0.95. b2 leads both by far."""
+    alike = made_sensitivity([50.0, 1.0, 0.95], [10, 100, 100])
+    allocator = Mixed(6.5, "average_bits", overrides={"b1": [4, 8], "b2": [4, 8]})
+    plan = allocator.allocate(alike)
+    assert plan.weight_bits() == {"b0": 8, "b1": 8, "b2": 4}
+    sure = confidence(with_errors(alike, lambda row: 0.01), allocator, plan, 8)
+    assert (sure.draws, sure.changes) == (8, {})
+    unsure = confidence(with_errors(alike, lambda row: 0.1), allocator, plan, 40)
+    assert set(unsure.changes) == {"b1", "b2"}
+    assert unsure.changes["b1"].keys() == {"8/4", "4/4"} == unsure.changes["b2"].keys()
+    assert sum(unsure.changes["b1"].values()) == 40
+    assert unsure.changes["b1"]["4/4"] == unsure.changes["b2"]["8/4"] == pytest.approx(10, abs=8)
+
+
+def test_confidence_needs_errors():
+    sensitivity = random_sensitivity(0, 4)
+    allocator = Mixed(5, "average_bits")
+    assert confidence(sensitivity, allocator, allocator.allocate(sensitivity), 5) is None

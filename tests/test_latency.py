@@ -1,0 +1,71 @@
+"""Latency tables, from both formats."""
+
+import json
+
+import pytest
+from sensitivities import made_sensitivity
+
+from hawq.allocation import Mixed
+from hawq.allocation.latency import read_latency
+from hawq.records import Block, Precision
+
+CSV = "device,block,bits,ms\nT4,b0,2,1.5\nT4,b0,8,4\nT4,b1,2,1\nT4,b1,8,3.25\nT4,b1,8/4,2.5\n"
+JSON = {
+    "schema": "hawq.latency/1",
+    "device": "T4",
+    "milliseconds": {"b0": {"2": 1.5, "8": 4}, "b1": {"2": 1, "8": 3.25, "8/4": 2.5}},
+}
+
+
+def written(folder, content):
+    path = folder / ("table.csv" if isinstance(content, str) else "table.json")
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+    return path
+
+
+@pytest.mark.parametrize("content", [CSV, JSON], ids=["csv", "json"])
+def test_both_formats_say_the_same(content, tmp_path):
+    table = read_latency(written(tmp_path, content))
+    assert (table.device, table.milliseconds) == ("T4", JSON["milliseconds"])
+    block = Block("b1", ("b1",), 1)
+    assert [table.cost(block, Precision(8, a)) for a in (8, 4)] == [3.25, 2.5]
+    with pytest.raises(
+        ValueError, match=r"T4 has no time for block 'b1' at 3 .* 4 activation bits \(it has 2, 8, 8/4\)"
+    ):
+        table.cost(block, Precision(3, 4))
+
+
+def test_a_plan_keeps_within_the_time(tmp_path):
+    sensitivity = made_sensitivity([2.0, 1.0], [10, 10])
+    latency = {"latency": str(written(tmp_path, CSV)), "candidates": (2, 8), "activations": 8}
+    for limit, bits in ((7.25, [8, 8]), (7.0, [8, 2]), (4.9, [2, 8]), (3.0, [2, 2])):
+        plan = Mixed(limit, "latency_ms", **latency).allocate(sensitivity)
+        assert list(plan.weight_bits().values()) == bits
+        assert plan.limits[0].reached <= limit
+    with pytest.raises(ValueError, match=r"bits.target=2 \(latency_ms\) cannot be met.*2.5 to 7.25 latency_ms"):
+        Mixed(2.0, "latency_ms", **latency).check(sensitivity.blocks)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "device,block\nT4,b0\n",
+        CSV + "V100,b0,4,1\n",
+        CSV.replace("1.5", "nan"),
+        CSV.replace("1.5", "-1"),
+        "device,block,bits,ms\n",
+        [],
+        {},
+        JSON | {"schema": "hawq.plan/1"},
+        JSON | {"milliseconds": {"b0": 3}},
+        JSON | {"milliseconds": {}},
+    ],
+    ids=str,
+)
+def test_other_files_are_refused(content, tmp_path):
+    path = written(tmp_path, content)
+    with pytest.raises(ValueError, match=rf"bits.latency=.*{path.name} is not a latency table"):
+        Mixed(latency=str(path))
+    with pytest.raises(FileNotFoundError, match=r"absent\.csv does not exist"):
+        Mixed(latency=str(tmp_path / "absent.csv"))

@@ -1,0 +1,109 @@
+"""Published precision orders, against brute force over all lists."""
+
+import itertools
+import math
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from sensitivities import made_sensitivity, random_sensitivity
+
+from hawq.allocation import Monotone
+from hawq.records import Estimate, Sensitivity
+
+CANDIDATES = (2, 3, 5, 8)
+NUM_BLOCKS = 4
+
+
+def with_traces(sensitivity):
+    """The same blocks whose traces are not in the order of their eigenvalues."""
+    values = np.random.default_rng(len(sensitivity.rows)).uniform(-1, 9, len(sensitivity.rows))
+    rows = [
+        replace(row, trace=Estimate(value, 0, 1, True)) for row, value in zip(sensitivity.rows, values, strict=True)
+    ]
+    return Sensitivity(tuple(rows), "power", 1, 0.0)
+
+
+def total_bits(sensitivity, bits):
+    return sum(block.num_weights * width for block, width in zip(sensitivity.blocks, bits, strict=True))
+
+
+def objective(sensitivity, bits, weighting):
+    return sum(row.omega(width, weighting) for row, width in zip(sensitivity.rows, bits, strict=True))
+
+
+def keeps_order(scores, bits, order):
+    """Bits never increase from a larger score to a smaller one (the other way round if ascending)."""
+    sign = -1 if order == "ascending" else 1
+    pairs = itertools.permutations(zip(scores, bits, strict=True), 2)
+    return all(a[0] <= b[0] or sign * a[1] >= sign * b[1] for a, b in pairs)
+
+
+def free_scores(sensitivity, bits, weighting):
+    free = [(row, width) for row, width in zip(sensitivity.rows, bits, strict=True) if row.block.fixed_bits is None]
+    return [row.score_by(weighting) for row, _ in free], [width for _, width in free]
+
+
+@pytest.mark.parametrize("order", ["descending", "ascending"])
+@pytest.mark.parametrize("weighting", ["eigenvalue", "trace"])
+@pytest.mark.parametrize("fixed_bits", [{}, {0: 8, 2: 4}], ids=str)
+@pytest.mark.parametrize("seed", range(12))
+def test_equals_brute_force(seed, fixed_bits, weighting, order):
+    sensitivity = with_traces(random_sensitivity(seed, NUM_BLOCKS, fixed_bits))
+    num_weights = sum(block.num_weights for block in sensitivity.blocks)
+    ends = [[fixed_bits.get(i, width) for i in range(NUM_BLOCKS)] for width in (2, 8)]
+    least, most = (total_bits(sensitivity, bits) / num_weights for bits in ends)
+    target = least + (most - least) * np.random.default_rng(seed).random()
+    allocator = Monotone(target, "average_bits", CANDIDATES, weighting=weighting, order=order)
+    plan = allocator.allocate(sensitivity)
+    choices = [CANDIDATES if (width := fixed_bits.get(i)) is None else (width,) for i in range(NUM_BLOCKS)]
+
+    def allowed(bits):
+        fits = total_bits(sensitivity, bits) <= target * num_weights * (1 + 1e-12)
+        return fits and keeps_order(*free_scores(sensitivity, bits, weighting), order)
+
+    bits = tuple(plan.weight_bits().values())
+    assert allowed(bits) and plan.gap == 0
+    best = min(objective(sensitivity, other, weighting) for other in itertools.product(*choices) if allowed(other))
+    assert plan.objective == pytest.approx(objective(sensitivity, bits, weighting))
+    assert plan.objective == pytest.approx(best, rel=1e-12)
+    assert plan.limits[0].slack >= -1e-12
+
+
+def test_random_order_is_monotone_along_a_seeded_shuffle():
+    sensitivity = made_sensitivity([9.0, 5.0, 2.0, 1.0], [10, 10, 10, 10])
+    plans = [Monotone(4, "average_bits", order="random", seed=seed).allocate(sensitivity) for seed in (0, 0, 1, 2, 3)]
+    assert plans[0] == plans[1]
+    assert len({tuple(plan.weight_bits().values()) for plan in plans}) > 1
+    assert {plan.method for plan in plans} == {"HAWQ-V1 random order"}
+
+
+def test_many_blocks_in_no_time():
+    """50 layers and 4 widths have 23,426 monotone lists (V2), 100 layers and 6 widths 96 million: none is listed."""
+    assert math.comb(50 + 3, 3) == 23_426
+    rng = np.random.default_rng(0)
+    sizes = np.exp(rng.uniform(np.log(1e3), np.log(2e6), 100)).astype(int).tolist()
+    sensitivity = made_sensitivity((10 ** rng.uniform(-2, 2, 100)).tolist(), sizes)
+    started = time.process_time()
+    plan = Monotone(3.3, "average_bits", (2, 3, 4, 5, 6, 8)).allocate(sensitivity)
+    assert time.process_time() - started < 3  # 0.3 s; the margin is for slow machines
+    scores, bits = free_scores(sensitivity, plan.weight_bits().values(), "eigenvalue")
+    assert keeps_order(scores, bits, "descending")
+    assert 3.29 < plan.cost.average_bits <= 3.3
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"unit": "bops"}, "'bops' is unknown here: give w_comp, average_bits, bytes"),
+        ({"order": "sideways"}, "'sideways'.*descending, ascending, random"),
+        ({"weighting": "gut"}, "'gut'.*eigenvalue or trace"),
+        ({"activations": 16}, "bits.activations=16"),
+        ({"candidates": (1,)}, r"bits.candidates=\[1\]"),
+        ({"target": -2}, "bits.target=-2"),
+    ],
+)
+def test_values_out_of_range(values, message):
+    with pytest.raises(ValueError, match=message):
+        Monotone(**values)
