@@ -89,10 +89,10 @@ class BlockSensitivity:
     eigenvalue: Estimate | None
     weight_errors: dict[int, float]
     trace: Estimate | None = None
-    smallest: Estimate | None = None
-    proxy: Estimate | None = None
     activation_trace: Estimate | None = None
     activation_errors: dict[int, float] | None = None
+    smallest: Estimate | None = None
+    proxy: Estimate | None = None
 
     def __post_init__(self) -> None:
         if self.eigenvalue is None and self.trace is None and self.proxy is None:
@@ -238,12 +238,16 @@ class Confidence:
     """Whether the plan holds within the errors of the curvature: `draws` times each value moved by ± its error.
 
     `changes` holds, for each block that did not always keep its widths, "weight/activation bits" → number of draws.
+    `proven` says that no curvature within the errors makes another plan better; None where that was not asked.
     """
 
     draws: int
     changes: dict[str, dict[str, int]]
+    proven: bool | None = None
 
     def __str__(self) -> str:
+        if self.proven:
+            return "no curvature within its error changes a width (proven)"
         if not self.changes:
             return f"no width changes in {self.draws} draws of the curvature ± its error"
         parts = [

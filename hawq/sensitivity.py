@@ -37,6 +37,7 @@ class Analysis:
         num_samples: training samples, drawn once by the run's seed, that the loss is averaged over.
         batch_size: samples in one pass; with all samples in one batch no forward is repeated.
         activations: whether curvature by, and errors of, the blocks' input activations are measured as well.
+        stop_when_settled: ends as soon as no curvature within its error can change a width (bits=mixed).
         save_every_seconds: how often a half-done analysis is stored, so that a killed run can go on.
 
     Raises:
@@ -46,6 +47,7 @@ class Analysis:
     num_samples: int = 256
     batch_size: int = 256
     activations: bool = False
+    stop_when_settled: bool = False
     save_every_seconds: float = 20.0
 
     def __post_init__(self) -> None:
@@ -117,10 +119,12 @@ def measure_curvature(
     *,
     activations: bool = False,
     warn: Callable[[str], object] = lambda text: None,
+    settled: Callable[[Curvature], bool] = lambda curvature: False,
 ) -> Curvature:
     """Checks network and loss, then runs one solver a block in lockstep.
 
-    `on_estimate` hears each block's main result as soon as it stands, `warn` whatever makes the results less sure.
+    `on_estimate` hears each block's main result as soon as it stands, `warn` whatever makes the results less sure, and
+    `settled` may end the measurement of the weights' curvature after any round.
     Raises ValueError as `BlockOperator`, `check_network` and `solve_blocks` do.
     """
     for text in check_network(model, batches, loss):
@@ -139,7 +143,10 @@ def measure_curvature(
             if done:
                 on_estimate(name, main)
 
-        found = solve_blocks(operator, solver, seed, checkpoint, save_every_seconds, listen)
+        def enough(found: dict[str, dict[str, Estimate]]) -> bool:
+            return settled(Curvature(found, solver.name, operator.num_samples, operator.mean_loss))
+
+        found = solve_blocks(operator, solver, seed, checkpoint, save_every_seconds, listen, enough)
     if activations:
         if any(block.macs is None for block in blocks):
             blocks = trace_blocks(model, blocks, batches[0][0][:1])

@@ -7,12 +7,15 @@ import io
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from math import isfinite
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 
+from hawq.allocation import Mixed, is_proven
 from hawq.artifacts import Entry, Store, dump_record, hash_tensors, parse_record
 from hawq.config import STAGES, Settings
 from hawq.curvature import Batch, CurvatureCheckpoint
@@ -139,10 +142,12 @@ def analysis(prepared: Prepared, source: FloatNetwork, log: RunLog, records: lis
         "seed": settings.options.seed,
         **prepared.data_facts,
     }
+    if settings.analysis.stop_when_settled:  # the result then depends on what it was wanted for
+        facts |= {"bits": component_facts(settings.bits), "quantizer": component_facts(settings.quantizer)}
     entry = _cached(prepared, "analysis", facts, lambda e: _analyse(prepared, e, log), records)
     curvature = parse_record(entry.path / "curvature.json", CURVATURE_SCHEMA, Curvature)
     for index, block in enumerate(prepared.blocks):
-        _log_estimate(log, index, next(iter(curvature.estimates[block.name].values())))
+        _log_estimate(log, index, _main_estimate(curvature.estimates[block.name]))
     inputs = [inputs for inputs, _ in _analysis_batches(prepared)] if settings.analysis.activations else []
     sensitivity = combine(source.network, prepared.blocks, curvature, settings.quantizer, inputs)
     return dataclasses.replace(sensitivity, overhead_bytes=prepared.overhead_bytes)
@@ -336,6 +341,7 @@ def _analyse(prepared: Prepared, entry: Entry, log: RunLog) -> Files:
     curvature = shared_curvature(
         prepared,
         entry.half_done,
+        settled=partial(_is_settled, prepared),
         on_estimate=lambda name, estimate: _log_estimate(log, index_of[name], estimate),
         warn=lambda text: print(f"note: {text}"),
     )
@@ -347,6 +353,7 @@ def shared_curvature(
     checkpoint: CurvatureCheckpoint | None = None,
     on_estimate: Callable[[str, Estimate], None] = lambda name, estimate: None,
     warn: Callable[[str], object] = lambda text: None,
+    settled: Callable[[Curvature], bool] = lambda curvature: False,
 ) -> Curvature:
     """The curvature of the first process' network; every process calls this and reads its own share of the samples."""
     settings, network = prepared.settings, prepared.source.network
@@ -363,7 +370,26 @@ def shared_curvature(
         on_estimate,
         activations=settings.analysis.activations,
         warn=warn,
+        settled=settled,
     )
+
+
+def _is_settled(prepared: Prepared, curvature: Curvature) -> bool:
+    """Whether the plan that was asked for is proven with what is known by now."""
+    settings = prepared.settings
+    bits = settings.bits
+    if not settings.analysis.stop_when_settled or not isinstance(bits, Mixed) or bits.activations == "mixed":
+        return False
+    if any(not isfinite(main.value + main.error) for main in map(_main_estimate, curvature.estimates.values())):
+        return False
+    sensitivity = combine(prepared.source.network, prepared.blocks, curvature, settings.quantizer, [])
+    sensitivity = dataclasses.replace(sensitivity, overhead_bytes=prepared.overhead_bytes)
+    return is_proven(sensitivity, bits, bits.allocate(sensitivity))
+
+
+def _main_estimate(estimates: Mapping[str, Estimate]) -> Estimate:
+    """What a solver is for: it stands first."""
+    return next(iter(estimates.values()))
 
 
 def _analysis_batches(prepared: Prepared, part: int = 0, parts: int = 1) -> list[Batch]:

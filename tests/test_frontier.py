@@ -1,11 +1,13 @@
 """The frontier and the confidence of a plan."""
 
+import itertools
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from sensitivities import full_sensitivity, made_sensitivity, random_sensitivity
 
-from hawq.allocation import Mixed, Monotone, confidence, frontier
+from hawq.allocation import Mixed, Monotone, confidence, frontier, is_proven
 from hawq.records import Estimate
 
 ALLOCATORS = {
@@ -22,7 +24,7 @@ ALLOCATORS = {
 def test_every_point_can_be_asked_for(allocator):
     sensitivity = full_sensitivity(3, 8, overhead_bytes=40)
     front = frontier(sensitivity, allocator, 12)
-    assert (front.unit, front.weighting) == (allocator.unit, allocator.weighting)
+    assert (front.unit, front.weighting) == (allocator.unit, sensitivity.weighting(allocator.weighting))
     targets = [point.target for point in front.points]
     assert len(targets) >= 5 and targets == sorted(targets, reverse=allocator.unit == "w_comp")
     for point in front.points:
@@ -52,7 +54,7 @@ def test_confidence_names_the_blocks_that_would_change():
     plan = allocator.allocate(alike)
     assert plan.weight_bits() == {"b0": 8, "b1": 8, "b2": 4}
     sure = confidence(with_errors(alike, lambda row: 0.01), allocator, plan, 8)
-    assert (sure.draws, sure.changes) == (8, {})
+    assert (sure.draws, sure.changes, sure.proven) == (8, {}, True)
     unsure = confidence(with_errors(alike, lambda row: 0.1), allocator, plan, 40)
     assert set(unsure.changes) == {"b1", "b2"}
     assert unsure.changes["b1"].keys() == {"8/4", "4/4"} == unsure.changes["b2"].keys()
@@ -64,3 +66,22 @@ def test_confidence_needs_errors():
     sensitivity = random_sensitivity(0, 4)
     allocator = Mixed(5, "average_bits")
     assert confidence(sensitivity, allocator, allocator.allocate(sensitivity), 5) is None
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_proven_means_that_no_end_of_the_intervals_prefers_another_plan(seed):
+    """For a given other plan the worst curvature lies at the ends, so all of them are tried."""
+    sensitivity, allocator = random_sensitivity(seed, 4), Mixed(4.5, "average_bits", candidates=(2, 4, 8))
+    errors = np.random.default_rng(seed).uniform(0, 0.6, 4)
+    sensitivity = with_errors(sensitivity, lambda row: row.eigenvalue.value * errors[sensitivity.rows.index(row)])
+    plan = allocator.allocate(sensitivity)
+    found = set()
+    for signs in itertools.product((-1, 1), repeat=4):
+        ends = [
+            replace(r, eigenvalue=replace(r.eigenvalue, value=r.eigenvalue.value + sign * r.eigenvalue.error))
+            for r, sign in zip(sensitivity.rows, signs, strict=True)
+        ]
+        best = allocator.allocate(replace(sensitivity, rows=tuple(ends)))
+        mine = sum(r.omega(plan.precisions[r.block.name].weight_bits) for r in ends)
+        found.add(best.objective < mine * (1 - 1e-9))
+    assert is_proven(sensitivity, allocator, plan) is (found == {False})

@@ -33,7 +33,7 @@ ESTIMATE = Estimate(29.5, 0.48, 6, True)
 ROW = BlockSensitivity(BLOCK, ESTIMATE, {2: 12.25, 8: 0.003}, Estimate(-1.5, 0.1, 30, False), ESTIMATE, {4: 2.5})
 COST = Cost(10, 5, 4.0, 8.0, 7.5, 1200, 77, 12.5)
 USE = LimitUse("bops", 1300.0, 1200.0, 100.0)
-CONFIDENCE = Confidence(10, {"a": {"8/32": 7, "7/32": 3}})
+CONFIDENCE = Confidence(10, {"a": {"8/32": 7, "7/32": 3}}, False)
 PLAN = BitPlan({"b": Precision(3, 4), "a": Precision(8, 32)}, "HAWQ", COST, 0.25, 0.0, "trace", (USE,), CONFIDENCE)
 RESULT = ResultRow("HAWQ", "2-8", "4", 92.1, 13.1, 81888, 8.0, 0.079)
 STAGE = StageRecord("analysis", "0123abcd", False, 1.5, None)
@@ -52,7 +52,7 @@ REPORT = RunReport(
 BARE = [
     Block("a", ("a",), 1),
     BlockSensitivity(BLOCK, ESTIMATE, {}),
-    BlockSensitivity(BLOCK, None, {}),
+    BlockSensitivity(BLOCK, None, {}, proxy=ESTIMATE),
     BitPlan({}, "m", Cost(1, 1, 8.0, 4.0, None, None)),
 ]
 FULL = [
@@ -131,15 +131,20 @@ def test_score_and_omega(value, positive):
 
 
 def test_what_was_not_analysed_is_asked_for():
-    row = BlockSensitivity(BLOCK, None, {4: 1.0})
-    with pytest.raises(ValueError, match=r"'layer1.0' has no eigenvalue: give bits.weighting=trace"):
+    row = BlockSensitivity(BLOCK, None, {4: 1.0}, proxy=ESTIMATE)
+    with pytest.raises(ValueError, match=r"'layer1.0' has no eigenvalue: give bits.weighting=proxy"):
         row.omega(4)
-    with pytest.raises(ValueError, match=r"no trace: give bits.weighting=eigenvalue"):
+    with pytest.raises(ValueError, match=r"no trace: give bits.weighting=proxy"):
         row.omega(4, "trace")
     with pytest.raises(ValueError, match=r"'layer1.0' lacks: run the analysis with analysis.activations=true"):
         row.activation_omega(4)
-    assert Sensitivity((ROW, row), "power", 1, 0.0).known_weighting() == "trace"
-    assert Sensitivity((ROW, ROW), "power", 1, 0.0).known_weighting() == "eigenvalue"
+    with pytest.raises(ValueError, match="neither eigenvalue nor trace nor proxy"):
+        BlockSensitivity(BLOCK, None, {4: 1.0})
+    traced = BlockSensitivity(BLOCK, None, {4: 1.0}, ESTIMATE)
+    for other, known in ((ROW, "eigenvalue"), (traced, "trace")):
+        assert Sensitivity((ROW, other), "power", 1, 0.0).weighting() == known
+    assert Sensitivity((row, row), "power", 1, 0.0).weighting() == "proxy"
+    assert Sensitivity((ROW, traced), "power", 1, 0.0).weighting("eigenvalue") == "eigenvalue"
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 """From sensitivities to a plan: who gets how many bits."""
 
 from hawq.allocation.allocator import Allocator, Weighted
-from hawq.allocation.confidence import confidence
+from hawq.allocation.confidence import confidence, is_proven
 from hawq.allocation.frontier import Frontier, frontier
 from hawq.allocation.hawq_v3 import HawqV3
 from hawq.allocation.manual import Manual
@@ -25,6 +25,7 @@ __all__ = [
     "confidence",
     "direct_baseline",
     "frontier",
+    "is_proven",
 ]
 
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
 
 from hawq.allocation.allocator import Weighted
-from hawq.records import BitPlan, Confidence, Estimate, Precision, Sensitivity
+from hawq.allocation.mixed import Mixed
+from hawq.allocation.solver import minimise
+from hawq.records import BitPlan, Block, Confidence, Estimate, Precision, Sensitivity
 
 
 def confidence(
@@ -22,25 +25,56 @@ def confidence(
     if not any(row.curvature(weighting).error for row in sensitivity.rows):
         return None
     rng = np.random.default_rng(seed)
-    seen = [allocator.allocate(_moved(sensitivity, rng)).precisions for _ in range(draws)]
+
+    def coin() -> int:
+        return 1 if rng.random() < 0.5 else -1
+
+    seen = [allocator.allocate(_moved(sensitivity, coin)).precisions for _ in range(draws)]
     changes = {
         name: dict(Counter(_label(other[name]) for other in seen).most_common())
         for name, bits in plan.precisions.items()
         if any(other[name] != bits for other in seen)
     }
-    return Confidence(draws, changes)
+    proven = is_proven(sensitivity, allocator, plan) if isinstance(allocator, Mixed) and not changes else None
+    return Confidence(draws, changes, proven)
 
 
 def _label(precision: Precision) -> str:
     return f"{precision.weight_bits}/{precision.activation_bits}"
 
 
-def _moved(sensitivity: Sensitivity, rng: np.random.Generator) -> Sensitivity:
-    """Every estimate one error up or down."""
+def is_proven(sensitivity: Sensitivity, allocator: Mixed, plan: BitPlan) -> bool:
+    """Whether no curvature within value ± error makes another allowed plan better than `plan`.
+
+    The largest regret, max over plans q of Σ_i max_{|c − c_i| ≤ e_i} c · (E_i(p_i) − E_i(q_i)), E the squared errors,
+    is itself an allocation over the same choices and limits; the plan is proven when it is zero. A negative c counts as
+    flat, as in Ω. Raises UserError as `allocate` does.
+    """
+    weighting = sensitivity.weighting(allocator.weighting)
+    moved = (_moved(sensitivity, lambda: -1), _moved(sensitivity, lambda: 1))
+    ends = [{row.block.name: row for row in end.rows} for end in moved]
+    problem = allocator.problem(sensitivity.blocks, sensitivity.overhead_bytes)
+
+    def regret(block: Block, precision: Precision) -> float:
+        """The most that `precision` in place of the plan's can gain in this block."""
+        mine, rows = plan.precisions[block.name], [end[block.name] for end in ends]
+        return sum(max(part(row, mine) - part(row, precision) for row in rows) for part in allocator.parts(weighting))
+
+    choices = problem.choices(lambda block, precision: 0.0)
+    options = [(group, option) for group in problem.groups for option in group.options]
+    regrets = np.array([sum(regret(block, option) for block in group.blocks) for group, option in options])
+    highest = -choices.least(-regrets)  # of each group
+    shifted = replace(choices, scores=highest[choices.owner] - regrets)
+    solution = minimise(shifted, 0.0, allocator.time_limit)
+    scale = max(float(np.abs(regrets).max()), 1e-300)
+    return solution is not None and float(highest.sum()) - solution.bound <= 1e-9 * scale
+
+
+def _moved(sensitivity: Sensitivity, sign: Callable[[], int]) -> Sensitivity:
+    """Every estimate one error up or down, as `sign` says (1 or −1)."""
 
     def move(estimate: Estimate | None) -> Estimate | None:
-        sign = 1 if rng.random() < 0.5 else -1
-        return estimate and replace(estimate, value=estimate.value + sign * estimate.error)
+        return estimate and replace(estimate, value=estimate.value + sign() * estimate.error)
 
     rows = [
         replace(

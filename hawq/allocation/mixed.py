@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
@@ -17,7 +17,7 @@ from hawq.allocation.latency import read_latency
 from hawq.allocation.limits import check_limit, make_limits
 from hawq.allocation.problem import Problem, make_groups
 from hawq.errors import UserError
-from hawq.records import BitPlan, Block, Precision, Sensitivity
+from hawq.records import BitPlan, Block, BlockSensitivity, Precision, Sensitivity
 
 
 @dataclass(frozen=True)
@@ -85,12 +85,16 @@ class Mixed:
         weighting = sensitivity.weighting(self.weighting)
 
         def score(block: Block, precision: Precision) -> float:
-            weights = rows[block.name].omega(precision.weight_bits, weighting)
-            mixed = self.activations == "mixed"
-            return weights + (rows[block.name].activation_omega(precision.activation_bits) if mixed else 0.0)
+            return sum(part(rows[block.name], precision) for part in self.parts(weighting))
 
         problem = self.problem(sensitivity.blocks, sensitivity.overhead_bytes)
         return problem.optimum(sensitivity, score, "HAWQ", weighting, self.gap, self.time_limit)
+
+    def parts(self, weighting: str) -> list[Callable[[BlockSensitivity, Precision], float]]:
+        """The terms of a block's score: Ω of its weights, and of its activations where these are decided too."""
+        weights = [lambda row, precision: row.omega(precision.weight_bits, weighting)]
+        activations = [lambda row, precision: row.activation_omega(precision.activation_bits)]
+        return weights + (activations if self.activations == "mixed" else [])
 
     def problem(self, blocks: Sequence[Block], overhead_bytes: int | None) -> Problem:
         """What there is to decide for these blocks. Raises UserError for names that no block has."""

@@ -38,6 +38,7 @@ def solve_blocks(
     checkpoint: CurvatureCheckpoint | None = None,
     save_every_seconds: float = 20.0,
     listen: Listener = lambda name, estimates, done: None,
+    settled: Callable[[dict[str, Estimates]], bool] = lambda found: False,
 ) -> dict[str, Estimates]:
     """What the solver finds of every block: name → quantity → estimate.
 
@@ -48,11 +49,12 @@ def solve_blocks(
         seed: of random vectors; each block's own depends on its name, not on the order of blocks.
         checkpoint: where the newest state is stored every `save_every_seconds`, and taken up again.
         listen: hears (block, estimates, done) after every reading on all samples.
+        settled: asked after every round on all samples; True ends all blocks, with the errors that they have by then.
 
     Raises:
         UserError: a reading that is not finite.
     """
-    march = _March(operator, solver, seed, checkpoint, save_every_seconds, listen)
+    march = _March(operator, solver, seed, checkpoint, save_every_seconds, listen, settled)
     return march.walk()
 
 
@@ -67,8 +69,10 @@ class _March:
         checkpoint: CurvatureCheckpoint | None,
         save_every_seconds: float,
         listen: Listener,
+        settled: Callable[[dict[str, Estimates]], bool],
     ) -> None:
-        self._operator, self._solver, self._seed, self._listen = operator, solver, seed, listen
+        self._operator, self._solver, self._seed = operator, solver, seed
+        self._listen, self._settled = listen, settled
         self._checkpoint, self._save_every, self._saved = checkpoint, save_every_seconds, time.monotonic()
         self._on_subset = getattr(solver, "start_from", "random") == "subset"
         self._states: dict[str, State] = {}
@@ -82,7 +86,7 @@ class _March:
         if not self._states:
             self._states = self._begin(self._operator, self._solver)
         self._until_done(self._operator, self._solver)
-        return {name: self._estimates(name) for name in self._states}
+        return self._found()
 
     def _walk_subset(self) -> None:
         solver, small = self._solver, self._operator.subset(SUBSET_SHARE)
@@ -114,6 +118,8 @@ class _March:
                     self._listen(name, self._estimates(name), self._states[name]["done"])
             self._rounds += 1
             self._save()
+            if operator is self._operator and from_first(self._settled(self._found())):
+                break
         operator.release()
 
     def _read(self, operator: BlockOperator, solver: Solver, waiting: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -124,6 +130,9 @@ class _March:
         else:
             rows = operator.sketches(self._own_seed(f"sketch {self._rounds}"))
         return {name: rows[name] for name in waiting}
+
+    def _found(self) -> dict[str, Estimates]:
+        return {name: self._estimates(name) for name in self._states}
 
     def _estimates(self, name: str) -> Estimates:
         """What the solver knows, with its cost so far."""
