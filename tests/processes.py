@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import multiprocessing as mp
+import pickle
 import subprocess
 import sys
 import tempfile
@@ -11,28 +13,26 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from runs import REPOSITORY, command_line
 
 
 def in_processes(count: int, work: Callable[[], Any]) -> list[Any]:
     """What `work` returns in each of `count` forked processes that are one group, by rank."""
     context = mp.get_context("fork")
-    queue = context.SimpleQueue()
     with tempfile.TemporaryDirectory() as folder:
-        ranks = [context.Process(target=_join, args=(i, count, folder, work, queue), daemon=True) for i in range(count)]
-        for process in ranks:
+        group = [context.Process(target=_join, args=(i, count, Path(folder), work), daemon=True) for i in range(count)]
+        for process in group:
             process.start()
-        for process in ranks:
+        for process in group:
             process.join(timeout=60)
-        assert [process.exitcode for process in ranks] == [0] * count
-        return [value for _, value in sorted((queue.get() for _ in ranks), key=lambda pair: pair[0])]
+        assert [process.exitcode for process in group] == [0] * count
+        return [pickle.loads((Path(folder) / str(rank)).read_bytes()) for rank in range(count)]
 
 
-def _join(rank: int, count: int, folder: str, work: Callable[[], Any], queue: Any) -> None:
+def _join(rank: int, count: int, folder: Path, work: Callable[[], Any]) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=count)
-    queue.put((rank, work()))
+    (folder / str(rank)).write_bytes(pickle.dumps(work()))
     dist.destroy_process_group()
 
 

@@ -31,7 +31,7 @@ def random_network_and_data(seed):
 
 @pytest.mark.parametrize(
     "solver",
-    [Lanczos(), Lanczos(start_from="gradient"), PowerIteration(stopping="residual", start_from="subset")],
+    [Lanczos(), Lanczos(start_from="gradient"), PowerIteration(0.01, 1000, "residual", start_from="subset")],
     ids=["lanczos", "lanczos from the gradient", "power"],
 )
 def test_eigenvalues_of_networks_lie_within_their_bounds(solver):
@@ -52,6 +52,9 @@ def test_eigenvalues_of_networks_lie_within_their_bounds(solver):
     assert far <= 0.05 * count
 
 
+TOLERANCE = {"flat": 0.02, "few large": 0.1, "both signs": 0.3}
+
+
 def spectrum_of(seed, shape):
     """Long: even, so that every draw is much alike; a few large ones; both signs."""
     rng = np.random.default_rng(seed)
@@ -70,7 +73,7 @@ def test_traces_lie_within_two_standard_errors_as_often_as_they_should(shape, ra
     for seed in range(RUNS):
         spectrum = spectrum_of(seed, shape)
         dense, start = matrix(spectrum, seed)
-        trace = solve(Hutchinson(rank=rank), dense.mv, start, seed * 10_000)["trace"]
+        trace = solve(Hutchinson(TOLERANCE[shape], rank=rank), dense.mv, start, seed * 10_000)["trace"]
         covered += abs(trace.value - sum(spectrum)) <= 2 * trace.error
     assert 0.90 * RUNS <= covered <= 0.99 * RUNS
 
