@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from hawq.blocks import find_blocks
-from hawq.curvature import Fisher, RandomScore
+from hawq.curvature import Fisher, GradientNorm
 from hawq.errors import UserError
 from hawq.sensitivity import analyze
 
@@ -173,7 +173,7 @@ def test_a_clean_network_gives_no_warning(made, batches):
         analyze(model, find_blocks(model), batches())
 
 
-@pytest.mark.parametrize("solver", [Fisher(), RandomScore()], ids=lambda solver: solver.name)
+@pytest.mark.parametrize("solver", [Fisher(), GradientNorm()], ids=lambda solver: solver.name)
 def test_solvers_that_need_no_second_derivative_take_what_has_none(solver):
     """As the refusal advises."""
     model = network(Once())
