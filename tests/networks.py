@@ -162,16 +162,29 @@ def batches_of(num_batches: int, size: int, dtype: torch.dtype = torch.float32) 
 
 def explicit_hessian(model: nn.Module, block: Block, batch: Batch, loss: Callable[..., Tensor]) -> Tensor:
     """∂²L/∂W_i² (n_i, n_i) of the mean loss over one batch, column by column by automatic differentiation."""
+    outputs, point = outputs_by_weights(model, block, batch[0])
+    return torch.autograd.functional.hessian(lambda flat: loss(outputs(flat), batch[1]), point)
+
+
+def explicit_gauss_newton(model: nn.Module, block: Block, batch: Batch, loss: Callable[..., Tensor]) -> Tensor:
+    """JᵀSJ (n_i, n_i) with J = ∂z/∂W_i (N, K, n_i) and S = ∂²L/∂z² (N, K, N, K), both explicit."""
+    outputs, point = outputs_by_weights(model, block, batch[0])
+    jacobian = torch.autograd.functional.jacobian(outputs, point)
+    curvature = torch.autograd.functional.hessian(lambda z: loss(z, batch[1]), outputs(point))
+    return torch.einsum("nki,nkml,mlj->ij", jacobian, curvature, jacobian)
+
+
+def outputs_by_weights(model: nn.Module, block: Block, inputs: Tensor) -> tuple[Callable[[Tensor], Tensor], Tensor]:
+    """W_i ↦ the network's outputs, and the W_i that it has; both flat (n_i,)."""
     known = dict(model.named_parameters())  # a shared weight stands here once
     names = [f"{layer}.weight" for layer in block.layers if f"{layer}.weight" in known]
 
-    def mean_loss(flat: Tensor) -> Tensor:
+    def outputs(flat: Tensor) -> Tensor:
         parts = flat.split([known[name].numel() for name in names])
         weights = {name: part.view_as(known[name]) for name, part in zip(names, parts, strict=True)}
-        return loss(functional_call(model, weights, (batch[0],)), batch[1])
+        return functional_call(model, weights, (inputs,))
 
-    point = torch.cat([known[name].detach().reshape(-1) for name in names])
-    return torch.autograd.functional.hessian(mean_loss, point)
+    return outputs, torch.cat([known[name].detach().reshape(-1) for name in names])
 
 
 class Fresh:

@@ -1,13 +1,15 @@
 """The analysis, against explicit Hessians, and after interruptions."""
 
+import copy
+
 import pytest
 import torch
 from memory import Killed, MemoryCheckpoint, kill_after
-from networks import NETWORKS, build, cut, explicit_hessian, samples
+from networks import NETWORKS, build, cut, explicit_gauss_newton, explicit_hessian, samples
 from torch.nn import functional as F
 
 from hawq.blocks import find_blocks
-from hawq.curvature import PowerIteration
+from hawq.curvature import OPERATORS, Fisher, GradientNorm, Hutchinson, Lanczos, PowerIteration, RandomScore
 from hawq.quantization import LSQ, Uniform, weight_errors
 from hawq.sensitivity import Analysis, analyze, block_weights, measure_curvature
 
@@ -59,30 +61,95 @@ def test_the_order_of_blocks_does_not_matter(name):
     assert forwards.rows == backwards.rows[::-1]
 
 
-class Fragile(PowerIteration):
-    """A solver whose process is killed at its n-th update."""
+def killed_at(solver, update):
+    """The same solver, whose process ends at its n-th update, on the subset or on all samples."""
 
-    @classmethod
-    def dying_at(cls, update: int) -> "Fragile":
-        solver = cls(1e-6, 200)
-        object.__setattr__(solver, "tick", kill_after(update))
-        return solver
+    class Fragile(type(solver)):
+        def update(self, state, reading):
+            tick()
+            return super().update(state, reading)
 
-    def update(self, state, product):
-        self.tick()
-        return super().update(state, product)
+    tick, fragile = kill_after(update), copy.copy(solver)
+    object.__setattr__(fragile, "__class__", Fragile)
+    return fragile
 
 
-@pytest.mark.parametrize("batches", [[BATCH], BATCHES], ids=["one batch", "two batches"])
-@pytest.mark.parametrize("update", [1, 2, 10, 25])
-def test_a_killed_analysis_goes_on(update, batches):
+RESUMED = {
+    "lanczos": Lanczos(1e-8, 60),
+    "both ends": Lanczos(1e-6, 60, both_ends=True),
+    "gauss-newton": Lanczos(1e-12, 60, curvature="ggn"),
+    "power": PowerIteration(1e-5, 25),
+    "power from the subset": PowerIteration(1e-5, 25, start_from="subset"),
+    "trace": Hutchinson(1e-3, 30),
+    "deflated trace": Hutchinson(1e-3, 30, rank=5),
+    "fisher": Fisher(1e-3, 20),
+}
+
+
+@pytest.mark.parametrize(("update", "batches"), [(1, BATCHES), (7, [BATCH])], ids=["1st", "7th"])
+@pytest.mark.parametrize("solver", RESUMED.values(), ids=RESUMED)
+def test_a_killed_analysis_goes_on(solver, update, batches):
     model, checkpoint = build("residual"), MemoryCheckpoint()
-    blocks, solver = find_blocks(model), PowerIteration(1e-6, 200)
+    blocks = find_blocks(model)
     expected = measure_curvature(model, blocks, batches, F.cross_entropy, solver, seed=0)
     with pytest.raises(Killed):
-        measure_curvature(model, blocks, batches, F.cross_entropy, Fragile.dying_at(update), 0, checkpoint, 0.0)
-    assert checkpoint.num_saved == (update - 1) // len(blocks)
+        measure_curvature(model, blocks, batches, F.cross_entropy, killed_at(solver, update), 0, checkpoint, 0.0)
+    assert (checkpoint.num_saved > 0) == (update > len(blocks))
     assert measure_curvature(model, blocks, batches, F.cross_entropy, solver, 0, checkpoint, 0.0) == expected
+
+
+class LastWords(MemoryCheckpoint):
+    """The process ends when the second state of a phase was stored."""
+
+    def __init__(self, on_subset):
+        super().__init__()
+        self.on_subset, self.tick = on_subset, kill_after(2)
+
+    def save(self, state):
+        super().save(state)
+        if state["on_subset"] == self.on_subset:
+            self.tick()
+
+
+WARM = [name for name, solver in RESUMED.items() if getattr(solver, "start_from", "random") == "subset"]
+
+
+@pytest.mark.parametrize(
+    ("name", "on_subset"), [*((name, False) for name in RESUMED), *((name, True) for name in WARM)], ids=str
+)
+def test_an_analysis_killed_in_either_phase_goes_on(name, on_subset):
+    model, checkpoint, heard = build("residual"), LastWords(on_subset), []
+    arguments = (model, find_blocks(model), BATCHES, F.cross_entropy, RESUMED[name], 0)
+    expected = measure_curvature(*arguments)
+    with pytest.raises(Killed):
+        measure_curvature(*arguments, checkpoint, 0.0)
+    result = measure_curvature(*arguments, checkpoint, 0.0, lambda block, estimate: heard.append(block))
+    assert result == expected
+    assert len(heard) == len(set(heard)) <= 3
+
+
+@pytest.mark.parametrize("solver", [GradientNorm(), RandomScore()], ids=lambda solver: solver.name)
+def test_scores_without_curvature_are_proxies(solver):
+    model = build("residual")
+    rows = analyze(model, find_blocks(model), BATCHES, solver=solver).rows
+    assert all(row.eigenvalue is row.trace is None and row.curvature is row.proxy and row.score > 0 for row in rows)
+
+
+def test_the_curvature_by_gauss_newton_is_named_and_its_own():
+    model = build("residual")
+    hessian, ggn = (analyze(model, find_blocks(model), BATCHES, solver=Lanczos(curvature=c)) for c in OPERATORS)
+    assert (hessian.solver, ggn.solver) == ("lanczos", "lanczos (ggn)")
+    spectrum = torch.linalg.eigvalsh(explicit_gauss_newton(model, ggn.blocks[1], BATCH, F.cross_entropy))
+    assert ggn.rows[1].eigenvalue.value == pytest.approx(float(spectrum[-1]), rel=0.01)
+    assert ggn.rows[1].eigenvalue.value != pytest.approx(hessian.rows[1].eigenvalue.value, rel=0.01)
+
+
+@pytest.mark.parametrize("start", ["random", "gradient", "subset"])
+def test_where_it_begins_changes_the_cost_and_not_the_result(start):
+    model = build("residual")
+    for row in analyze(model, find_blocks(model), BATCHES, solver=Lanczos(1e-9, 200, start_from=start)).rows:
+        spectrum = torch.linalg.eigvalsh(explicit_hessian(model, row.block, BATCH, F.cross_entropy))
+        assert row.eigenvalue.value == pytest.approx(float(spectrum[-1]), rel=1e-8)
 
 
 def test_a_finished_block_is_not_measured_again():

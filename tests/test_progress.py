@@ -1,0 +1,88 @@
+"""Lines about the blocks where there is no terminal."""
+
+import re
+
+import pytest
+
+from hawq import progress
+from hawq.progress import BlockProgress
+from hawq.records import Estimate
+
+
+def estimate(value, error):
+    return Estimate(value, error, 1, False)
+
+
+@pytest.fixture
+def talkative(monkeypatch):
+    monkeypatch.setattr(progress, "_LINE_EVERY_SECONDS", 0.0)
+
+
+def lines(capsys):
+    return capsys.readouterr().err.splitlines()
+
+
+def test_a_line_says_what_is_known_and_how_long_it_takes(talkative, capsys):
+    with BlockProgress(["a", "b"], 0.01) as shown:
+        shown.show("a", estimate(200.0, 20.0), False)  # half the orders of magnitude of one block of two
+        shown.show("b", estimate(3.0, 0.01), True)
+    first, second = lines(capsys)
+    assert re.fullmatch(r"analysis: 0/2 blocks, about \d+ s left; a 200 ± 2e\+01", first)
+    assert re.fullmatch(r"analysis: 1/2 blocks, about \d+ s left; a 200 ± 2e\+01", second)
+
+
+SHARES = {
+    "as large as the value": (5.0, 5.0, 0.0),
+    "larger": (5.0, 50.0, 0.0),
+    "a tenth, at a tolerance of a hundredth": (5.0, 0.5, 0.5),
+    "negative value": (-5.0, 0.5, 0.5),
+    "at the tolerance, and not done": (5.0, 0.05, 0.99),
+    "no error": (5.0, 0.0, 0.0),
+    "unknown": (float("nan"), float("inf"), 0.0),
+    "zero": (0.0, 0.0, 0.0),
+}
+
+
+@pytest.mark.parametrize(("value", "error", "share"), SHARES.values(), ids=SHARES)
+def test_progress_is_counted_in_orders_of_magnitude(value, error, share):
+    assert BlockProgress(["a"], 0.01)._share(estimate(value, error)) == pytest.approx(share)
+    assert BlockProgress(["a"], None)._share(estimate(value, error)) == 0.0
+
+
+def test_remaining_time_comes_from_the_pace(monkeypatch, capsys):
+    now = [100.0]
+    monkeypatch.setattr("hawq.progress.time.monotonic", lambda: now[0])
+    with BlockProgress(["a", "b"], 0.01) as shown:
+        now[0] += 10.0
+        shown.show("a", estimate(1.0, 0.1), False)
+        assert lines(capsys) == []  # a line only every 15 seconds
+        now[0] += 20.0
+        shown.show("b", estimate(1.0, 0.5), True)
+    (line,) = lines(capsys)
+    assert "about 10 s left" in line  # three quarters of the way in 30 seconds
+
+
+def test_an_error_that_grows_again_is_no_step_back(talkative, capsys):
+    with BlockProgress(["a"], 0.01) as shown:
+        for error in (0.1, 0.5):
+            shown.show("a", estimate(1.0, error), False)
+        assert shown._shares == {"a": pytest.approx(0.5)}
+    assert len(lines(capsys)) == 2
+
+
+def test_only_the_first_process_speaks(talkative, monkeypatch, capsys):
+    monkeypatch.setattr(progress, "rank", lambda: 1)
+    with BlockProgress(["a"], 0.01) as shown:
+        shown.show("a", estimate(1.0, 0.1), False)
+    assert lines(capsys) == []
+
+
+def test_on_a_terminal_each_block_has_a_bar(monkeypatch, capsys):
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    with BlockProgress(["stem", "head"], 0.01) as shown:
+        shown.show("stem", estimate(1.0, 0.1), False)
+        shown.show("head", estimate(2.0, 0.02), True)
+        bars = {name: (round(bar.n), bar.postfix) for name, bar in shown._bars.items()}
+    assert bars == {"stem": (50, "1 ± 0.1"), "head": (100, "2 ± 0.02")}
+    text = capsys.readouterr().err
+    assert "stem" in text and "head" in text and "blocks" not in text
