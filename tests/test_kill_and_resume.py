@@ -17,6 +17,7 @@ from hawq.tracking import read_metrics
 LONG_ENOUGH = (
     "stages=[analysis,allocation,finetune]",
     "analysis.save_every_seconds=0",
+    "solver=power",
     "solver.stopping=residual",
     "solver.tolerance=1e-6",
     "solver.max_iterations=25",
