@@ -43,7 +43,7 @@ MISTAKES = {
     "width": ("bits.candidates=[1,4]", ["bits.candidates=[1, 4]", "2 to 8"]),
     "share": ("finetune.final_fraction=2", ["finetune.final_fraction=2", "0 to 1"]),
     "samples": ("analysis.num_samples=0", ["analysis.num_samples=0", "1 or more"]),
-    "choice": ("solver.start_from=soon", ["solver.start_from='soon'", "random", "subset"]),
+    "choice": ("solver.start_from=zero", ["solver.start_from='zero'", "random", "gradient", "subset"]),
     "stage": ("stages=[analyse]", ["analyse", "'analysis', 'allocation', 'finetune', 'export', 'report'"]),
     "seed": ("seed=-1", ["seed=-1", "0 to"]),
     "device": ("device=tpu", ["device='tpu'", "auto, cpu, cuda or cuda:N"]),

@@ -1,4 +1,4 @@
-"""Convolutions and batch norms of `CheapSecondDerivatives` against PyTorch's own."""
+"""Convolutions and batch norms of `second_derivatives` against PyTorch's own."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from torch.nn import functional as F
 from torch.nn.utils.parametrizations import weight_norm
 from torch.utils.flop_counter import FlopCounterMode
 
-from hawq.curvature.functions import CheapSecondDerivatives
+from hawq.curvature.functions import second_derivatives
 
 GEOMETRIES = {
     "plain": {},
@@ -41,7 +41,7 @@ def first_two_derivatives(function, arguments):
 
 def assert_same_derivatives(function, arguments):
     expected = first_two_derivatives(function, arguments)
-    with CheapSecondDerivatives():
+    with second_derivatives():
         found = first_two_derivatives(function, arguments)
     torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
 
@@ -133,7 +133,7 @@ def test_running_statistics_are_updated_in_training():
     norms = [nn.BatchNorm2d(3).double(), nn.BatchNorm2d(3).double()]
     input = draw(4, 3, 2, 2)
     norms[0](input)
-    with CheapSecondDerivatives():
+    with second_derivatives():
         norms[1](input)
     assert torch.equal(norms[0].running_mean, norms[1].running_mean) and norms[0].running_mean.any()
 
@@ -151,4 +151,4 @@ def test_only_wanted_derivatives_are_formed():
             torch.autograd.grad(gradient, first.weight, torch.ones_like(gradient))
         return counter.get_total_flops()
 
-    assert operations_of_a_product(CheapSecondDerivatives()) < operations_of_a_product(torch.enable_grad())
+    assert operations_of_a_product(second_derivatives()) < operations_of_a_product(torch.enable_grad())
