@@ -30,7 +30,7 @@ def main(config: DictConfig) -> None:
     try:
         run(prepared) if rank() == 0 else assist(prepared)
     except UserError as error:
-        raise SystemExit(f"error: {error}") from error
+        raise SystemExit(1 if rank() else f"error: {error}") from error  # the first process tells it
 
 
 def command_line() -> None:

@@ -148,9 +148,17 @@ class Findings:
 
 def assist(prepared: Prepared | PreparedAllocation) -> None:
     """What every process but the first does: its share of the analysis, when the first one comes to it."""
-    while from_first(None):
+    while _called():
         assert isinstance(prepared, Prepared), "a sensitivity file needs no analysis"
         shared_curvature(prepared)
+
+
+def _called() -> bool:
+    """Whether the first process comes to an analysis. Leaves with it when it has ended with an error."""
+    try:
+        return bool(from_first(None))
+    except RuntimeError as error:
+        raise SystemExit(1) from error
 
 
 def run(prepared: Prepared | PreparedAllocation) -> None:

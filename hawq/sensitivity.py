@@ -22,6 +22,7 @@ from hawq.curvature import (
     fixed,
     solve_blocks,
 )
+from hawq.errors import UserError
 from hawq.progress import BlockProgress
 from hawq.quantization import LSQ, Quantizer, activation_errors, weight_errors
 from hawq.records import Block, BlockSensitivity, Estimate, Sensitivity
@@ -127,11 +128,12 @@ def measure_curvature(
     `settled` may end the measurement of the weights' curvature after any round.
     Raises ValueError as `BlockOperator`, `check_network` and `solve_blocks` do.
     """
-    for text in check_network(model, batches, loss):
+    for text in check_network(model, batches, loss, twice=solver.reads == "products"):
         warn(text)
     limit = solver.memory_limit_gib
     kind = OPERATORS[getattr(solver, "curvature", "hessian")]
     parameters = {block.name: block_weights(model, block) for block in blocks}
+    _refuse_computed_weights(model, blocks)
     operator = kind(model, parameters, batches, loss, None if limit is None else limit * 2**30)
     for text in check_loss(operator):
         warn(text)
@@ -180,6 +182,17 @@ def combine(
         for block in blocks
     )
     return Sensitivity(rows, curvature.solver, curvature.num_samples, curvature.loss)
+
+
+def _refuse_computed_weights(model: nn.Module, blocks: Sequence[Block]) -> None:
+    """Raises UserError for a layer whose weight is no parameter: its curvature would come out as zero."""
+    layers = dict(model.named_modules())
+    for layer in (layer for block in blocks for layer in block.layers):
+        if not isinstance(layers[layer].weight, nn.Parameter):
+            raise UserError(
+                f"{layer}.weight is computed from other parameters: "
+                "make it one with torch.nn.utils.parametrize.remove_parametrizations"
+            )
 
 
 def block_weights(model: nn.Module, block: Block) -> list[Tensor]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 
 from hawq.curvature.functions import second_derivatives
 from hawq.curvature.operator import BlockOperator
+from hawq.curvature.solver import mean_and_error
 from hawq.distributed import add_up
 from hawq.records import Estimate
 
@@ -47,14 +47,16 @@ def activation_traces(
 
 
 def _estimate(draws: Sequence[float], tolerance: float) -> Estimate:
-    values = torch.tensor(draws, dtype=torch.float64)
-    mean = float(values.mean())
-    error = float(values.std()) / math.sqrt(len(draws)) if len(draws) > 1 else math.inf
+    mean, error = mean_and_error(draws)
     return Estimate(mean, error, len(draws), len(draws) >= _FEWEST and error <= tolerance * abs(mean))
 
 
 def _draw(operator: BlockOperator, layers: Mapping[str, Sequence[str]], seed: int) -> dict[str, float]:
     """One draw of zᵀHz of every block, over all samples of all processes."""
+    return operator.until_it_fits(lambda: _quadratics(operator, layers, seed))
+
+
+def _quadratics(operator: BlockOperator, layers: Mapping[str, Sequence[str]], seed: int) -> dict[str, float]:
     totals = {name: torch.zeros((), dtype=torch.float64, device=operator.device) for name in layers}
     generator = torch.Generator().manual_seed(seed)
     wanted = {layer for members in layers.values() for layer in members}
@@ -68,7 +70,7 @@ def _draw(operator: BlockOperator, layers: Mapping[str, Sequence[str]], seed: in
             gradients = dict(zip(map(id, known), flat, strict=True))
             for name, members in layers.items():
                 own = [shift for layer in members for shift in shifts.get(layer, [])]
-                totals[name] += share * len(batch[0]) * _quadratic(own, [gradients[id(s)] for s in own], generator)
+                totals[name] += share * _quadratic(own, [gradients[id(s)] for s in own], generator)
     add_up(list(totals.values()))
     return {name: float(total) for name, total in totals.items()}
 

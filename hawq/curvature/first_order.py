@@ -53,7 +53,7 @@ class RandomScore:
 
     @property
     def reads(self) -> str:
-        return "products"
+        return "nothing"
 
     @property
     def memory_limit_gib(self) -> None:

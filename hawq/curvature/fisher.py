@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
-from hawq.curvature.solver import State, refuse_memory_limit, refuse_tolerance
+from hawq.curvature.solver import State, mean_and_error, refuse_memory_limit, refuse_tolerance
 from hawq.records import Estimate
 
 
@@ -56,7 +54,5 @@ class Fisher:
         return drawn | {"converged": enough, "done": enough or len(drawn["draws"]) >= self.max_draws}
 
     def estimates(self, state: State) -> dict[str, Estimate]:
-        draws = torch.tensor(state["draws"], dtype=torch.float64)
-        error = float(draws.std()) / math.sqrt(len(draws)) if len(draws) > 1 else math.inf
-        value = float(draws.mean()) if len(draws) else math.nan
-        return {"trace": Estimate(value, error, len(draws), state["converged"])}
+        value, error = mean_and_error(state["draws"])
+        return {"trace": Estimate(value, error, len(state["draws"]), state["converged"])}

@@ -28,6 +28,12 @@ def second_derivatives() -> Iterator[None]:
         yield
 
 
+def lacks_second_derivative(error: RuntimeError) -> bool:
+    """Whether an error says that something can be differentiated only once."""
+    phrases = ("not implemented", "once_differentiable", "differentiate twice", "double backward")
+    return any(phrase in str(error) for phrase in phrases)
+
+
 class _Rewritten(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -92,7 +98,8 @@ def _convolution(
 
 
 def _tuple(value: int | tuple[int, ...], length: int) -> tuple[int, ...]:
-    return (value,) * length if isinstance(value, int) else tuple(value)
+    values = (value,) if isinstance(value, int) else tuple(value)
+    return values * length if len(values) == 1 else values
 
 
 class _ByWeight(torch.autograd.Function):
@@ -120,7 +127,8 @@ class _ByInput(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, input: Tensor, weight: tuple[Tensor], token: Tensor, output: Tensor, geometry: Any) -> Tensor:
         ctx.input_shape, ctx.weight, ctx.geometry = input.shape, weight, geometry
-        return output.view_as(output)
+        ctx.mark_dirty(output)  # returned itself: a view could not be changed in place
+        return output
 
     @staticmethod
     def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor | None, ...]:

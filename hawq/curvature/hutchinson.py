@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from hawq.curvature.lanczos import krylov_start, krylov_step, ritz_pairs
-from hawq.curvature.solver import Reading, State, refuse_tolerance
+from hawq.curvature.solver import Reading, State, mean_and_error, refuse_tolerance
 from hawq.records import Estimate
 
 _FEWEST = 8  # draws below which a standard error says little
@@ -71,12 +70,10 @@ class Hutchinson(Reading):
         return self._ask(drawn, reading)
 
     def estimates(self, state: State) -> dict[str, Estimate]:
-        products, draws = len(state["alpha"]) + len(state["draws"]), torch.tensor(state["draws"], dtype=torch.float64)
-        known = sum(state["alpha"])
+        products, known = len(state["alpha"]) + len(state["draws"]), sum(state["alpha"])
         complete = state["done"] and not state["draws"]
-        value = known + (float(draws.mean()) if len(draws) else 0.0)
-        error = float(draws.std()) / math.sqrt(len(draws)) if len(draws) > 1 else (0.0 if complete else math.inf)
-        found = {"trace": Estimate(value, error, products, state["converged"])}
+        mean, error = (0.0, 0.0) if complete else mean_and_error(state["draws"])
+        found = {"trace": Estimate(known + mean, error, products, state["converged"])}
         if state["alpha"]:
             top = ritz_pairs(state)[-1]
             near = top.error <= self.tolerance * abs(top.value)

@@ -9,7 +9,7 @@ import torch
 from scipy.linalg import eigh_tridiagonal
 from torch import Tensor
 
-from hawq.curvature.solver import Reading, State, refuse_tolerance
+from hawq.curvature.solver import Reading, State, refuse_tolerance, unit
 from hawq.records import Estimate
 
 _BREAKDOWN = 1e-6  # a remainder this small, relative to Hv, means that the Krylov space is invariant
@@ -98,7 +98,7 @@ class RitzPair:
 
 def krylov_start(vector: Tensor) -> State:
     """Before the first product: the basis holds the start alone, normalised."""
-    first = vector / vector.norm().clamp_min(torch.finfo(vector.dtype).tiny)
+    first = unit(vector)
     return {"vector": first, "basis": [first], "alpha": [], "beta": [], "invariant": False}
 
 

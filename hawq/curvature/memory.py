@@ -11,6 +11,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from hawq.errors import UserError
+
 _MARGIN = 0.8  # of what is free: allocators round up, and kernels have buffers of their own
 
 
@@ -62,7 +64,7 @@ def samples_that_fit(limit_bytes: float, in_use_bytes: float, needs: dict[int, i
     free = _MARGIN * (limit_bytes - in_use_bytes) - fixed
     if free < each:
         needed = in_use_bytes + (fixed + each) / _MARGIN
-        raise ValueError(
+        raise UserError(
             f"solver.memory_limit_gib={limit_bytes / 2**30:.3g} is too little for one sample: "
             f"give {needed / 2**30 + 0.01:.2f} or more"
         )

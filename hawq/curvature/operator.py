@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from hawq.curvature.functions import second_derivatives
+from hawq.curvature.functions import lacks_second_derivative, second_derivatives
 from hawq.curvature.memory import is_out_of_memory, peak_bytes, samples_that_fit
 from hawq.distributed import add_up, gather, rank
 from hawq.errors import UserError
@@ -57,7 +57,7 @@ class BlockOperator(ABC):
         loss: Loss,
         memory_limit_bytes: float | None = None,
     ) -> None:
-        self.model, self.loss, self._batches = model, loss, _fast_layout(batches)
+        self.model, self.loss, self._batches = model, loss, list(batches)
         self._parameters = {name: list(weights) for name, weights in parameters.items()}
         local = sum(len(inputs) for inputs, _ in batches)
         counts = gather(local)
@@ -65,6 +65,7 @@ class BlockOperator(ABC):
         if not self.num_samples:
             raise ValueError("the curvature needs at least one batch, none was given")
         self._first_sample = sum(counts[: rank()])
+        self._batches = self._fast_layout()
         self._kept: Any = None
         self.seconds = dict.fromkeys(self._parameters, 0.0)
         self._passes: list[float] = []
@@ -97,11 +98,11 @@ class BlockOperator(ABC):
 
     def products(self, vectors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """C_ii v_i for each block named in `vectors`, each (n_i,) flat in the order of the block's weights."""
-        return self._until_it_fits(lambda: self._products(vectors))
+        return self.until_it_fits(lambda: self._products(vectors))
 
     def gradients(self) -> dict[str, Tensor]:
         """g_i = ∂L/∂W_i of every block, each (n_i,) flat."""
-        return self._until_it_fits(lambda: self._backwards(lambda outputs, targets, _: self.loss(outputs, targets)))
+        return self.until_it_fits(lambda: self._backwards(lambda outputs, targets, _: self.loss(outputs, targets)))
 
     def sketches(self, draw: int) -> dict[str, Tensor]:
         """s_i = Σ_n ε_n g_in / √N with random signs ε_n, g_in the gradient of sample n: E ‖s_i‖² = mean ‖g_in‖².
@@ -117,7 +118,7 @@ class BlockOperator(ABC):
             own = signs[first : first + len(outputs)].to(outputs).view(-1, *(1,) * (outputs.dim() - 1))
             return math.sqrt(self.num_samples) * (outputs * slope * own).sum()
 
-        return self._until_it_fits(lambda: self._backwards(signed))
+        return self.until_it_fits(lambda: self._backwards(signed))
 
     def subset(self, share: float) -> BlockOperator:
         """The same operator on the most influential samples only (at least one), `share` of all.
@@ -252,6 +253,17 @@ class BlockOperator(ABC):
             )
         return float(total), influence
 
+    def _fast_layout(self) -> list[Batch]:
+        """The batches with `_channels_last` images, unless the network cannot take them (it may `view` them)."""
+        fast = [(_channels_last(inputs), targets) for inputs, targets in self._batches]
+        try:
+            with self.analysis(), torch.no_grad():
+                for inputs, _ in fast[:1]:
+                    self.model(inputs[:1])
+        except RuntimeError:
+            return self._batches
+        return fast
+
     def _fitting_size(self, limit_bytes: float) -> int:
         """The largest batch with which products for every block stay below the limit."""
         inputs, targets = self._batches[0]
@@ -280,7 +292,7 @@ class BlockOperator(ABC):
             for piece in zip(inputs.split(size), targets.split(size), strict=True)
         ]
 
-    def _until_it_fits(self, work: Callable[[], Result]) -> Result:
+    def until_it_fits(self, work: Callable[[], Result]) -> Result:
         """Does `work`; when memory runs out, with batches of half the size."""
         while True:
             try:
@@ -314,7 +326,10 @@ class BlockOperator(ABC):
 
 
 def _output_curvature(loss: Loss, outputs: Tensor, targets: Tensor) -> Tensor | None:
-    """|ε_nᵀ S ε_n| of each sample n (N,), mean of four draws; None for outputs that are no tensor, or a linear loss."""
+    """|ε_nᵀ S ε_n| of each sample n (N,), mean of four draws.
+
+    None for outputs that are no tensor, or a loss that is linear or can be differentiated only once.
+    """
     if not isinstance(outputs, Tensor):
         return None
     leaf = outputs.detach().requires_grad_()
@@ -326,16 +341,17 @@ def _output_curvature(loss: Loss, outputs: Tensor, targets: Tensor) -> Tensor | 
     for _ in range(4):
         signs = (torch.randint(2, outputs.shape[1:], generator=generator) * 2 - 1).to(outputs)
         signs = signs.expand_as(outputs)  # the same for every sample: influence does not depend on how batches are cut
-        (row,) = torch.autograd.grad(gradient, leaf, signs, retain_graph=True, materialize_grads=True)
+        try:
+            (row,) = torch.autograd.grad(gradient, leaf, signs, retain_graph=True, materialize_grads=True)
+        except RuntimeError as error:
+            if lacks_second_derivative(error):
+                return None
+            raise
         draws.append((row * signs).flatten(1).sum(1).abs())
     return len(outputs) * torch.stack(draws).mean(0)  # × N: the curvature of the sample's own loss
 
 
-def _fast_layout(batches: Sequence[Batch]) -> list[Batch]:
+def _channels_last(inputs: Tensor) -> Tensor:
     """Images as channels last on CPUs, where convolutions and their transposes are then two to three times faster."""
-    return [
-        (inputs.contiguous(memory_format=torch.channels_last), targets)
-        if inputs.dim() == 4 and inputs.device.type == "cpu"
-        else (inputs, targets)
-        for inputs, targets in batches
-    ]
+    images = inputs.dim() == 4 and inputs.device.type == "cpu"
+    return inputs.contiguous(memory_format=torch.channels_last) if images else inputs

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-import torch
 from torch import Tensor
 
-from hawq.curvature.solver import Reading, State, refuse_tolerance
+from hawq.curvature.solver import Reading, State, refuse_tolerance, unit
 from hawq.records import Estimate
 
 STOPPING_RULES = ("change", "residual")
@@ -53,7 +52,7 @@ class PowerIteration(Reading):
     def start(self, vector: Tensor, seed: int = 0) -> State:
         """`seed` is not used: nothing is drawn."""
         return {
-            "vector": _normalised(vector),
+            "vector": unit(vector),
             "start": vector,
             "value": float("nan"),
             "residual": float("inf"),
@@ -76,7 +75,7 @@ class PowerIteration(Reading):
         converged = self._has_converged(value, state["value"], residual)
         if converged or iterations >= self.max_iterations:
             return self._finish(measured, converged=converged)
-        return measured | {"vector": _normalised(shifted)}
+        return measured | {"vector": unit(shifted)}
 
     def estimates(self, state: State) -> dict[str, Estimate]:
         return {"eigenvalue": Estimate(state["value"], state["residual"], state["products"], state["converged"])}
@@ -96,10 +95,6 @@ class PowerIteration(Reading):
     def _finish(self, state: State, *, converged: bool) -> State:
         """Ends, or, when the dominant eigenvalue is negative, begins again on H − λI."""
         if state["value"] < 0.0 and state["shift"] == 0.0:
-            restart = {"value": float("nan"), "iterations": 0, "vector": _normalised(state["start"])}
+            restart = {"value": float("nan"), "iterations": 0, "vector": unit(state["start"])}
             return state | restart | {"shift": state["value"]}
         return state | {"converged": converged, "done": True}
-
-
-def _normalised(vector: Tensor) -> Tensor:
-    return vector / vector.norm().clamp_min(torch.finfo(vector.dtype).tiny)

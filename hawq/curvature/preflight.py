@@ -5,35 +5,39 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from hawq.curvature.functions import second_derivatives
+from hawq.curvature.functions import lacks_second_derivative, second_derivatives
 from hawq.curvature.operator import Batch, BlockOperator, Loss
+from hawq.distributed import gather
 from hawq.errors import UserError
 from hawq.modes import eval_mode
 
 _FEW = 2  # samples that the checks run on
 _NOISE = 1e-5  # curvature of a sample's loss below which float32 rounding of its probabilities dominates
 _CONCENTRATED = 0.05  # share of the samples
-_NO_SECOND_DERIVATIVE = ("not implemented", "once_differentiable", "differentiate twice", "double backward")
 
 
 def fixed(batches: Iterable[Batch]) -> list[Batch]:
     """The batches as a list. Raises UserError when a second pass over them gives others (a loader that shuffles)."""
-    first, second = list(batches), batches if isinstance(batches, Sequence) else list(batches)
+    first = list(batches)
+    if isinstance(batches, Iterator):  # there is no second pass
+        return first
+    second = list(batches)
     for (inputs, targets), (again, targets_again) in zip(first, second, strict=True):
-        if not (torch.equal(inputs, again) and torch.equal(targets, targets_again)):
+        if not (torch.equal(inputs.nan_to_num(), again.nan_to_num()) and torch.equal(targets, targets_again)):
             raise UserError(
                 "the batches change between two passes (shuffling or augmentation): switch it off, or give list(loader)"
             )
     return first
 
 
-def check_network(model: nn.Module, batches: Sequence[Batch], loss: Loss) -> list[str]:
-    """Warnings about a network that is about to be analysed on `batches`.
+def check_network(model: nn.Module, batches: Sequence[Batch], loss: Loss, *, twice: bool = True) -> list[str]:
+    """Warnings about a network that is about to be analysed on `batches`, `twice`: with second derivatives.
 
     Raises:
         UserError: outputs that differ between two passes, weights in half precision, or an operation that has no
@@ -45,13 +49,14 @@ def check_network(model: nn.Module, batches: Sequence[Batch], loss: Loss) -> lis
     if batches:
         inputs, targets = batches[0][0][:_FEW], batches[0][1][:_FEW]
         _refuse_random_outputs(model, inputs)
-        _refuse_missing_second_derivative(model, inputs, targets, loss)
+        if twice:
+            _refuse_missing_second_derivative(model, inputs, targets, loss)
     return [*_mode_warnings(model), *_tie_warnings(model), *_precision_warnings(model)]
 
 
 def check_loss(operator: BlockOperator) -> list[str]:
     """Warnings about a loss whose curvature is rounding noise, or rests on a few samples (memorised data)."""
-    influence = torch.tensor(operator.influence, dtype=torch.float64)
+    influence = torch.tensor(list(chain.from_iterable(gather(operator.influence))), dtype=torch.float64)
     if not len(influence) or float(influence.max()) < _NOISE:
         text = f"the loss ({operator.mean_loss:.2g}) is nearly flat at every sample, so the Hessian is rounding noise"
         return [f"{text}: analyse samples that the network has not memorised, or more of them"]
@@ -65,7 +70,7 @@ def check_loss(operator: BlockOperator) -> list[str]:
 @torch.no_grad()
 def _refuse_random_outputs(model: nn.Module, inputs: Tensor) -> None:
     passes = []
-    with eval_mode(model):
+    with _plain(model):
         for _ in range(2):
             with _recorded(model) as seen:
                 model(inputs)
@@ -79,8 +84,8 @@ def _refuse_random_outputs(model: nn.Module, inputs: Tensor) -> None:
 
 
 def _refuse_missing_second_derivative(model: nn.Module, inputs: Tensor, targets: Tensor, loss: Loss) -> None:
-    weights = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    with eval_mode(model), torch.enable_grad():
+    weights = [parameter for parameter in model.parameters() if parameter.is_floating_point()]
+    with _plain(model), torch.enable_grad(), _requiring_grad(weights):
         with _recorded(model) as seen, second_derivatives():
             outputs = model(inputs)
         reason = _missing_derivative(loss(outputs, targets), weights)
@@ -93,18 +98,53 @@ def _refuse_missing_second_derivative(model: nn.Module, inputs: Tensor, targets:
     )
 
 
+@contextmanager
+def _plain(model: nn.Module) -> Iterator[None]:
+    """Eval mode, without autocast, as in the analysis itself."""
+    with eval_mode(model), torch.autocast(next(model.parameters()).device.type, enabled=False):
+        yield
+
+
+@contextmanager
+def _requiring_grad(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
+    """All parameters take gradients, also those that are frozen for training."""
+    before = [parameter.requires_grad for parameter in parameters]
+    try:
+        for parameter in parameters:
+            parameter.requires_grad_(True)
+        yield
+    finally:
+        for parameter, required in zip(parameters, before, strict=True):
+            parameter.requires_grad_(required)
+
+
 def _missing_derivative(value: Tensor, by: Sequence[Tensor]) -> str | None:
     """Why `value` cannot be differentiated twice, or None when it can."""
     try:
         first = torch.autograd.grad(value, by, create_graph=True, allow_unused=True, materialize_grads=True)
+        if any(_cut_off(gradient.grad_fn) for gradient in first):
+            return "once_differentiable"
         curved = [gradient.sum() for gradient in first if gradient.requires_grad]
         if curved:
             torch.autograd.grad(sum(curved[1:], start=curved[0]), by, allow_unused=True)
     except RuntimeError as error:
-        if not any(phrase in str(error) for phrase in _NO_SECOND_DERIVATIVE):
+        if not lacks_second_derivative(error):
             raise
         return str(error).splitlines()[0]
     return None
+
+
+def _cut_off(node: Any) -> bool:
+    """Whether a graph holds the mark that @once_differentiable leaves: `grad` by some inputs passes it by."""
+    waiting, seen = [node], set()
+    while waiting:
+        node = waiting.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            if node.name() == "torch::autograd::Error":
+                return True
+            waiting += [following for following, _ in node.next_functions]
+    return False
 
 
 def _mode_warnings(model: nn.Module) -> Iterator[str]:
@@ -146,6 +186,8 @@ class _Leaf:
 
     def lacks_derivative(self) -> bool:
         """Whether this call alone, on a copy of its input, cannot be differentiated twice."""
+        if not self.inputs[0].is_floating_point():
+            return False
         first = self.inputs[0].detach().clone().requires_grad_()
         with second_derivatives():
             value = self.module(first * 1.0, *self.inputs[1:])  # times one: a leaf may not be changed in place
@@ -164,7 +206,7 @@ def _recorded(model: nn.Module) -> Iterator[list[_Leaf]]:
 
         return record
 
-    leaves = [(name, module) for name, module in model.named_modules() if not any(module.children())]
+    leaves = [(name, module) for name, module in model.named_modules() if not name or not any(module.children())]
     handles = [module.register_forward_hook(recorder(name)) for name, module in leaves]
     try:
         yield seen

@@ -6,10 +6,14 @@ are made (many blocks share one pass over the data), and a state can be stored a
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+import statistics
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
+import torch
+from scipy.stats import t as student_t
 from torch import Tensor
 
 from hawq.records import Estimate
@@ -63,8 +67,8 @@ class Solver(Protocol):
 
     @property
     def reads(self) -> str:
-        """What `update` is given: "products" (H · state["vector"]), "gradients" (∂L/∂W), or "sketches" (random s with
-        E ‖s‖² = trace)."""
+        """What `update` is given: "products" (H · state["vector"]), "gradients" (∂L/∂W), "sketches" (random s with
+        E ‖s‖² = trace), or "nothing"."""
         ...
 
     @property
@@ -108,3 +112,20 @@ def refuse_tolerance(tolerance: float) -> None:
     """Raises ValueError for a relative error that is not between 0 and 1."""
     if not 0 < tolerance < 1:
         raise ValueError(f"solver.tolerance={tolerance} is out of range: give a number between 0 and 1")
+
+
+def mean_and_error(draws: Sequence[float]) -> tuple[float, float]:
+    """Mean of random draws and its standard error, widened by Student's t so that twice of it holds 95 % of the time
+    after few draws too; infinite for fewer than two.
+    """
+    if len(draws) < 2:
+        return draws[0] if draws else 0.0, math.inf
+    widened = float(student_t.ppf(0.975, len(draws) - 1)) / 1.96
+    return statistics.fmean(draws), widened * statistics.stdev(draws) / math.sqrt(len(draws))
+
+
+def unit(vector: Tensor) -> Tensor:
+    """v / ‖v‖, also where the squares of v are too small for its type; zero stays zero."""
+    tiny = torch.finfo(vector.dtype).tiny
+    scaled = vector / vector.abs().max().clamp_min(tiny)
+    return scaled / scaled.norm().clamp_min(tiny)
