@@ -110,13 +110,8 @@ class BlockSensitivity:
             )
         return found
 
-    @property
-    def score(self) -> float:
-        """S_i = λ_i / n_i (HAWQ, 1905.03696); a negative λ_i counts as flat."""
-        return self.score_by("eigenvalue")
-
     def score_by(self, weighting: str) -> float:
-        """λ_i / n_i (HAWQ) or the average trace Tr(H_i) / n_i (HAWQ-V2, 1911.03852); below zero counts as flat."""
+        """S_i = λ_i / n_i (HAWQ, 1905.03696) or Tr(H_i) / n_i (HAWQ-V2, 1911.03852); below zero counts as flat."""
         return max(self.curvature(weighting).value, 0.0) / self.block.num_weights
 
     def omega(self, bits: int, weighting: str = "eigenvalue") -> float:

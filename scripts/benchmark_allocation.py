@@ -67,7 +67,7 @@ def with_pulp(sensitivity: Sensitivity, allocator: Mixed, seconds: float) -> flo
 
 def by_listing(sensitivity: Sensitivity, allocator: Mixed, seconds: float) -> float:
     """The best of all lists that fall along S, one after the other (HAWQ-V2's way of searching)."""
-    rows = sorted(sensitivity.rows, key=lambda row: -row.score)
+    rows = sorted(sensitivity.rows, key=lambda row: -row.score_by("eigenvalue"))
     limits = allocator.problem(sensitivity.blocks, None).limits
     scores = np.array([[row.omega(bits) for bits in WIDTHS[::-1]] for row in rows])
     sizes = np.array([[row.block.num_weights * bits for bits in WIDTHS[::-1]] for row in rows])

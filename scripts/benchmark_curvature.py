@@ -90,9 +90,8 @@ def curvlinops_eigsh(case: Case) -> Result:
     curvlinops = importlib.import_module("curvlinops")
     values, calls = {}, 0
     for name, weights in only(case):
-        named = {key: value for key, value in case.model.named_parameters() if any(value is w for w in weights)}
         operator = curvlinops.HessianLinearOperator(
-            case.model, nn.CrossEntropyLoss(), named, [case.batch], check_deterministic=False
+            case.model, nn.CrossEntropyLoss(), weights, [case.batch], check_deterministic=False
         ).to_scipy()
         values[name] = float(eigsh(operator, k=1, which="LA", tol=0.01, return_eigenvectors=False)[0])
     return Result(values, calls)

@@ -98,7 +98,7 @@ def test_many_blocks_in_no_time():
     [
         ({"unit": "bops"}, "'bops' is unknown here: give w_comp, average_bits, bytes"),
         ({"order": "sideways"}, "'sideways'.*descending, ascending, random"),
-        ({"weighting": "gut"}, "'gut'.*eigenvalue or trace"),
+        ({"weighting": "gut"}, "'gut'.*eigenvalue, trace"),
         ({"activations": 16}, "bits.activations=16"),
         ({"candidates": (1,)}, r"bits.candidates=\[1\]"),
         ({"target": -2}, "bits.target=-2"),

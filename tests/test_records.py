@@ -120,7 +120,7 @@ def test_other_json_is_refused(data):
 def test_score_and_omega(value, positive):
     estimate = Estimate(value, 0.0, 1, True)
     row = dataclasses.replace(ROW, eigenvalue=estimate, trace=estimate, activation_trace=estimate)
-    assert row.score == row.score_by("trace") == positive / 4608
+    assert row.score_by("eigenvalue") == row.score_by("trace") == positive / 4608
     assert row.omega(2) == positive * 12.25
     assert row.omega(2, "trace") == pytest.approx(positive / 4608 * 12.25)
     assert row.activation_omega(4) == pytest.approx(positive / 32 * 2.5)

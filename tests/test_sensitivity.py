@@ -132,7 +132,10 @@ def test_an_analysis_killed_in_either_phase_goes_on(name, on_subset):
 def test_scores_without_curvature_are_proxies(solver):
     model = build("residual")
     rows = analyze(model, find_blocks(model), BATCHES, solver=solver).rows
-    assert all(row.eigenvalue is row.trace is None and row.curvature("proxy") is row.proxy and row.score_by("proxy") >= 0 for row in rows)
+    assert all(
+        row.eigenvalue is row.trace is None and row.curvature("proxy") is row.proxy and row.score_by("proxy") >= 0
+        for row in rows
+    )
 
 
 def test_the_curvature_by_gauss_newton_is_named_and_its_own():

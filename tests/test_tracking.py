@@ -244,7 +244,7 @@ def test_offline_run_holds_the_tables(offline_run: tuple[Path, str], history: li
     assert tables["plan"]["data"] == [[name, *bits.values()] for name, bits in precisions.items()]
     sensitivity = read_json(folder / "sensitivity.json")["rows"]
     found = [dict(zip(tables["sensitivity"]["columns"], row, strict=True)) for row in tables["sensitivity"]["data"]]
-    assert [(row["block"], row["curvature"]) for row in found] == [
+    assert [(row["block"], row["eigenvalue"]) for row in found] == [
         (row["block"]["name"], row["eigenvalue"]["value"]) for row in sensitivity
     ]
 

@@ -108,7 +108,8 @@ def packed_overhead(
         weight, grid = weight_quantizer(layer), getattr(layer, _INPUT, None)
         if weight is not None:
             original: Tensor = layer.parametrizations.weight.original  # type: ignore[union-attr, assignment]
-            weight.initialise(original.flatten(1)[:, :1].reshape(-1, *[1] * (original.dim() - 1)))
+            one_a_channel = original.flatten(1)[:, :1].reshape(-1, *[1] * (original.dim() - 1))
+            weight.initialise(original if weight.keeps_large else one_a_channel)  # how many are large: all values tell
             codes.append(original.numel())
         if isinstance(grid, FakeQuantizer):
             grid.initialise(torch.linspace(-1, 1, 2, device=next(model.parameters()).device))
