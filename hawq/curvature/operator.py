@@ -26,6 +26,7 @@ Result = TypeVar("Result")
 
 _VECTORS_KEPT = 12  # flat vectors of all weights that a solver holds at one time: a Krylov basis and its company
 _TRIAL_SIZES = (2, 4)
+_DRAWS = 32  # of signs; with few, two classes of equal sign would hide that a sample wavers between them
 
 
 class BlockOperator(ABC):
@@ -326,7 +327,7 @@ class BlockOperator(ABC):
 
 
 def _output_curvature(loss: Loss, outputs: Tensor, targets: Tensor) -> Tensor | None:
-    """|ε_nᵀ S ε_n| of each sample n (N,), mean of four draws.
+    """|ε_nᵀ S ε_n| of each sample n (N,), mean over random draws of ε.
 
     None for outputs that are no tensor, or a loss that is linear or can be differentiated only once.
     """
@@ -338,7 +339,7 @@ def _output_curvature(loss: Loss, outputs: Tensor, targets: Tensor) -> Tensor | 
         return None
     generator = torch.Generator().manual_seed(0)
     draws = []
-    for _ in range(4):
+    for _ in range(_DRAWS):
         signs = (torch.randint(2, outputs.shape[1:], generator=generator) * 2 - 1).to(outputs)
         signs = signs.expand_as(outputs)  # the same for every sample: influence does not depend on how batches are cut
         try:
