@@ -109,6 +109,7 @@ def pyhessian(case: Case, quantity: str) -> Result:
     module.hessian_vector_product = counted
     values = {}
     try:
+        torch.manual_seed(0)  # its start vectors
         for name, _ in only(case):
             peer = module.hessian(case.model, nn.CrossEntropyLoss(), data=case.batch, cuda=False)
             values[name] = peer.eigenvalues()[0][0] if quantity == "eigenvalue" else float(np.mean(peer.trace()))

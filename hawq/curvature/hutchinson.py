@@ -11,7 +11,7 @@ from hawq.curvature.lanczos import krylov_start, krylov_step, ritz_pairs
 from hawq.curvature.solver import Reading, State, mean_and_error, refuse_tolerance
 from hawq.records import Estimate
 
-_FEWEST = 8  # draws below which a standard error says little
+_FEWEST = 6  # draws below which a standard error says nothing, even widened
 
 
 @dataclass(frozen=True)
