@@ -15,6 +15,7 @@ from hawq.distributed import rank
 from hawq.records import Estimate
 
 _LINE_EVERY_SECONDS = 15.0
+_TELLING = 0.05  # share of the work below which a remaining time would be a guess
 
 
 class Progress:
@@ -88,7 +89,7 @@ class BlockProgress:
     def _print(self) -> None:
         self._printed = time.monotonic()
         seconds, share = self._printed - self._started, sum(self._shares.values()) / len(self._shares)
-        left = f"about {seconds * (1 - share) / share:.0f} s left" if share else f"{seconds:.0f} s so far"
+        left = f"about {seconds * (1 - share) / share:.0f} s left" if share > _TELLING else f"{seconds:.0f} s so far"
         open_ones = ", ".join(f"{name} {self._notes[name]}" for name, s in self._shares.items() if 0 < s < 1)
         ready = sum(share == 1.0 for share in self._shares.values())
         line = f"analysis: {ready}/{len(self._shares)} blocks, {left}{open_ones and '; '}{open_ones}"

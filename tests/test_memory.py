@@ -57,7 +57,7 @@ def test_peak_with_a_graph():
 def test_samples_that_fit(fixed, each, in_use):
     needs = {size: fixed + each * size for size in (2, 4)}
     for samples_wanted in (1, 7, 100):
-        limit = in_use + (fixed + each * (samples_wanted + 0.5)) / 0.8
+        limit = in_use + (fixed + each * (samples_wanted + 0.5)) / 0.6
         assert samples_that_fit(limit, in_use, needs) == samples_wanted
     with pytest.raises(UserError, match=r"solver.memory_limit_gib=.* is too little for one sample: give"):
         samples_that_fit(in_use + fixed, in_use, needs)
