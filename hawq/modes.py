@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 
 @contextmanager
@@ -18,3 +19,23 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
     finally:
         for module, training in modes.items():
             module.training = training
+
+
+@contextmanager
+def analysis_mode(model: nn.Module, weights: Sequence[Tensor]) -> Iterator[None]:
+    """Eval mode, gradients for `weights` alone, full float32 without autocast and TF32; all is put back at the end."""
+    required = {parameter: parameter.requires_grad for parameter in model.parameters()}
+    tf32 = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    try:
+        for parameter in required:
+            parameter.requires_grad_(False)
+        for weight in weights:
+            weight.requires_grad_(True)
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+        autocast = torch.autocast(next(iter(required)).device.type, enabled=False)
+        with eval_mode(model), autocast, torch.enable_grad():
+            yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = tf32
+        for parameter, requires_grad in required.items():
+            parameter.requires_grad_(requires_grad)

@@ -7,10 +7,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from sensitivities import made_sensitivity, random_sensitivity
+from sensitivities import full_sensitivity, made_sensitivity, random_sensitivity
 
-from hawq.allocation import Monotone
-from hawq.records import Estimate, Sensitivity
+from hawq.allocation import HawqV3, Monotone
+from hawq.records import WEIGHTINGS, Estimate, Sensitivity
 
 CANDIDATES = (2, 3, 5, 8)
 NUM_BLOCKS = 4
@@ -107,3 +107,14 @@ def test_many_blocks_in_no_time():
 def test_values_out_of_range(values, message):
     with pytest.raises(ValueError, match=message):
         Monotone(**values)
+
+
+@pytest.mark.parametrize("allocator", [Monotone(5, "average_bits"), HawqV3(unit="bytes")], ids=["monotone", "v3"])
+@pytest.mark.parametrize("known", ["eigenvalue", "trace", "proxy"])
+def test_auto_weighs_with_what_the_analysis_has_found(allocator, known):
+    sensitivity = full_sensitivity(3, 5, overhead_bytes=40)
+    rows = [replace(row, **{**dict.fromkeys(WEIGHTINGS), known: row.eigenvalue}) for row in sensitivity.rows]
+    only = replace(sensitivity, rows=tuple(rows))
+    plan = replace(allocator, weighting="auto").allocate(only)
+    assert plan == replace(allocator, weighting=known).allocate(only)
+    assert plan.weighting == known

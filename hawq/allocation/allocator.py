@@ -22,15 +22,11 @@ class Allocator(Protocol):
 
 
 @runtime_checkable
-class Weighted(Protocol):
+class Weighted(Allocator, Protocol):
     """An allocator whose plan depends on the curvature: the eigenvalue, the trace or the proxy, by `weighting`."""
 
     @property
     def weighting(self) -> str: ...
-
-    def check(self, blocks: Sequence[Block], overhead_bytes: int | None = None) -> None: ...
-
-    def allocate(self, sensitivity: Sensitivity) -> BitPlan: ...
 
 
 def check_widths(key: str, widths: Sequence[int]) -> None:

@@ -26,7 +26,7 @@ class HawqV3:
         unit: what is limited: "bytes", "bops" or "latency_ms".
         widths: the narrow and the wide width, 2 … 8.
         ends: width of the first and the last block, or None where they are not apart.
-        weighting: "trace" as published, or "eigenvalue".
+        weighting: "trace" as published, or another one of `Mixed`.
         latency: table of milliseconds, .json or .csv, for unit="latency_ms".
         gap, time_limit: as in `Mixed`.
 
@@ -62,11 +62,13 @@ class HawqV3:
         self._problem(blocks, overhead_bytes).check(self.time_limit)
 
     def allocate(self, sensitivity: Sensitivity) -> BitPlan:
+        weighting = sensitivity.weighting(self.weighting)
+
         def score(block: Block, precision: Precision) -> float:
-            return sensitivity.row(block.name).omega(precision.weight_bits, self.weighting)
+            return sensitivity.row(block.name).omega(precision.weight_bits, weighting)
 
         problem = self._problem(sensitivity.blocks, sensitivity.overhead_bytes)
-        return problem.optimum(sensitivity, score, "HAWQ-V3", self.weighting, self.gap, self.time_limit)
+        return problem.optimum(sensitivity, score, "HAWQ-V3", weighting, self.gap, self.time_limit)
 
     def _problem(self, blocks: Sequence[Block], overhead_bytes: int | None) -> Problem:
         table = read_latency(Path(self.latency)) if self.latency else None

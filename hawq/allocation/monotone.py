@@ -28,7 +28,7 @@ class Monotone:
         unit: "w_comp" (compression of the weights, at least), "average_bits" or "bytes" of the packed file (at most).
         candidates: widths to choose from, 2 … 8; a block's fixed width stands outside the order.
         activations: width of every block's activations, 32 for float.
-        weighting: "eigenvalue" or "trace".
+        weighting: "eigenvalue", "trace", "proxy" or "auto", as in `Mixed`.
         order: "descending" as published, "ascending" (the ablation "HAWQ-Reverse-Precision") or "random".
         seed: of the random order.
 
@@ -61,9 +61,8 @@ class Monotone:
         problem = self.problem(sensitivity.blocks, sensitivity.overhead_bytes)
         problem.check()
         rows = {row.block.name: row for row in sensitivity.rows}
-        choices = problem.choices(
-            lambda block, precision: rows[block.name].omega(precision.weight_bits, self.weighting)
-        )
+        weighting = sensitivity.weighting(self.weighting)
+        choices = problem.choices(lambda block, precision: rows[block.name].omega(precision.weight_bits, weighting))
         members = np.split(np.arange(len(choices.owner)), choices.starts()[1:])
         free = [index for index in self._ordered(problem.groups, sensitivity) if len(members[index]) > 1]
         chosen = choices.starts().copy()  # right for the fixed ones
@@ -75,11 +74,9 @@ class Monotone:
             found = least_falling(choices.costs[0, options], choices.scores[options], float(room))
             chosen[free] = options[np.arange(len(free)), found]
         plan = problem.plan_at(chosen)
-        version = "HAWQ-V1" if self.weighting == "eigenvalue" else "HAWQ-V2"
+        version = "HAWQ-V2" if weighting == "trace" else "HAWQ-V1"
         method = {"descending": version, "ascending": f"{version} reversed", "random": f"{version} random order"}
-        return make_plan(
-            sensitivity, plan, method[self.order], weighting=self.weighting, gap=0.0, limits=problem.uses(plan)
-        )
+        return make_plan(sensitivity, plan, method[self.order], weighting=weighting, gap=0.0, limits=problem.uses(plan))
 
     def problem(self, blocks: Sequence[Block], overhead_bytes: int | None) -> Problem:
         """What there is to decide for these blocks."""
@@ -92,8 +89,9 @@ class Monotone:
         """Indices of the groups by mean sensitivity, in the order that bits fall (ties keep network order)."""
         if self.order == "random":
             return np.random.default_rng(self.seed).permutation(len(groups)).tolist()
+        weighting = sensitivity.weighting(self.weighting)
         scores = [
-            sum(sensitivity.row(block.name).score_by(self.weighting) * block.num_weights for block in group.blocks)
+            sum(sensitivity.row(block.name).score_by(weighting) * block.num_weights for block in group.blocks)
             / sum(block.num_weights for block in group.blocks)
             for group in groups
         ]

@@ -6,7 +6,7 @@ import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from itertools import accumulate
 from typing import Any, TypeVar
 
@@ -18,7 +18,7 @@ from hawq.curvature.memory import is_out_of_memory, peak_bytes, samples_that_fit
 from hawq.distributed import add_up, gather, rank
 from hawq.errors import UserError
 from hawq.measurement import memory_in_use_bytes
-from hawq.modes import eval_mode
+from hawq.modes import analysis_mode
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 Batch = tuple[Tensor, Tensor]
@@ -71,7 +71,7 @@ class BlockOperator(ABC):
         self.seconds = dict.fromkeys(self._parameters, 0.0)
         self._passes: list[float] = []
         if memory_limit_bytes is not None and local:
-            self._cut(self._fitting_size(memory_limit_bytes))
+            self._batches = _cut(self._batches, self._fitting_size(memory_limit_bytes))
         self.mean_loss, self.influence = self._survey()
 
     @property
@@ -136,11 +136,8 @@ class BlockOperator(ABC):
             rows = [i - start for i in sorted(chosen) if start <= i < start + len(inputs)]
             if rows:
                 picked.append((inputs[rows], targets[rows]))
-        size = self.largest_batch
-        joined = [tuple(torch.cat(parts) for parts in zip(*picked, strict=True))] if picked else []
-        small = type(self)(self.model, self._parameters, joined, self.loss)  # type: ignore[arg-type]
-        small._cut(max(size, 1))
-        return small
+        joined = [(torch.cat([i for i, _ in picked]), torch.cat([t for _, t in picked]))] if picked else []
+        return type(self)(self.model, self._parameters, _cut(joined, self.largest_batch), self.loss)
 
     def weighted_batches(self) -> Iterator[tuple[Batch, float]]:
         """The batches of this process, each with its share of all samples."""
@@ -285,14 +282,6 @@ class BlockOperator(ABC):
         kept = _VECTORS_KEPT * sum(weight.numel() * weight.element_size() for weight in self._weights())
         return samples_that_fit(limit_bytes, memory_in_use_bytes(inputs.device) + kept, needs)
 
-    def _cut(self, size: int) -> None:
-        """Cuts the batches into pieces of at most `size` samples."""
-        self._batches = [
-            piece
-            for inputs, targets in self._batches
-            for piece in zip(inputs.split(size), targets.split(size), strict=True)
-        ]
-
     def until_it_fits(self, work: Callable[[], Result]) -> Result:
         """Does `work`; when memory runs out, with batches of half the size."""
         while True:
@@ -304,26 +293,16 @@ class BlockOperator(ABC):
                 if self.largest_batch <= 1:
                     raise UserError("memory runs out with a single sample in a batch: use a smaller input") from error
             self.release()
-            self._cut(self.largest_batch // 2)
+            self._batches = _cut(self._batches, self.largest_batch // 2)
 
-    @contextmanager
-    def analysis(self) -> Iterator[None]:
-        """Eval mode, gradients only for the weights, full float32 products; everything is put back at the end."""
-        required = {parameter: parameter.requires_grad for parameter in self.model.parameters()}
-        tf32 = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-        try:
-            for parameter in required:
-                parameter.requires_grad_(False)
-            for weight in self._weights():
-                weight.requires_grad_(True)
-            torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-            autocast = torch.autocast(self.device.type, enabled=False)
-            with eval_mode(self.model), autocast, torch.enable_grad():
-                yield
-        finally:
-            torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = tf32
-            for parameter, requires_grad in required.items():
-                parameter.requires_grad_(requires_grad)
+    def analysis(self) -> AbstractContextManager[None]:
+        """The network as the curvature sees it, with gradients for the blocks' weights alone."""
+        return analysis_mode(self.model, self._weights())
+
+
+def _cut(batches: Sequence[Batch], size: int) -> list[Batch]:
+    """The batches in pieces of at most `size` samples."""
+    return [piece for i, t in batches for piece in zip(i.split(size), t.split(size), strict=True)]
 
 
 def _output_curvature(loss: Loss, outputs: Tensor, targets: Tensor) -> Tensor | None:

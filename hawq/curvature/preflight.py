@@ -15,7 +15,7 @@ from hawq.curvature.functions import lacks_second_derivative, second_derivatives
 from hawq.curvature.operator import Batch, BlockOperator, Loss
 from hawq.distributed import gather
 from hawq.errors import UserError
-from hawq.modes import eval_mode
+from hawq.modes import analysis_mode
 
 _FEW = 2  # samples that the checks run on
 _NOISE = 1e-5  # curvature of a sample's loss below which float32 rounding of its probabilities dominates
@@ -67,10 +67,9 @@ def check_loss(operator: BlockOperator) -> list[str]:
     return []
 
 
-@torch.no_grad()
 def _refuse_random_outputs(model: nn.Module, inputs: Tensor) -> None:
     passes = []
-    with _plain(model):
+    with analysis_mode(model, []), torch.no_grad():
         for _ in range(2):
             with _recorded(model) as seen:
                 model(inputs)
@@ -85,7 +84,7 @@ def _refuse_random_outputs(model: nn.Module, inputs: Tensor) -> None:
 
 def _refuse_missing_second_derivative(model: nn.Module, inputs: Tensor, targets: Tensor, loss: Loss) -> None:
     weights = [parameter for parameter in model.parameters() if parameter.is_floating_point()]
-    with _plain(model), torch.enable_grad(), _requiring_grad(weights):
+    with analysis_mode(model, weights):
         with _recorded(model) as seen, second_derivatives():
             outputs = model(inputs)
         reason = _missing_derivative(loss(outputs, targets), weights)
@@ -96,26 +95,6 @@ def _refuse_missing_second_derivative(model: nn.Module, inputs: Tensor, targets:
         f"{f'module {guilty}' if guilty else 'an operation of the network or the loss'} has no second derivative "
         f"({reason}): replace it by one that has, or use solver=fisher"
     )
-
-
-@contextmanager
-def _plain(model: nn.Module) -> Iterator[None]:
-    """Eval mode, without autocast, as in the analysis itself."""
-    with eval_mode(model), torch.autocast(next(model.parameters()).device.type, enabled=False):
-        yield
-
-
-@contextmanager
-def _requiring_grad(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
-    """All parameters take gradients, also those that are frozen for training."""
-    before = [parameter.requires_grad for parameter in parameters]
-    try:
-        for parameter in parameters:
-            parameter.requires_grad_(True)
-        yield
-    finally:
-        for parameter, required in zip(parameters, before, strict=True):
-            parameter.requires_grad_(required)
 
 
 def _missing_derivative(value: Tensor, by: Sequence[Tensor]) -> str | None:
