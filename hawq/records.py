@@ -125,7 +125,9 @@ class BlockSensitivity:
             return 0.0
         curvature = max(self.curvature(weighting).value, 0.0)
         average = curvature / self.block.num_weights if weighting == "trace" else curvature
-        return average * _error_at(bits, self.weight_errors, f"block {self.block.name!r} has no weight error")
+        return average * _error_at(
+            bits, self.weight_errors, f"block {self.block.name!r} has no weight error", "bits.candidates"
+        )
 
     def activation_omega(self, bits: int) -> float:
         """Ω^a_i(b) = Tr(H_a)/(elements of a) · ‖Q_b(a) − a‖²₂ (HAWQ-V2, §3.5), 0 for float or for the image alone.
@@ -140,12 +142,17 @@ class BlockSensitivity:
                 "run the analysis with analysis.activations=true"
             )
         average = max(self.activation_trace.value, 0.0) / self.block.num_activations
-        return average * _error_at(bits, self.activation_errors, f"block {self.block.name!r} has no activation error")
+        return average * _error_at(
+            bits,
+            self.activation_errors,
+            f"block {self.block.name!r} has no activation error",
+            "bits.activation_candidates",
+        )
 
 
-def _error_at(bits: int, errors: dict[int, float], complaint: str) -> float:
+def _error_at(bits: int, errors: dict[int, float], complaint: str, key: str) -> float:
     if bits not in errors:
-        raise UserError(f"{complaint} for {bits} bits; widths {sorted(errors)} were analysed")
+        raise UserError(f"{complaint} for {bits} bits: give {key}={sorted(errors)}, which were analysed")
     return errors[bits]
 
 
