@@ -12,13 +12,23 @@ from torch.nn import functional as F
 
 import train  # noqa: F401 - once, for all the processes that are forked
 from hawq.blocks import find_blocks
-from hawq.curvature import BlockHessian, Fisher, GradientNorm, Hutchinson, Lanczos, PowerIteration, activation_traces
+from hawq.curvature import (
+    BlockHessian,
+    Fisher,
+    GradientNorm,
+    Hutchinson,
+    Lanczos,
+    LowRank,
+    PowerIteration,
+    activation_traces,
+)
 from hawq.distributed import rank
 from hawq.sensitivity import block_weights, measure_curvature
 from hawq.tracking import read_metrics
 
 SIZES = {1: (13,), 2: (9, 4), 3: (5, 8, 0)}
 SOLVERS = [Lanczos(), PowerIteration(), Hutchinson(max_products=20, rank=2), Fisher(max_draws=10), GradientNorm()]
+SOLVERS += [LowRank(rows=6), LowRank("trace", 0.2, 4, curvature="hessian")]
 
 
 def share_of(batch, processes):
