@@ -66,6 +66,7 @@ def fit(
     seed: int,
     loss: Callable[[Tensor, Tensor], Tensor] | None = None,
     enter: Callable[[nn.Module, Phase], None] = lambda model, phase: None,
+    begin_step: Callable[[nn.Module, int], None] = lambda model, step: None,
     evaluate: Callable[[nn.Module], float] | None = None,
     checkpoint: TrainingCheckpoint | None = None,
     on_row: Callable[[Row], None] = lambda row: None,
@@ -78,6 +79,7 @@ def fit(
         phases: `enter(model, phase)` is called at the start of each, also of one without steps.
         seed: of the randomness inside the network (dropout), re-seeded at every step.
         loss: mean loss of (outputs, targets); cross-entropy with the settings' label smoothing unless given.
+        begin_step: called with the network in train mode and the number of steps done, before each step.
         evaluate: accuracy in percent, called at the end of every phase and `settings.evaluations` times between.
         checkpoint: where to store and find a half-done training.
         on_row: hears every row of the history as it is made.
@@ -103,6 +105,7 @@ def fit(
                 enter(model, phase)
                 begun = index + 1
             while step < first + phase.steps:
+                begin_step(model.train(), step)
                 row = _train_step(model, optimizer, next(batches), loss, phase, step - first, seed + step)
                 step += 1
                 history.append({"step": step, "phase": index, **row})
@@ -130,7 +133,6 @@ def _train_step(
     lr = learning_rate(phase, step)
     for group in optimizer.param_groups:
         group["lr"] = lr
-    model.train()
     torch.manual_seed(seed)
     value = loss(model(batch[0]), batch[1])
     optimizer.zero_grad(set_to_none=True)
