@@ -110,6 +110,9 @@ def test_values_out_of_range(kind, values):
         {"distillation": float("nan")},
         {"temperature": 0.0},
         {"temperature": float("inf")},
+        {"reestimate_batches": -1},
+        {"freeze_batch_norm": -0.1},
+        {"freeze_batch_norm": float("nan")},
     ],
     ids=str,
 )

@@ -1,5 +1,6 @@
 """Ordered quantisation-aware fine-tuning."""
 
+from hawq.finetuning.batch_norm import freeze_batch_norm, reestimate_batch_norm
 from hawq.finetuning.distillation import Distillation, soft_loss
 from hawq.finetuning.loop import RepeatedLoader, Row, TrainingCheckpoint, TrainingData, fit, learning_rate
 from hawq.finetuning.ordered import finetune
@@ -18,8 +19,10 @@ __all__ = [
     "TrainingData",
     "finetune",
     "fit",
+    "freeze_batch_norm",
     "learning_rate",
     "make_phases",
+    "reestimate_batch_norm",
     "soft_loss",
     "tuning_order",
 ]

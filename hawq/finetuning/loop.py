@@ -68,6 +68,7 @@ def fit(
     loss: Callable[[Tensor, Tensor], Tensor] | None = None,
     distillation: Distillation | None = None,
     enter: Callable[[nn.Module, Phase], None] = lambda model, phase: None,
+    begin_step: Callable[[nn.Module, int], None] = lambda model, step: None,
     evaluate: Callable[[nn.Module], float] | None = None,
     checkpoint: TrainingCheckpoint | None = None,
     on_row: Callable[[Row], None] = lambda row: None,
@@ -81,6 +82,7 @@ def fit(
         seed: of the randomness inside the network (dropout), re-seeded at every step.
         loss: mean loss of (outputs, targets); cross-entropy with the settings' label smoothing unless given.
         distillation: what is learnt besides.
+        begin_step: called with the network in train mode and the number of steps done, before each step.
         evaluate: accuracy in percent, called at the end of every phase and `settings.evaluations` times between.
         checkpoint: where to store and find a half-done training.
         on_row: hears every row of the history as it is made.
@@ -106,6 +108,7 @@ def fit(
                 enter(model, phase)
                 begun = index + 1
             while step < first + phase.steps:
+                begin_step(model.train(), step)
                 row = _train_step(model, optimizer, next(batches), loss, distillation, phase, step - first, seed + step)
                 step += 1
                 history.append({"step": step, "phase": index, **row})
@@ -134,7 +137,6 @@ def _train_step(
     lr = learning_rate(phase, step)
     for group in optimizer.param_groups:
         group["lr"] = lr
-    model.train()
     torch.manual_seed(seed)
     outputs = model(batch[0])
     value = loss(outputs, batch[1])

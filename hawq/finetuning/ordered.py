@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import islice
 from typing import Any
 
 from torch import Tensor, nn
 
+from hawq.finetuning.batch_norm import freeze_batch_norm, reestimate_batch_norm
 from hawq.finetuning.distillation import Distillation
 from hawq.finetuning.loop import RepeatedLoader, Row, TrainingCheckpoint, TrainingData, fit
 from hawq.finetuning.schedule import make_phases
@@ -34,7 +36,8 @@ def finetune(
     """A quantised, fine-tuned copy of `model`, and its history (one row a step; see `fit`).
 
     Blocks enter by Ω_i = λ_i ‖Q(W_i) − W_i‖²₂, largest first (Algorithm 2 of 1905.03696); blocks that have entered
-    stay quantised while all weights go on learning.
+    stay quantised while all weights go on learning. The statistics of batch norm are measured anew where they
+    freeze, or else in the end.
 
     Args:
         model: the float network, left as it is; with `settings.distillation` also the teacher.
@@ -63,6 +66,19 @@ def finetune(
     def enter(network: nn.Module, phase: Phase) -> None:
         enable(network, phase.enters, calibration)
 
+    frozen_from = steps - round(phases[-1].steps * settings.freeze_batch_norm)
+
+    def measure_batch_norm(network: nn.Module) -> None:
+        if settings.reestimate_batches:
+            batches = islice(data.batches(0), settings.reestimate_batches)
+            reestimate_batch_norm(network, (inputs for inputs, _ in batches))
+
+    def begin_step(network: nn.Module, step: int) -> None:
+        if step == frozen_from:
+            measure_batch_norm(network)
+        if step >= frozen_from:
+            freeze_batch_norm(network)
+
     history = fit(
         quantized,
         phases,
@@ -72,9 +88,12 @@ def finetune(
         loss=loss,
         distillation=teaching,
         enter=enter,
+        begin_step=begin_step,
         evaluate=evaluate,
         checkpoint=checkpoint,
         on_row=on_row,
         title=title,
     )
+    if frozen_from == steps:
+        measure_batch_norm(quantized)
     return quantized, history

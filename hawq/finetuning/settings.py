@@ -66,6 +66,9 @@ class FineTuning(Training):
         order, final_fraction: see `Order`.
         distillation: weight of the float parent's outputs as targets, 0 to 1; 0 reads labels alone.
         temperature: of these targets.
+        reestimate_batches: training batches that batch norm's statistics are measured anew from, once: in the end, or
+            where they freeze; 0 for not at all.
+        freeze_batch_norm: share of the last phase's steps, its last ones, in which these statistics stay as they are.
 
     Raises:
         ValueError: a value out of range.
@@ -76,6 +79,8 @@ class FineTuning(Training):
     final_fraction: float = 0.5
     distillation: float = 0.0
     temperature: float = 4.0
+    reestimate_batches: int = 20
+    freeze_batch_norm: float = 0.0
 
     section = "finetune"
 
@@ -89,6 +94,11 @@ class FineTuning(Training):
         if not 0 < self.temperature < inf:
             given = f"{self.section}.temperature={self.temperature}"
             raise ValueError(f"{given} is out of range: give a number above 0")
+        if self.reestimate_batches < 0:
+            given = f"{self.section}.reestimate_batches={self.reestimate_batches}"
+            raise ValueError(f"{given} is out of range: give a number from 0 on")
+        if not 0 <= self.freeze_batch_norm <= 1:
+            raise ValueError(f"{self.section}.freeze_batch_norm={self.freeze_batch_norm} is out of range: give 0 to 1")
         self.block_order()
 
     def block_order(self) -> Order:
