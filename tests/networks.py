@@ -145,6 +145,11 @@ def build(name: str, dtype: torch.dtype = torch.float64) -> nn.Module:
     return model.eval()
 
 
+def running(model: nn.Module) -> Tensor:
+    """Running statistics of every batch norm, one after another."""
+    return torch.cat([x for name, x in model.named_buffers() if name.endswith(("running_mean", "running_var"))])
+
+
 def samples(num_samples: int, dtype: torch.dtype = torch.float64, seed: int = 2) -> Batch:
     generator = torch.Generator().manual_seed(seed)
     images = torch.randn(num_samples, 3, SIDE, SIDE, generator=generator, dtype=dtype)

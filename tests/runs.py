@@ -31,6 +31,7 @@ TINY = (
     "model.small_input_size=8",
     "training.max_steps=2",
     "finetune.max_steps=2",
+    "finetune.reestimate_batches=1",
     "analysis.num_samples=16",
     "solver.max_iterations=2",
 )

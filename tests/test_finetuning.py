@@ -1,37 +1,23 @@
 """Ordered fine-tuning: what it leaves alone, what it records, and how it goes on after being killed."""
 
+import copy
+
 import pytest
 import torch
 from memory import Killed, MemoryCheckpoint, kill_after
-from networks import Dropped, Fresh, batches_of
+from networks import Fresh, running
 from sensitivities import plan_of
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
+from tuning import BATCHES, CALIBRATION, prepared, same_state
 
-from hawq.allocation import UniformBits
-from hawq.blocks import find_blocks
 from hawq.errors import UserError
-from hawq.finetuning import FineTuning, Training, finetune, fit
-from hawq.quantization import LSQ, Uniform, weight_errors
-from hawq.records import BlockSensitivity, Estimate, Phase, Sensitivity
-from hawq.sensitivity import block_weights
+from hawq.finetuning import FineTuning, Training, finetune, fit, reestimate_batch_norm
+from hawq.quantization import LSQ, Uniform
+from hawq.records import Phase
 
 NUM_STEPS = 14
-BATCHES = batches_of(3, 8)
-CALIBRATION = [images for images, _ in BATCHES]
 SETTINGS = FineTuning(max_steps=NUM_STEPS, lr=0.05, checkpoint_every=3)
-
-
-def prepared():
-    """(network, sensitivity, plan) with λ = 1, 2, 3."""
-    torch.manual_seed(5)
-    model = Dropped()
-    rows = [
-        BlockSensitivity(block, Estimate(1.0 + i, 0.0, 1, True), weight_errors(block_weights(model, block), LSQ()))
-        for i, block in enumerate(find_blocks(model, CALIBRATION[0]))
-    ]
-    sensitivity = Sensitivity(tuple(rows), "power", 1, 0.0)
-    return model, sensitivity, UniformBits(3, 4, 4).allocate(sensitivity)
 
 
 def tune(settings=SETTINGS, **options):
@@ -39,18 +25,10 @@ def tune(settings=SETTINGS, **options):
     return finetune(*prepared(), Fresh(BATCHES), CALIBRATION, settings, **options)
 
 
-def same_state(left, right):
-    left, right = left.state_dict(), right.state_dict()
-    return left.keys() == right.keys() and all(
-        torch.equal(value, right[name]) if isinstance(value, torch.Tensor) else value == right[name]
-        for name, value in left.items()
-    )
-
-
 @pytest.mark.parametrize("quantizer", [LSQ(), Uniform()], ids=["lsq", "uniform"])
 @pytest.mark.parametrize("order", ["descending", "joint"])
 def test_a_killed_run_ends_in_the_same_weights(order, quantizer):
-    settings = FineTuning(max_steps=NUM_STEPS, lr=0.05, checkpoint_every=3, order=order)
+    settings = FineTuning(max_steps=NUM_STEPS, lr=0.05, checkpoint_every=3, order=order, freeze_batch_norm=0.5)
     network, history = tune(settings, quantizer=quantizer)
     assert [row["step"] for row in history] == list(range(1, NUM_STEPS + 1))
     for killed_at in (1, 3, 4, 8, NUM_STEPS):
@@ -95,6 +73,28 @@ def test_phases_and_rates_stand_in_the_history():
     assert [row["phase"] for row in history] == [0, 0, 1, 1, 2, 2, 3, 3]
     assert [row["lr"] for row in history] == pytest.approx([0.05] * 7 + [0.025])
     assert all("accuracy" in history[step - 1] for step in (2, 4, 6, 8))
+
+
+@pytest.mark.parametrize(("share", "frozen"), [(0.0, 0), (0.5, 7), (1.0, 14)])
+def test_fine_tuning_freezes_the_last_steps(share, frozen):
+    seen = []
+
+    def evaluate(network):
+        seen.append(running(network).clone())
+        return 0.0
+
+    settings = FineTuning(max_steps=NUM_STEPS, order="joint", evaluations=NUM_STEPS, freeze_batch_norm=share)
+    network, _ = finetune(*prepared(), Fresh(BATCHES), CALIBRATION, settings, seed=1, evaluate=evaluate)
+    assert [torch.equal(x, seen[-1]) for x in seen] == [False] * (NUM_STEPS - max(frozen, 1)) + [True] * max(frozen, 1)
+    assert torch.equal(running(network), seen[-1]) == (frozen > 0)  # else they were measured anew in the end
+
+
+@pytest.mark.parametrize("settings", [FineTuning(epochs=0, reestimate_batches=3), SETTINGS], ids=["0", "14"])
+def test_fine_tuning_ends_with_statistics_of_its_training_batches(settings):
+    network, _ = finetune(*prepared(), Fresh(BATCHES), CALIBRATION, settings, seed=1)
+    expected = copy.deepcopy(network)
+    reestimate_batch_norm(expected, [BATCHES[i % 3][0] for i in range(settings.reestimate_batches)])
+    assert same_state(network, expected)
 
 
 def test_training_lowers_the_loss():

@@ -1,5 +1,7 @@
 """Ordered quantisation-aware fine-tuning."""
 
+from hawq.finetuning.batch_norm import freeze_batch_norm, reestimate_batch_norm
+from hawq.finetuning.distillation import Distillation, soft_loss
 from hawq.finetuning.loop import RepeatedLoader, Row, TrainingCheckpoint, TrainingData, fit, learning_rate
 from hawq.finetuning.ordered import finetune
 from hawq.finetuning.schedule import ORDERS, Order, make_phases, tuning_order
@@ -7,6 +9,7 @@ from hawq.finetuning.settings import FineTuning, Training
 
 __all__ = [
     "ORDERS",
+    "Distillation",
     "FineTuning",
     "Order",
     "RepeatedLoader",
@@ -16,7 +19,10 @@ __all__ = [
     "TrainingData",
     "finetune",
     "fit",
+    "freeze_batch_norm",
     "learning_rate",
     "make_phases",
+    "reestimate_batch_norm",
+    "soft_loss",
     "tuning_order",
 ]

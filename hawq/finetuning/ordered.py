@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import islice
 from typing import Any
 
 from torch import Tensor, nn
 
+from hawq.finetuning.batch_norm import freeze_batch_norm, reestimate_batch_norm
+from hawq.finetuning.distillation import Distillation
 from hawq.finetuning.loop import RepeatedLoader, Row, TrainingCheckpoint, TrainingData, fit
 from hawq.finetuning.schedule import make_phases
 from hawq.finetuning.settings import FineTuning
@@ -33,16 +36,17 @@ def finetune(
     """A quantised, fine-tuned copy of `model`, and its history (one row a step; see `fit`).
 
     Blocks enter by Ω_i = λ_i ‖Q(W_i) − W_i‖²₂, largest first (Algorithm 2 of 1905.03696); blocks that have entered
-    stay quantised while all weights go on learning.
+    stay quantised while all weights go on learning. The statistics of batch norm are measured anew where they
+    freeze, or else in the end.
 
     Args:
-        model: the float network, left as it is.
+        model: the float network, left as it is; with `settings.distillation` also the teacher.
         sensitivity, plan: from `analyze` and `allocate`.
         data: training batches; a DataLoader will do.
         calibration: input batches (N, ...) that activation ranges are chosen from when a block enters.
         settings: `FineTuning()` unless given.
         quantizer: LSQ unless given.
-        loss: mean loss of (outputs, targets); cross-entropy unless given.
+        loss: mean loss of (outputs, targets); cross-entropy unless given. With distillation it is the hard part.
         evaluate: accuracy in percent of a network, for the history.
         checkpoint: where a half-done run is stored and found.
         on_row: hears every row of the history as it is made.
@@ -57,8 +61,23 @@ def finetune(
     steps = settings.num_steps(data.steps_per_epoch)
     phases = make_phases(sensitivity, plan, settings.block_order(), steps, settings.lr, seed)
 
+    teaching = Distillation(model, settings.distillation, settings.temperature) if settings.distillation else None
+
     def enter(network: nn.Module, phase: Phase) -> None:
         enable(network, phase.enters, calibration)
+
+    frozen_from = steps - round(phases[-1].steps * settings.freeze_batch_norm)
+
+    def measure_batch_norm(network: nn.Module) -> None:
+        if settings.reestimate_batches:
+            batches = islice(data.batches(0), settings.reestimate_batches)
+            reestimate_batch_norm(network, (inputs for inputs, _ in batches))
+
+    def begin_step(network: nn.Module, step: int) -> None:
+        if step == frozen_from:
+            measure_batch_norm(network)
+        if step >= frozen_from:
+            freeze_batch_norm(network)
 
     history = fit(
         quantized,
@@ -67,10 +86,14 @@ def finetune(
         settings,
         seed=seed,
         loss=loss,
+        distillation=teaching,
         enter=enter,
+        begin_step=begin_step,
         evaluate=evaluate,
         checkpoint=checkpoint,
         on_row=on_row,
         title=title,
     )
+    if frozen_from == steps:
+        measure_batch_norm(quantized)
     return quantized, history

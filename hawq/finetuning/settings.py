@@ -64,6 +64,11 @@ class FineTuning(Training):
     Args:
         calibration_batches: training batches that activation ranges are chosen from.
         order, final_fraction: see `Order`.
+        distillation: weight of the float parent's outputs as targets, 0 to 1; 0 reads labels alone.
+        temperature: of these targets.
+        reestimate_batches: training batches that batch norm's statistics are measured anew from, once: in the end, or
+            where they freeze; 0 for not at all.
+        freeze_batch_norm: share of the last phase's steps, its last ones, in which these statistics stay as they are.
 
     Raises:
         ValueError: a value out of range.
@@ -72,6 +77,10 @@ class FineTuning(Training):
     calibration_batches: int = 2
     order: str = "descending"
     final_fraction: float = 0.5
+    distillation: float = 0.0
+    temperature: float = 4.0
+    reestimate_batches: int = 20
+    freeze_batch_norm: float = 0.0
 
     section = "finetune"
 
@@ -80,6 +89,16 @@ class FineTuning(Training):
         if self.calibration_batches < 1:
             given = f"{self.section}.calibration_batches={self.calibration_batches}"
             raise ValueError(f"{given} is out of range: give a number from 1 on")
+        if not 0 <= self.distillation <= 1:
+            raise ValueError(f"{self.section}.distillation={self.distillation} is out of range: give 0 to 1")
+        if not 0 < self.temperature < inf:
+            given = f"{self.section}.temperature={self.temperature}"
+            raise ValueError(f"{given} is out of range: give a number above 0")
+        if self.reestimate_batches < 0:
+            given = f"{self.section}.reestimate_batches={self.reestimate_batches}"
+            raise ValueError(f"{given} is out of range: give a number from 0 on")
+        if not 0 <= self.freeze_batch_norm <= 1:
+            raise ValueError(f"{self.section}.freeze_batch_norm={self.freeze_batch_norm} is out of range: give 0 to 1")
         self.block_order()
 
     def block_order(self) -> Order:
