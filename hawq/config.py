@@ -218,9 +218,15 @@ def leave_no_empty_folder() -> None:
 
 
 def compose_parts(overrides: Sequence[str]) -> dict[str, Any]:
-    """`options` and every component that a command line would build, without a run. Raises ValueError as a run does."""
+    """`options` and every component that a command line would build, without a run.
+
+    Raises ValueError with one sentence for whatever a run would refuse.
+    """
     register_resolvers()
-    return _build_parts(_plain(_compose(overrides)))
+    try:
+        return _build_parts(_plain(_compose(overrides)))
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ValueError(explain(error, config_keys())) from error
 
 
 def config_keys() -> list[str]:

@@ -6,11 +6,11 @@ from hawq.report.provenance import git_commit, versions
 from hawq.report.results import Recorded, read_results, readme_results
 from hawq.report.tables import (
     RESULT_COLUMNS,
-    bits_label,
     limits_table,
     markdown,
     plans_table,
     result_cells,
+    result_row,
     results_table,
     sensitivity_rows,
     size_label,
@@ -23,7 +23,6 @@ __all__ = [
     "PaperRow",
     "PaperTable",
     "Recorded",
-    "bits_label",
     "comparison",
     "finetuning_figure",
     "frontier_figure",
@@ -35,6 +34,7 @@ __all__ = [
     "read_table",
     "readme_results",
     "result_cells",
+    "result_row",
     "results_table",
     "sensitivity_figure",
     "sensitivity_rows",
