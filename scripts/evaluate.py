@@ -22,7 +22,7 @@ from hawq.data import Images
 from hawq.evaluation import accuracy_on
 from hawq.export import load, read_about
 from hawq.records import Framing, Normalization, from_dict
-from hawq.report import result_row, results_table
+from hawq.report import recorded_accuracy, result_row, results_table
 
 
 def main() -> None:
@@ -37,7 +37,7 @@ def main() -> None:
 
 
 def evaluate(path: Path, overrides: list[str]) -> str:
-    """The row of the file as a table, and on what it was measured.
+    """The row of the file as a table, on what it was measured, and the accuracy that a record beside it states.
 
     Raises ValueError or FileNotFoundError, with one sentence, where file, data set and network do not fit each other.
     """
@@ -61,7 +61,12 @@ def evaluate(path: Path, overrides: list[str]) -> str:
     row = result_row(network.quantization.plan, accuracy, size_bytes, published_bytes(source.network.state_dict()))  # type: ignore
     right = round(accuracy * len(images) / 100)
     seen = f"{right:,} of {len(images):,} test images of {dataset.name} are right; {size_bytes:,} bytes on disk"
-    return f"{results_table([row])}\n{seen}"
+    lines = [results_table([row]), seen]
+    recorded = recorded_accuracy(path)
+    if recorded is not None and dataset.name == about["dataset"]:
+        value, origin = recorded
+        lines.append(f"recorded: {value:.2f} % ({origin}); difference {accuracy - value:+.2f} points")
+    return "\n".join(lines)
 
 
 def normalization_of(path: Path, about: dict[str, Any]) -> Normalization:

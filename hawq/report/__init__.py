@@ -1,9 +1,18 @@
 """Tables and figures."""
 
-from hawq.report.figures import finetuning_figure, frontier_figure, sensitivity_figure
+from hawq.report.figures import finetuning_figure, frontier_figure, phase_borders, sensitivity_figure
 from hawq.report.papers import NOT_RUN, Ours, PaperRow, PaperTable, comparison, read_table
-from hawq.report.provenance import git_commit, versions
-from hawq.report.results import Recorded, read_results, readme_results
+from hawq.report.provenance import git_commit, hardware, versions
+from hawq.report.results import (
+    Recorded,
+    RecordedRow,
+    RecordedRun,
+    read_result,
+    read_results,
+    readme_results,
+    recorded_accuracy,
+    write_result,
+)
 from hawq.report.tables import (
     RESULT_COLUMNS,
     limits_table,
@@ -23,16 +32,22 @@ __all__ = [
     "PaperRow",
     "PaperTable",
     "Recorded",
+    "RecordedRow",
+    "RecordedRun",
     "comparison",
     "finetuning_figure",
     "frontier_figure",
     "git_commit",
+    "hardware",
     "limits_table",
     "markdown",
+    "phase_borders",
     "plans_table",
+    "read_result",
     "read_results",
     "read_table",
     "readme_results",
+    "recorded_accuracy",
     "result_cells",
     "result_row",
     "results_table",
@@ -40,4 +55,5 @@ __all__ = [
     "sensitivity_rows",
     "size_label",
     "versions",
+    "write_result",
 ]
