@@ -8,7 +8,6 @@ The packed file of the first run goes beside the record. Then: `python scripts/r
 from __future__ import annotations
 
 import argparse
-import json
 import shlex
 import sys
 from collections.abc import Sequence
@@ -21,11 +20,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from hawq.config import NOT_PART_OF_A_RESULT, REPOSITORY
 from hawq.files import write_whole
 from hawq.records import RunReport
-from hawq.report import Recorded, RecordedRow, RecordedRun, phase_borders, write_result
+from hawq.report import Recorded, RecordedRun, recorded_rows, write_result
 from hawq.sweep import read_report
 
 RESULTS = REPOSITORY / "docs" / "results"
-MOST_POINTS = 100
 MOST_BYTES = 2**20
 
 
@@ -77,7 +75,7 @@ def make_record(given: argparse.Namespace, reports: Sequence[RunReport], packed:
             seed=report.config["seed"],
             hours=round(sum(stage.seconds for stage in report.stages) / 3600, 3),
             git_commit=report.git_commit,
-            rows=tuple(rows_of(folder, report)),
+            rows=recorded_rows(folder, report),
             packed=packed if report is first else None,
         )
         for folder, report in zip(given.runs, reports, strict=True)
@@ -117,26 +115,6 @@ def without_seeds(config: dict[str, Any]) -> dict[str, Any]:
     """What decides a result, apart from the seeds at any depth."""
     kept = {key: value for key, value in config.items() if key not in ("seed", *NOT_PART_OF_A_RESULT)}
     return {key: without_seeds(value) if isinstance(value, dict) else value for key, value in kept.items()}
-
-
-def rows_of(folder: Path, report: RunReport) -> list[RecordedRow]:
-    """The float network, then every fine-tuned one with its history; only the plan's own lies in the folder itself."""
-    places = [folder / "direct", folder][-(len(report.rows) - 1) :]
-    rows = [RecordedRow(report.rows[0])]
-    for place, result in zip(places, report.rows[1:], strict=True):
-        history = json.loads((place / "finetune" / "history.json").read_text())
-        curve = [(row["step"], round(row["accuracy"], 3)) for row in history if "accuracy" in row]
-        steps = history[-1]["step"] if history else 0
-        rows.append(RecordedRow(result, steps, tuple(thinned(curve)), tuple(phase_borders(history))))
-    return rows
-
-
-def thinned(curve: list[tuple[int, float]]) -> list[tuple[int, float]]:
-    """At most `MOST_POINTS` points, evenly taken, the first and the last among them."""
-    if len(curve) <= MOST_POINTS:
-        return curve
-    last = len(curve) - 1
-    return [curve[round(place * last / (MOST_POINTS - 1))] for place in range(MOST_POINTS)]
 
 
 def shown_command(reports: Sequence[RunReport]) -> str:

@@ -10,7 +10,7 @@ import pytest
 from runs import REPOSITORY, read_json, run_folder, run_here, run_script
 
 from hawq.records import ResultRow, from_dict, to_dict
-from hawq.report import Recorded, RecordedRow, RecordedRun, read_result, readme_results, write_result
+from hawq.report import Recorded, RecordedRow, RecordedRun, figures, read_result, readme_results, write_result
 
 RESULT = ResultRow("HAWQ", "2 MP", "4", 91.0, 13.1, 100_000, 8.0, 0.079)
 FLOAT = RecordedRow(ResultRow("float", "32", "32", 92.5, 1.0, 1_000_000, 1.0, 1.03))
@@ -166,6 +166,60 @@ def test_other_runs_are_no_seeds(change, message, folder, tmp_path):
 def test_what_cannot_be_recorded_says_why(arguments, message, folder, tmp_path):
     assert message in recorded_with(tmp_path, *(a.format(run=folder) for a in arguments), "--name", "x")
     assert list(tmp_path.iterdir()) == []
+
+
+def a_record(path, *curves, parent=92.5, images=2000):
+    """A record of one seed a curve, whose packed file has the curve's last accuracy."""
+    runs = []
+    for seed, curve in enumerate(curves):
+        row = RecordedRow(replace(RESULT, accuracy=curve[-1][1]), curve[-1][0], curve, (10, 20))
+        parents = replace(FLOAT, result=replace(FLOAT.result, accuracy=parent))
+        runs.append(RecordedRun(seed, 0.1, None, (parents, row)))
+    return write_result(path, replace(RECORD, runs=tuple(runs), curve_images=images))
+
+
+FALLING = ((10, 80.0), (20, 70.0), (30, 88.0), (40, 90.0))
+RISING = ((10, 70.0), (15, 72.0), (20, 75.0), (30, 86.0), (40, 91.0))
+
+
+def test_convergence_is_drawn(folder, tmp_path):
+    """Lines, with the mean of their seeds at the end, and the float network; an SVG says what is written in it."""
+    one, two = a_record(tmp_path / "one.json", FALLING), a_record(tmp_path / "two.json", FALLING, RISING)
+    out = tmp_path / "figures" / "order.svg"
+    assert run_script("plot_convergence.py", f"HAWQ={one}", two, "--out", out) is None
+    text = out.read_text()
+    for written in ("HAWQ  90.00", "two  90.50", "float 92.50", "accuracy % on the first 2,000 test images"):
+        assert f"<!-- {written} -->" in text
+    assert run_script("plot_convergence.py", f"a={one}", f"a={two}", "--out", out) is None
+    assert "<!-- a  90.33 -->" in out.read_text()
+    assert run_script("plot_convergence.py", folder, "--out", tmp_path / "run.png") is None
+    assert (tmp_path / "run.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_lines_show_the_mean_where_all_seeds_were_measured():
+    rows = [RecordedRow(RESULT, 40, curve) for curve in (FALLING, RISING)]
+    steps, values = figures._common_points(rows)
+    assert steps.tolist() == [10, 20, 30, 40]
+    assert values.mean(0).tolist() == [75.0, 72.5, 87.0, 90.5]
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        ({"parent": 91.0}, "different float networks of accuracy ['91.0', '92.5']"),
+        ({"images": None}, "different numbers of test images ['2000', 'None']"),
+    ],
+)
+def test_curves_of_one_figure_are_comparable(other, message, tmp_path):
+    paths = a_record(tmp_path / "one.json", FALLING), a_record(tmp_path / "two.json", RISING, **other)
+    assert message in run_script("plot_convergence.py", *paths, "--out", tmp_path / "x.png")
+    assert not (tmp_path / "x.png").exists()
+
+
+def test_what_has_no_curve_is_not_drawn(tmp_path):
+    path = a_record(tmp_path / "one.json", FALLING[-1:])
+    assert "has no curve" in run_script("plot_convergence.py", path, "--out", tmp_path / "x.png")
+    assert "does not exist" in run_script("plot_convergence.py", tmp_path / "two.json", "--out", tmp_path / "x.png")
 
 
 def test_committed_files_have_their_record():

@@ -1,6 +1,6 @@
 """Tables and figures."""
 
-from hawq.report.figures import finetuning_figure, frontier_figure, phase_borders, sensitivity_figure
+from hawq.report.figures import convergence_figure, finetuning_figure, frontier_figure, sensitivity_figure
 from hawq.report.papers import NOT_RUN, Ours, PaperRow, PaperTable, comparison, read_table
 from hawq.report.provenance import git_commit, hardware, versions
 from hawq.report.results import (
@@ -11,6 +11,7 @@ from hawq.report.results import (
     read_results,
     readme_results,
     recorded_accuracy,
+    recorded_rows,
     write_result,
 )
 from hawq.report.tables import (
@@ -35,19 +36,20 @@ __all__ = [
     "RecordedRow",
     "RecordedRun",
     "comparison",
+    "convergence_figure",
     "finetuning_figure",
     "frontier_figure",
     "git_commit",
     "hardware",
     "limits_table",
     "markdown",
-    "phase_borders",
     "plans_table",
     "read_result",
     "read_results",
     "read_table",
     "readme_results",
     "recorded_accuracy",
+    "recorded_rows",
     "result_cells",
     "result_row",
     "results_table",

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import groupby
 from pathlib import Path
 from statistics import mean, stdev
+from typing import Any
 
 from hawq.files import write_whole
-from hawq.records import ResultRow, from_dict, to_dict
+from hawq.records import ResultRow, RunReport, from_dict, to_dict
 from hawq.report.tables import RESULT_COLUMNS, markdown, result_cells
 
 SCHEMA = "hawq.result/2"
@@ -102,6 +104,31 @@ def _cells(results: Sequence[ResultRow]) -> tuple[str, ...]:
     )
     spread = f" ± {stdev(accuracies):.2f}" if len(results) > 1 else ""
     return (*cells[:_ACCURACY], cells[_ACCURACY] + spread, *cells[_ACCURACY + 1 :])
+
+
+def recorded_rows(folder: Path, report: RunReport) -> tuple[RecordedRow, ...]:
+    """The float network of a finished run, then every fine-tuned one with its history; the plan's own stands last."""
+    places = [folder / "direct", folder][-(len(report.rows) - 1) :]
+    rows = [RecordedRow(report.rows[0])]
+    for place, result in zip(places, report.rows[1:], strict=True):
+        history = json.loads((place / "finetune" / "history.json").read_text())
+        curve = [(row["step"], round(row["accuracy"], 3)) for row in history if "accuracy" in row]
+        steps = history[-1]["step"] if history else 0
+        rows.append(RecordedRow(result, steps, tuple(thinned(curve)), tuple(phase_borders(history))))
+    return tuple(rows)
+
+
+def thinned(curve: Sequence[tuple[int, float]], most: int = 100) -> Sequence[tuple[int, float]]:
+    """At most `most` points, evenly taken, the first and the last among them."""
+    if len(curve) <= most:
+        return curve
+    return [curve[round(place * (len(curve) - 1) / (most - 1))] for place in range(most)]
+
+
+def phase_borders(history: Sequence[Mapping[str, Any]]) -> list[int]:
+    """The last step of every phase but the last one."""
+    ends = [list(rows)[-1]["step"] for _, rows in groupby(history, key=lambda row: row["phase"])]
+    return ends[:-1]
 
 
 def read_result(path: Path) -> Recorded:
