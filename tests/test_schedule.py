@@ -100,7 +100,17 @@ def test_values_out_of_range(kind, values):
 
 @pytest.mark.parametrize(
     "values",
-    [{"order": "upwards"}, {"final_fraction": -0.1}, {"final_fraction": 1.1}, {"calibration_batches": 0}],
+    [
+        {"order": "upwards"},
+        {"final_fraction": -0.1},
+        {"final_fraction": 1.1},
+        {"calibration_batches": 0},
+        {"distillation": -0.1},
+        {"distillation": 1.1},
+        {"distillation": float("nan")},
+        {"temperature": 0.0},
+        {"temperature": float("inf")},
+    ],
     ids=str,
 )
 def test_values_of_finetuning_alone_out_of_range(values):

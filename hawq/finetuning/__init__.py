@@ -1,5 +1,6 @@
 """Ordered quantisation-aware fine-tuning."""
 
+from hawq.finetuning.distillation import Distillation, soft_loss
 from hawq.finetuning.loop import RepeatedLoader, Row, TrainingCheckpoint, TrainingData, fit, learning_rate
 from hawq.finetuning.ordered import finetune
 from hawq.finetuning.schedule import ORDERS, Order, make_phases, tuning_order
@@ -7,6 +8,7 @@ from hawq.finetuning.settings import FineTuning, Training
 
 __all__ = [
     "ORDERS",
+    "Distillation",
     "FineTuning",
     "Order",
     "RepeatedLoader",
@@ -18,5 +20,6 @@ __all__ = [
     "fit",
     "learning_rate",
     "make_phases",
+    "soft_loss",
     "tuning_order",
 ]

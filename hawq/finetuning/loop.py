@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from hawq.errors import UserError
+from hawq.finetuning.distillation import Distillation
 from hawq.finetuning.settings import Training
 from hawq.progress import Progress
 from hawq.records import Phase
@@ -65,6 +66,7 @@ def fit(
     *,
     seed: int,
     loss: Callable[[Tensor, Tensor], Tensor] | None = None,
+    distillation: Distillation | None = None,
     enter: Callable[[nn.Module, Phase], None] = lambda model, phase: None,
     evaluate: Callable[[nn.Module], float] | None = None,
     checkpoint: TrainingCheckpoint | None = None,
@@ -78,6 +80,7 @@ def fit(
         phases: `enter(model, phase)` is called at the start of each, also of one without steps.
         seed: of the randomness inside the network (dropout), re-seeded at every step.
         loss: mean loss of (outputs, targets); cross-entropy with the settings' label smoothing unless given.
+        distillation: what is learnt besides.
         evaluate: accuracy in percent, called at the end of every phase and `settings.evaluations` times between.
         checkpoint: where to store and find a half-done training.
         on_row: hears every row of the history as it is made.
@@ -103,7 +106,7 @@ def fit(
                 enter(model, phase)
                 begun = index + 1
             while step < first + phase.steps:
-                row = _train_step(model, optimizer, next(batches), loss, phase, step - first, seed + step)
+                row = _train_step(model, optimizer, next(batches), loss, distillation, phase, step - first, seed + step)
                 step += 1
                 history.append({"step": step, "phase": index, **row})
                 if not math.isfinite(row["loss"]):
@@ -123,6 +126,7 @@ def _train_step(
     optimizer: torch.optim.Optimizer,
     batch: Batch,
     loss: Callable[[Tensor, Tensor], Tensor],
+    distillation: Distillation | None,
     phase: Phase,
     step: int,
     seed: int,
@@ -132,7 +136,10 @@ def _train_step(
         group["lr"] = lr
     model.train()
     torch.manual_seed(seed)
-    value = loss(model(batch[0]), batch[1])
+    outputs = model(batch[0])
+    value = loss(outputs, batch[1])
+    if distillation:
+        value = distillation.mix(value, outputs, batch[0])
     optimizer.zero_grad(set_to_none=True)
     value.backward()  # type: ignore[no-untyped-call]
     optimizer.step()

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from hawq.finetuning.distillation import Distillation
 from hawq.finetuning.loop import RepeatedLoader, Row, TrainingCheckpoint, TrainingData, fit
 from hawq.finetuning.schedule import make_phases
 from hawq.finetuning.settings import FineTuning
@@ -36,13 +37,13 @@ def finetune(
     stay quantised while all weights go on learning.
 
     Args:
-        model: the float network, left as it is.
+        model: the float network, left as it is; with `settings.distillation` also the teacher.
         sensitivity, plan: from `analyze` and `allocate`.
         data: training batches; a DataLoader will do.
         calibration: input batches (N, ...) that activation ranges are chosen from when a block enters.
         settings: `FineTuning()` unless given.
         quantizer: LSQ unless given.
-        loss: mean loss of (outputs, targets); cross-entropy unless given.
+        loss: mean loss of (outputs, targets); cross-entropy unless given. With distillation it is the hard part.
         evaluate: accuracy in percent of a network, for the history.
         checkpoint: where a half-done run is stored and found.
         on_row: hears every row of the history as it is made.
@@ -57,6 +58,8 @@ def finetune(
     steps = settings.num_steps(data.steps_per_epoch)
     phases = make_phases(sensitivity, plan, settings.block_order(), steps, settings.lr, seed)
 
+    teaching = Distillation(model, settings.distillation, settings.temperature) if settings.distillation else None
+
     def enter(network: nn.Module, phase: Phase) -> None:
         enable(network, phase.enters, calibration)
 
@@ -67,6 +70,7 @@ def finetune(
         settings,
         seed=seed,
         loss=loss,
+        distillation=teaching,
         enter=enter,
         evaluate=evaluate,
         checkpoint=checkpoint,

@@ -64,6 +64,8 @@ class FineTuning(Training):
     Args:
         calibration_batches: training batches that activation ranges are chosen from.
         order, final_fraction: see `Order`.
+        distillation: weight of the float parent's outputs as targets, 0 to 1; 0 reads labels alone.
+        temperature: of these targets.
 
     Raises:
         ValueError: a value out of range.
@@ -72,6 +74,8 @@ class FineTuning(Training):
     calibration_batches: int = 2
     order: str = "descending"
     final_fraction: float = 0.5
+    distillation: float = 0.0
+    temperature: float = 4.0
 
     section = "finetune"
 
@@ -80,6 +84,11 @@ class FineTuning(Training):
         if self.calibration_batches < 1:
             given = f"{self.section}.calibration_batches={self.calibration_batches}"
             raise ValueError(f"{given} is out of range: give a number from 1 on")
+        if not 0 <= self.distillation <= 1:
+            raise ValueError(f"{self.section}.distillation={self.distillation} is out of range: give 0 to 1")
+        if not 0 < self.temperature < inf:
+            given = f"{self.section}.temperature={self.temperature}"
+            raise ValueError(f"{given} is out of range: give a number above 0")
         self.block_order()
 
     def block_order(self) -> Order:
