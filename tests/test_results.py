@@ -44,13 +44,17 @@ def test_one_run_has_no_spread():
     assert (
         RECORD.circumstances() == "seed 0; 200 steps of 128 images, 4 epochs; 0.5 hours on a GPU; torch 2; 2026-01-02"
     )
-    assert (RECORD.accuracy_for("table1/hawq"), RECORD.accuracy_for("table1/hawk")) == ("91.00", None)
+    assert (RECORD.cells_for("table1/hawq")["W-Comp"], RECORD.cells_for("table1/hawk")) == ("13.10×", {})
 
 
 def test_several_seeds_are_summed_up():
     values = (90.0, 91.0, 92.5)
     record = with_seeds(*values)
-    assert record.cells()[1][3] == f"{mean(values):.2f} ± {stdev(values):.2f}" == record.accuracy_for("table1/hawq")
+    assert (
+        record.cells()[1][3]
+        == f"{mean(values):.2f} ± {stdev(values):.2f}"
+        == record.cells_for("table1/hawq")["accuracy %"]
+    )
     assert record.cells()[0][3] == "92.50 ± 0.00"
     assert record.cells()[1][5] == "98.7 KiB"
     assert record.circumstances().startswith("seeds 0, 1, 2: mean ± standard deviation; ")

@@ -27,9 +27,9 @@ def sensitivity_figure(sensitivity: Sensitivity, plan: BitPlan, path: Path) -> P
     figure = Figure(figsize=(max(6.4, 0.42 * len(names) + 1.6), 6.4), layout="constrained")
     top, middle, bottom = figure.subplots(3, 1, sharex=True, height_ratios=(3, 3, 2))
     estimates = [row.curvature(plan.weighting) for row in sensitivity.rows]
-    symbol = {"eigenvalue": "λ", "trace": "Tr H", "proxy": "c"}[plan.weighting]
+    symbol = {"eigenvalue": "λ", "trace": "Tr H", "proxy": "c", "none": "1"}[plan.weighting]
     _log_points(top, [e.value for e in estimates], [e.error for e in estimates], _BLUE)
-    top.set_ylabel(f"{plan.weighting} {symbol}")
+    top.set_ylabel(f"{symbol} (weighting: {plan.weighting})")
     top.set_title(f"Sensitivity and bits per block — {plan.method}, W-Comp {plan.cost.w_comp:.2f}×", loc="left")
     _log_points(
         middle,

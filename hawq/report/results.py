@@ -77,10 +77,11 @@ class Recorded:
         """By `RESULT_COLUMNS`, one line a method; of several seeds the mean, of accuracy ± the standard deviation."""
         return [_cells([row.result for row in rows]) for rows in zip(*(run.rows for run in self.runs), strict=True)]
 
-    def accuracy_for(self, row: str) -> str | None:
-        """Accuracy of the method that fills `row` (table/row), None if none does."""
+    def cells_for(self, row: str) -> dict[str, str]:
+        """Column → cell of the method that fills `row` (table/row); empty if none does."""
         method = next((method for method, filled in self.fills.items() if filled == row), None)
-        return next((cells[_ACCURACY] for cells in self.cells() if cells[0] == method), None)
+        found = next((cells for cells in self.cells() if cells[0] == method), ())
+        return dict(zip(RESULT_COLUMNS, found, strict=False))
 
     def circumstances(self) -> str:
         """Seeds, steps, hours, hardware, versions and date in one line."""
