@@ -101,7 +101,7 @@ def refuse_different(folders: Sequence[Path], reports: Sequence[RunReport]) -> N
     first = without_seeds(reports[0].config)
     for folder, report in zip(folders[1:], reports[1:], strict=True):
         other = without_seeds(report.config)
-        keys = [key for key in first if first[key] != other.get(key)]
+        keys = sorted(key for key in first.keys() | other.keys() if first.get(key) != other.get(key))
         if keys:
             raise ValueError(
                 f"{folders[0]} and {folder} differ in {', '.join(keys)}: give runs that differ in the seed"

@@ -118,7 +118,7 @@ def convergence_figure(
         for axes in (whole, ending):
             axes.plot(steps, middle, color=color, linewidth=1.6)
             axes.fill_between(steps, values.min(0), values.max(0), color=color, alpha=0.15, linewidth=0)
-        at_border = np.isin(steps, seeds[0].borders)
+        at_border = np.isin(steps, seeds[0].borders[:-1])  # the last one begins the phase of all blocks
         whole.plot(steps[at_border], middle[at_border], "o", color=color, ms=3.5)
         result = np.mean([row.result.accuracy for row in seeds])
         ends[f"{label}  {result:.2f}"] = (float(steps[-1]), float(middle[-1]), color)

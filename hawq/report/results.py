@@ -24,7 +24,7 @@ class RecordedRow:
     """One network: its line of the results table, and how it got there.
 
     `steps` of fine-tuning, `curve` the (step, accuracy in percent) pairs on the way, `borders` the last step of each
-    phase but the last one: at each of them a further block was quantised.
+    phase but the last one: at all but the last of them a further block was quantised.
     """
 
     result: ResultRow
