@@ -6,6 +6,7 @@ import dataclasses
 import difflib
 import json
 import pkgutil
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass
@@ -49,7 +50,7 @@ COMPONENTS = (
     "tracking",
 )
 BASELINES = ("direct", "none")
-_NOT_PART_OF_A_RESULT = ("hydra", "stages", "device", "threads", "workers", "tracking", "outputs", "allowed_targets")
+NOT_PART_OF_A_RESULT = ("hydra", "stages", "device", "threads", "workers", "tracking", "outputs", "allowed_targets")
 
 
 @dataclass(frozen=True)
@@ -137,7 +138,7 @@ def register_resolvers() -> None:
 def run_name(config: DictConfig) -> str:
     """Folder name of a run: what was chosen, and a hash of the config, so that the same command finds it again."""
     choices = config.hydra.runtime.choices
-    facts = {key: value for key, value in _plain(config).items() if key not in _NOT_PART_OF_A_RESULT}
+    facts = {key: value for key, value in _plain(config).items() if key not in NOT_PART_OF_A_RESULT}
     text = json.dumps(facts, sort_keys=True)  # takes NaN too, which is refused later, with a better message
     given = config.allocation.sensitivity
     network = [choices.model, choices.dataset] if given is None else [Path(str(given)).stem]
@@ -165,7 +166,8 @@ def build_settings(config: DictConfig) -> Settings:
     """
     plain = _plain(config)
     folder = Path(HydraConfig.get().runtime.output_dir)
-    command = " ".join(["python", *sys.argv])
+    overrides = HydraConfig.get().overrides.task  # of this job alone, in a sweep
+    command = shlex.join(["python", "train.py", *overrides])
     return Settings(folder=folder, resolved=plain, command=command, **_build_parts(plain))
 
 
@@ -218,9 +220,15 @@ def leave_no_empty_folder() -> None:
 
 
 def compose_parts(overrides: Sequence[str]) -> dict[str, Any]:
-    """`options` and every component that a command line would build, without a run. Raises ValueError as a run does."""
+    """`options` and every component that a command line would build, without a run.
+
+    Raises ValueError with one sentence for whatever a run would refuse.
+    """
     register_resolvers()
-    return _build_parts(_plain(_compose(overrides)))
+    try:
+        return _build_parts(_plain(_compose(overrides)))
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ValueError(explain(error, config_keys())) from error
 
 
 def config_keys() -> list[str]:

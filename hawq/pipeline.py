@@ -28,13 +28,14 @@ from hawq.measurement import measured
 from hawq.records import FLOAT_BITS, BitPlan, ResultRow, RunReport, Sensitivity, StageRecord, to_dict
 from hawq.report import (
     RESULT_COLUMNS,
-    bits_label,
     finetuning_figure,
     frontier_figure,
     git_commit,
+    hardware,
     limits_table,
     markdown,
     result_cells,
+    result_row,
     results_table,
     sensitivity_figure,
     sensitivity_rows,
@@ -120,7 +121,7 @@ def prepare_network(settings: Settings) -> Prepared:
             f"model {settings.model.name} cannot take images of {tuple(example.shape[2:])} ({reason}): "
             "give a larger model.small_input_size or another dataset"
         ) from error
-    about = about_network(settings, normalization)
+    about = about_network(settings, normalization, source.framing, example)
     overhead_bytes = packed_overhead(source.network, blocks, settings.quantizer, about)
     settings.bits.check(blocks, overhead_bytes)
     data_facts = {
@@ -290,7 +291,7 @@ def _report(prepared: Prepared, found: Findings, log: RunLog, seconds: float) ->
         stages=tuple(found.records),
         plan=plan,
         config=settings.resolved,
-        versions=versions(),
+        versions=versions() | {"hardware": hardware(prepared.device)},
         git_commit=git_commit(REPOSITORY),
         command=settings.command,
         seconds=seconds,
@@ -316,19 +317,7 @@ def _result_rows(found: Findings) -> list[ResultRow]:
     size = checkpoint_bytes(network)
     rows = [ResultRow("float", full, full, found.source.accuracy, 1.0, size, 1.0, paper_size_mib(published, 1.0))]
     for name, packed in found.packed.items():
-        plan = found.tuned[name].plan
-        rows.append(
-            ResultRow(
-                method=plan.method,
-                weight_bits=bits_label([precision.weight_bits for precision in plan.precisions.values()]),
-                activation_bits=bits_label([precision.activation_bits for precision in plan.precisions.values()]),
-                accuracy=packed.accuracy,
-                w_comp=plan.cost.w_comp,
-                size_bytes=packed.size_bytes,
-                a_comp=plan.cost.a_comp,
-                paper_size_mib=paper_size_mib(published, plan.cost.w_comp),
-            )
-        )
+        rows.append(result_row(found.tuned[name].plan, packed.accuracy, packed.size_bytes, published))
     return rows
 
 

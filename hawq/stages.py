@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import Subset
 
 from hawq.allocation import Mixed, is_proven
 from hawq.artifacts import Entry, Store, dump_record, hash_tensors, parse_record
@@ -22,13 +22,24 @@ from hawq.curvature import Batch, CurvatureCheckpoint
 from hawq.data import Images, Splits, TrainBatches, fixed_batches, sample_indices
 from hawq.distributed import from_first, rank, share_out, world_size
 from hawq.errors import UserError
-from hawq.evaluation import accuracy
+from hawq.evaluation import accuracy_on
 from hawq.export import PACKED_SCHEMA, export_onnx, load, save
 from hawq.finetuning import FineTuning, Row, finetune, fit, make_phases
 from hawq.measurement import measured
 from hawq.models import FloatModel, read_checkpoint, write_checkpoint
 from hawq.quantization import attach
-from hawq.records import BitPlan, Block, Estimate, FloatPart, Normalization, Phase, Sensitivity, StageRecord, to_dict
+from hawq.records import (
+    BitPlan,
+    Block,
+    Estimate,
+    FloatPart,
+    Framing,
+    Normalization,
+    Phase,
+    Sensitivity,
+    StageRecord,
+    to_dict,
+)
 from hawq.sensitivity import Curvature, combine, measure_curvature
 from hawq.tracking import RunLog
 from hawq.weights import load_strictly
@@ -36,7 +47,6 @@ from hawq.weights import load_strictly
 FORMAT = 2  # raised when a stage computes something else from the same settings: old artifacts are then left alone
 SENSITIVITY_SCHEMA = "hawq.sensitivity/2"
 CURVATURE_SCHEMA = "hawq.curvature/2"
-_EVALUATION_BATCH = 100
 
 Files = dict[str, bytes]
 
@@ -81,9 +91,7 @@ class Prepared:
         """Accuracy in percent on the first `num_images` test images, or on all."""
         count = min(num_images or len(self.splits.test_images), len(self.splits.test_images))
         images = Subset(self.test_images(), range(count))
-        loader = DataLoader(images, _EVALUATION_BATCH, num_workers=self.settings.options.workers)
-        batches = ((inputs.to(self.device), labels.to(self.device)) for inputs, labels in loader)
-        return accuracy(network, batches, count, title)
+        return accuracy_on(network, images, self.device, self.settings.options.workers, title)
 
 
 @dataclass(frozen=True)
@@ -198,10 +206,11 @@ def tuning(
 def packing(prepared: Prepared, source: FloatNetwork, tuned: Tuned, name: str, records: list[StageRecord]) -> Packed:
     """The packed file (and ONNX on request), read back and measured on the whole test set."""
     settings = prepared.settings
+    about = about_network(settings, prepared.normalization, prepared.source.framing, prepared.example())
     facts = {"format": PACKED_SCHEMA, "finetune": tuned.entry.key, "export": component_facts(settings.export)}
+    facts |= {"about": about}
 
     def make(entry: Entry) -> Files:
-        about = about_network(settings, prepared.normalization)
         path = save(tuned.network, entry.path / "model.safetensors", about)
         restored = load(path, source.network)
         _refuse_other_outputs(tuned.network, restored, prepared.example())
@@ -219,9 +228,13 @@ def packing(prepared: Prepared, source: FloatNetwork, tuned: Tuned, name: str, r
     return Packed(entry, value, (entry.path / "model.safetensors").stat().st_size)
 
 
-def about_network(settings: Settings, normalization: Normalization) -> dict[str, Any]:
-    """What the packed file tells about its network."""
-    return {"model": settings.model.name, "dataset": settings.dataset.name, **to_dict(normalization)}
+def about_network(
+    settings: Settings, normalization: Normalization, framing: Framing, example: Tensor
+) -> dict[str, Any]:
+    """What the packed file tells about its network: enough to measure it again; `example` is one input (1, 3, H, W)."""
+    framing = dataclasses.replace(framing, size=example.shape[-1])  # images in memory keep their own size
+    names = {"model": settings.model.name, "dataset": settings.dataset.name}
+    return {**names, **to_dict(normalization), "framing": to_dict(framing)}
 
 
 def _label(stage: str, name: str) -> str:

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import groupby
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from hawq.allocation import Frontier
 from hawq.records import BitPlan, Sensitivity
+from hawq.report.results import RecordedRow, phase_borders
 
 _INK, _BLUE, _ORANGE, _GREY = "#222222", "#2b6cb0", "#d9730d", "#9aa0a6"
+_SERIES = (_BLUE, _ORANGE, "#2f855a", "#b83280", "#6b46c1", "#718096")
 _DPI = 160
 
 
@@ -24,9 +27,9 @@ def sensitivity_figure(sensitivity: Sensitivity, plan: BitPlan, path: Path) -> P
     figure = Figure(figsize=(max(6.4, 0.42 * len(names) + 1.6), 6.4), layout="constrained")
     top, middle, bottom = figure.subplots(3, 1, sharex=True, height_ratios=(3, 3, 2))
     estimates = [row.curvature(plan.weighting) for row in sensitivity.rows]
-    symbol = {"eigenvalue": "λ", "trace": "Tr H", "proxy": "c"}[plan.weighting]
+    symbol = {"eigenvalue": "λ", "trace": "Tr H", "proxy": "c", "none": "1"}[plan.weighting]
     _log_points(top, [e.value for e in estimates], [e.error for e in estimates], _BLUE)
-    top.set_ylabel(f"{plan.weighting} {symbol}")
+    top.set_ylabel(f"{symbol} (weighting: {plan.weighting})")
     top.set_title(f"Sensitivity and bits per block — {plan.method}, W-Comp {plan.cost.w_comp:.2f}×", loc="left")
     _log_points(
         middle,
@@ -97,10 +100,68 @@ def frontier_figure(frontier: Frontier, plan: BitPlan, path: Path) -> Path:
     return _save(figure, (axes,), path)
 
 
-def phase_borders(history: Sequence[Mapping[str, Any]]) -> list[int]:
-    """The last step of every phase but the last one."""
-    ends = [list(rows)[-1]["step"] for _, rows in groupby(history, key=lambda row: row["phase"])]
-    return ends[:-1]
+def convergence_figure(
+    rows: Mapping[str, Sequence[RecordedRow]], float_accuracy: float, curve_images: int | None, path: Path
+) -> Path:
+    """Accuracy over fine-tuning steps of several runs (the papers' figures 4 and 5), whole and from the last phase on.
+
+    `rows` holds one row a seed under each label: the mean is drawn, and the range as a band. Dots stand where a further
+    block is quantised; the numbers at the right are those of the packed files on all test images.
+    """
+    figure = Figure(figsize=(11.5, 4.8), layout="constrained")
+    whole, ending = figure.subplots(1, 2, width_ratios=(1, 1))
+    last_phase = max((row.borders[-1] for seeds in rows.values() for row in seeds if row.borders), default=0)
+    ends = {}
+    for (label, seeds), color in zip(rows.items(), cycle(_SERIES)):
+        steps, values = _common_points(seeds)
+        middle = values.mean(0)
+        for axes in (whole, ending):
+            axes.plot(steps, middle, color=color, linewidth=1.6)
+            axes.fill_between(steps, values.min(0), values.max(0), color=color, alpha=0.15, linewidth=0)
+        at_border = np.isin(steps, seeds[0].borders[:-1])  # the last one begins the phase of all blocks
+        whole.plot(steps[at_border], middle[at_border], "o", color=color, ms=3.5)
+        result = np.mean([row.result.accuracy for row in seeds])
+        ends[f"{label}  {result:.2f}"] = (float(steps[-1]), float(middle[-1]), color)
+    shown = [y for line in ending.lines for x, y in zip(*line.get_data(), strict=True) if x > last_phase]
+    ending.set_ylim(min(shown) - 0.3, max(*shown, float_accuracy) + 0.3)
+    ending.set_xlim(last_phase, max(x for x, _, _ in ends.values()))
+    for axes in (whole, ending):
+        axes.axhline(float_accuracy, color=_INK, linewidth=1, linestyle="--")
+        axes.set_xlabel("step")
+    beside = {"transform": ending.get_yaxis_transform(), "va": "bottom", "fontsize": 8, "color": _INK}
+    ending.text(0.01, float_accuracy, f"float {float_accuracy:.2f}", **beside)
+    _label_ends(ending, ends)
+    images = "all" if curve_images is None else f"the first {curve_images:,}"
+    whole.set_ylabel(f"accuracy % on {images} test images")
+    whole.set_title("Fine-tuning; dots: one more block is quantised", loc="left")
+    ending.set_title("Once all blocks are quantised", loc="left")
+    return _save(figure, (whole, ending), path)
+
+
+def _common_points(seeds: Sequence[RecordedRow]) -> tuple[np.ndarray, np.ndarray]:
+    """(points,) steps at which every seed was measured, and (seeds, points) accuracies there."""
+    curves = [dict(row.curve) for row in seeds]
+    steps = sorted(set(curves[0]).intersection(*curves))
+    return np.array(steps), np.array([[curve[step] for step in steps] for curve in curves])
+
+
+def _label_ends(axes: Axes, ends: Mapping[str, tuple[float, float, str]]) -> None:
+    """Each line's name beside its end, moved apart where they would touch; beside the axes, so that none is cut."""
+    low, high = axes.get_ylim()
+    apart, place = 0.055 * (high - low), -np.inf
+    for label, (_, y, color) in sorted(ends.items(), key=lambda item: item[1][1]):
+        place = max(y, place + apart)
+        axes.annotate(
+            label,
+            (1, y),
+            (1.06, place),
+            xycoords=axes.get_yaxis_transform(),
+            textcoords=axes.get_yaxis_transform(),
+            color=color,
+            fontsize=9,
+            va="center",
+            arrowprops={"arrowstyle": "-", "color": color, "linewidth": 0.6},
+        )
 
 
 def _save(figure: Figure, axes: Sequence[Axes], path: Path) -> Path:

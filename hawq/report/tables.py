@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any
 
+from hawq.costs import paper_size_mib
 from hawq.records import BitPlan, Estimate, ResultRow, Sensitivity
 
 RESULT_COLUMNS = ("method", "w-bits", "a-bits", "accuracy %", "W-Comp", "size", "A-Comp")
@@ -19,6 +20,20 @@ def bits_label(bits: Sequence[int]) -> str:
 def size_label(size_bytes: int) -> str:
     """Bytes on disk in KiB or MiB."""
     return f"{size_bytes / 2**10:.1f} KiB" if size_bytes < 2**20 else f"{size_bytes / 2**20:.2f} MiB"
+
+
+def result_row(plan: BitPlan, accuracy: float, size_bytes: int, float_bytes: int) -> ResultRow:
+    """The row of a packed network: `size_bytes` on disk, `float_bytes` those of the published float checkpoint."""
+    return ResultRow(
+        method=plan.method,
+        weight_bits=bits_label([precision.weight_bits for precision in plan.precisions.values()]),
+        activation_bits=bits_label([precision.activation_bits for precision in plan.precisions.values()]),
+        accuracy=accuracy,
+        w_comp=plan.cost.w_comp,
+        size_bytes=size_bytes,
+        a_comp=plan.cost.a_comp,
+        paper_size_mib=paper_size_mib(float_bytes, plan.cost.w_comp),
+    )
 
 
 def result_cells(row: ResultRow) -> tuple[str, ...]:
