@@ -1,6 +1,6 @@
 """Tables and figures."""
 
-from hawq.report.figures import finetuning_figure, frontier_figure, sensitivity_figure
+from hawq.report.figures import finetuning_figure, frontier_figure, sensitivity_figure, validation_figure
 from hawq.report.papers import NOT_RUN, Ours, PaperRow, PaperTable, comparison, read_table
 from hawq.report.provenance import git_commit, versions
 from hawq.report.results import Recorded, read_results, readme_results
@@ -14,6 +14,8 @@ from hawq.report.tables import (
     results_table,
     sensitivity_rows,
     size_label,
+    validation_rows,
+    validation_table,
 )
 
 __all__ = [
@@ -39,5 +41,8 @@ __all__ = [
     "sensitivity_figure",
     "sensitivity_rows",
     "size_label",
+    "validation_figure",
+    "validation_rows",
+    "validation_table",
     "versions",
 ]
