@@ -12,6 +12,7 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from hawq.allocation import Frontier
 from hawq.records import BitPlan, Sensitivity
@@ -103,7 +104,7 @@ def frontier_figure(frontier: Frontier, plan: BitPlan, path: Path) -> Path:
 def validation_figure(result: Validated, path: Path) -> Path:
     """Predicted Ω against the true rise of the loss on logarithmic axes, one panel a score, one colour a width.
 
-    A rise that is not positive stands hollow on the bottom line; bars are standard errors.
+    Where the loss did not rise a hollow mark stands below the points; bars are standard errors.
     """
     panels = result.scores
     columns = min(4, len(panels))
@@ -120,7 +121,9 @@ def validation_figure(result: Validated, path: Path) -> Path:
         axes.set_visible(False)
     figure.supxlabel("predicted Ω", fontsize=10)
     figure.supylabel(f"true rise of the loss, {result.truth.num_samples} held-out images", fontsize=10)
+    hollow = Line2D([], [], marker="v", mfc="none", color=_GREY, linestyle="none", label="no rise")
     handles, labels = grid[0].get_legend_handles_labels()
+    handles, labels = [*handles, hollow], [*labels, "no rise"]
     figure.legend(handles, labels, loc="outside upper center", ncols=len(labels), frameon=False, fontsize=9)
     return _save(figure, list(grid[: len(panels)]), path)
 
