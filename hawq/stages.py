@@ -146,7 +146,7 @@ def analysis(prepared: Prepared, source: FloatNetwork, log: RunLog, records: lis
     """λ_i of every block (the expensive half, kept by itself), joined with the weight errors of this quantiser."""
     settings = prepared.settings
     curvature = _curvature(prepared, source, log, records, "analysis")
-    inputs = [inputs for inputs, _ in _analysis_batches(prepared)] if settings.analysis.activations else []
+    inputs = _activation_inputs(prepared)
     sensitivity = combine(source.network, prepared.blocks, curvature, settings.quantizer, inputs)
     return dataclasses.replace(sensitivity, overhead_bytes=prepared.overhead_bytes)
 
@@ -183,6 +183,7 @@ def validation(
     The rises are kept by themselves, and so is the analysis of each solver: a run with `solver=...` shares it.
     """
     settings, wanted = prepared.settings, prepared.settings.validation
+    activations = settings.analysis.activations
     facts = {
         "format": FORMAT,
         "model": settings.model.name,
@@ -191,7 +192,7 @@ def validation(
         "quantizer": component_facts(settings.quantizer),
         "widths": list(wanted.widths),
         "num_samples": wanted.num_samples,
-        "calibration": settings.analysis.num_samples if settings.analysis.activations else 0,
+        "calibration": [settings.analysis.num_samples, settings.analysis.batch_size] if activations else [],
         "seed": settings.options.seed,
         **prepared.data_facts,
     }
@@ -200,7 +201,7 @@ def validation(
     for step, rise in enumerate(truth.rises):
         log.log(VALIDATE, step, {key: value for key, value in to_dict(rise).items() if key not in ("block", "kind")})
     scores = _weight_scores(prepared, source, sensitivity, log, records)
-    if settings.analysis.activations:
+    if activations:
         scores += activation_scores(sensitivity.rows, wanted.widths)
     correlations = correlate(truth.rises, scores, wanted.widths, wanted.draws, settings.options.seed)
     return Validated(truth, tuple(scores), correlations)
@@ -217,7 +218,7 @@ def _measure_rises(prepared: Prepared, source: FloatNetwork, entry: Entry) -> Fi
         wanted.widths,
         fixed_batches(images, indices, wanted.batch_size, prepared.device),
         partial(nn.functional.cross_entropy, reduction="none"),
-        [inputs for inputs, _ in _analysis_batches(prepared)] if settings.analysis.activations else [],
+        _activation_inputs(prepared),
         entry.half_done,
         wanted.save_every_seconds,
     )
@@ -498,6 +499,12 @@ def _analysis_batches(prepared: Prepared, part: int = 0, parts: int = 1) -> list
     indices = sample_indices(len(images), settings.analysis.num_samples, settings.options.seed)
     begin, end = part * len(indices) // parts, (part + 1) * len(indices) // parts
     return fixed_batches(images, indices[begin:end], settings.analysis.batch_size, prepared.device)
+
+
+def _activation_inputs(prepared: Prepared) -> list[Tensor]:
+    """What ranges and errors of activations come from in analysis and validation; empty where they are not wanted."""
+    wanted = prepared.settings.analysis.activations
+    return [inputs for inputs, _ in _analysis_batches(prepared)] if wanted else []
 
 
 def _calibration(prepared: Prepared, settings: FineTuning) -> list[Tensor]:

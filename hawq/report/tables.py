@@ -107,14 +107,16 @@ def validation_rows(result: Validated) -> tuple[tuple[str, ...], list[tuple[Any,
     """Columns and rows: each score, its ρ at each width and over all, its gain over the plain error, and its cost."""
     widths = list(dict.fromkeys(rise.bits for rise in result.truth.rises))
     columns = ("score of", "solver", "weighting", *(f"ρ {bits} bits" for bits in widths))
-    columns += ("ρ all", "95 %", "gain", "95 %", "seconds", "gradients")
+    columns += ("ρ all", "low", "high", "gain", "gain low", "gain high", "seconds", "gradients")
     known = {(found.kind, found.score, found.bits): found for found in result.correlations}
     rows = []
     for score in result.scores:
         whole = known[score.kind, score.name, None]
         each = [known[score.kind, score.name, bits].spearman for bits in widths]
         about, cost = (score.kind, score.name, score.weighting), (score.seconds, score.gradient_equivalents)
-        rows.append((*about, *each, whole.spearman, whole.interval, whole.gain, whole.gain_interval, *cost))
+        nothing = (None, None)
+        gain = (whole.gain, *(whole.gain_interval or nothing))
+        rows.append((*about, *each, whole.spearman, *(whole.interval or nothing), *gain, *cost))
     return columns, rows
 
 
@@ -123,7 +125,8 @@ def validation_table(result: Validated) -> str:
     truth = result.truth
     title = (
         f"Spearman's ρ of predicted Ω with the true rise of the loss on {truth.num_samples} held-out images "
-        f"(float network: loss {truth.loss:.4g}, accuracy {truth.accuracy:.2f} %); gain: over the plain error"
+        f"(float network: loss {truth.loss:.4g}, accuracy {truth.accuracy:.2f} %); gain: over the plain error; "
+        "low and high: 95 % of the resamples of the blocks"
     )
     columns, rows = validation_rows(result)
     scores = markdown(columns, [[_short(cell) for cell in row] for row in rows])
@@ -138,9 +141,7 @@ def validation_table(result: Validated) -> str:
 
 
 def _short(cell: Any) -> str:
-    """Two decimals for a number, both ends for an interval."""
-    if isinstance(cell, tuple):
-        return " … ".join(map(_short, cell))
+    """Two decimals for a number."""
     return "–" if cell is None else f"{cell:.2f}" if isinstance(cell, float) else str(cell)
 
 
