@@ -1,6 +1,12 @@
 """Tables and figures."""
 
-from hawq.report.figures import convergence_figure, finetuning_figure, frontier_figure, sensitivity_figure
+from hawq.report.figures import (
+    convergence_figure,
+    finetuning_figure,
+    frontier_figure,
+    sensitivity_figure,
+    validation_figure,
+)
 from hawq.report.papers import NOT_RUN, Ours, PaperRow, PaperTable, comparison, read_table
 from hawq.report.provenance import git_commit, hardware, versions
 from hawq.report.results import (
@@ -24,6 +30,8 @@ from hawq.report.tables import (
     results_table,
     sensitivity_rows,
     size_label,
+    validation_rows,
+    validation_table,
 )
 
 __all__ = [
@@ -56,6 +64,9 @@ __all__ = [
     "sensitivity_figure",
     "sensitivity_rows",
     "size_label",
+    "validation_figure",
+    "validation_rows",
+    "validation_table",
     "versions",
     "write_result",
 ]

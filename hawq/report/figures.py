@@ -8,13 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from hawq.allocation import Frontier
 from hawq.records import BitPlan, Sensitivity
 from hawq.report.results import RecordedRow, phase_borders
+from hawq.validation import Rise, Score, Validated
 
 _INK, _BLUE, _ORANGE, _GREY = "#222222", "#2b6cb0", "#d9730d", "#9aa0a6"
 _SERIES = (_BLUE, _ORANGE, "#2f855a", "#b83280", "#6b46c1", "#718096")
@@ -162,6 +165,51 @@ def _label_ends(axes: Axes, ends: Mapping[str, tuple[float, float, str]]) -> Non
             va="center",
             arrowprops={"arrowstyle": "-", "color": color, "linewidth": 0.6},
         )
+
+
+def validation_figure(result: Validated, path: Path) -> Path:
+    """Predicted Ω against the true rise of the loss on logarithmic axes, one panel a score, one colour a width.
+
+    Where the loss did not rise a hollow mark stands below the points; bars are standard errors.
+    """
+    panels = result.scores
+    columns = min(4, len(panels))
+    rows = -(-len(panels) // columns)
+    figure = Figure(figsize=(2.9 * columns + 0.6, 2.7 * rows + 0.9), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False).reshape(-1)
+    whole = {(found.kind, found.score): found for found in result.correlations if found.bits is None}
+    widths = list(dict.fromkeys(rise.bits for rise in result.truth.rises))
+    colors = dict(zip(widths, colormaps["viridis"](np.linspace(0.0, 0.9, len(widths))), strict=True))
+    for axes, score in zip(grid, panels, strict=False):
+        _rises_over_score(axes, score, [rise for rise in result.truth.rises if rise.kind == score.kind], colors)
+        rho = whole[score.kind, score.name].spearman
+        of = "" if score.kind == "weights" else f", {score.kind}"
+        axes.set_title(f"{score.name}{of}: ρ = {'–' if rho is None else f'{rho:.2f}'}", loc="left", fontsize=10)
+    for axes in grid[len(panels) :]:
+        axes.set_visible(False)
+    figure.supxlabel("predicted Ω", fontsize=10)
+    figure.supylabel(f"true rise of the loss, {result.truth.num_samples} held-out images", fontsize=10)
+    marks = [Line2D([], [], marker="o", ls="none", color=color, label=f"{bits} bits") for bits, color in colors.items()]
+    marks.append(Line2D([], [], marker="v", ls="none", mfc="none", color=_GREY, label="no rise"))
+    figure.legend(handles=marks, loc="outside upper center", ncols=len(marks), frameon=False, fontsize=9)
+    return _save(figure, list(grid[: len(panels)]), path)
+
+
+def _rises_over_score(axes: Axes, score: Score, rises: Sequence[Rise], colors: Mapping[int, Any]) -> None:
+    positive = [rise.loss for rise in rises if rise.loss > 0]
+    floor = min(positive, default=1.0) / 3
+    for bits, color in colors.items():
+        shown = [(score.omegas[rise.block][bits], rise) for rise in rises if rise.bits == bits]
+        up = [(omega, rise.loss, rise.loss_error) for omega, rise in shown if rise.loss > 0 < omega]
+        if up:
+            x, y, errors = zip(*up, strict=True)
+            below = [min(error, 0.9 * value) for _, value, error in up]
+            axes.errorbar(x, y, [below, errors], fmt="o", ms=4, elinewidth=0.8, color=color)
+        rest = [omega for omega, rise in shown if rise.loss <= 0 < omega]
+        axes.plot(rest, [floor] * len(rest), "v", ms=4, mfc="none", color=color)
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.tick_params(labelsize=8)
 
 
 def _save(figure: Figure, axes: Sequence[Axes], path: Path) -> Path:
