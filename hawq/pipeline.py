@@ -301,14 +301,11 @@ def _report(prepared: Prepared, found: Findings, log: RunLog, seconds: float) ->
     settings = prepared.settings
     folder, plan = settings.folder, found.plan
     rows = _result_rows(found)
-    figures = {
-        "sensitivity": sensitivity_figure(found.sensitivity, plan, folder / "figures" / "sensitivity.png"),
-        "finetuning": finetuning_figure(
-            {tuned.plan.method: tuned.history for tuned in reversed(found.tuned.values())},
-            found.source.accuracy,
-            folder / "figures" / "finetuning.png",
-        ),
-    }
+    figures = {"sensitivity": sensitivity_figure(found.sensitivity, plan, folder / "figures" / "sensitivity.png")}
+    histories = {tuned.plan.method: tuned.history for tuned in reversed(found.tuned.values())}
+    if any(histories.values()):  # finetune.epochs=0 leaves nothing to draw
+        path = folder / "figures" / "finetuning.png"
+        figures["finetuning"] = finetuning_figure(histories, found.source.accuracy, path)
     report = RunReport(
         rows=tuple(rows),
         stages=tuple(found.records),

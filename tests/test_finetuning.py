@@ -28,8 +28,10 @@ def tune(settings=SETTINGS, **options):
 @pytest.mark.parametrize("quantizer", [LSQ(), Uniform()], ids=["lsq", "uniform"])
 @pytest.mark.parametrize("order", ["descending", "joint"])
 def test_a_killed_run_ends_in_the_same_weights(order, quantizer):
-    settings = FineTuning(max_steps=NUM_STEPS, lr=0.05, checkpoint_every=3, order=order, freeze_batch_norm=0.5)
+    practice = {"freeze_batch_norm": 0.5, "oscillation": "freeze", "oscillation_threshold": 0.005}
+    settings = FineTuning(max_steps=NUM_STEPS, lr=0.05, checkpoint_every=3, order=order, **practice)
     network, history = tune(settings, quantizer=quantizer)
+    assert history[-1]["frozen"] > 0
     assert [row["step"] for row in history] == list(range(1, NUM_STEPS + 1))
     for killed_at in (1, 3, 4, 8, NUM_STEPS):
         checkpoint = MemoryCheckpoint()

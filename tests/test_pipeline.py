@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -144,6 +145,19 @@ def test_same_command_does_nothing_twice(outputs: Path, first: Path, capsys: pyt
     assert {name for name in {*before, *after} if before.get(name) != after.get(name)} == {"report.json"}
     assert digests(outputs / "cache") == cache
     assert "found in the cache" in capsys.readouterr().out
+
+
+def test_calibration_only(outputs: Path, report: RunReport, tmp_path: Path) -> None:
+    """No steps, no optimiser: the same plan, packed and reported; there is no curve to draw."""
+    shutil.copytree(outputs / "cache", tmp_path / "cache")
+    assert run_here(tmp_path, BOTH, "finetune.epochs=0") is None
+    folder = run_folder(tmp_path)
+    found = record(folder / "report.json", RunReport)
+    assert found.plan == report.plan and [row.method for row in found.rows] == [row.method for row in report.rows]
+    assert [stage for stage, again in reused(folder).items() if again] == ["float", "evaluation", "analysis"]
+    assert read_json(folder / "finetune" / "history.json") == []
+    assert {path.name for path in (folder / "figures").iterdir()} == {"sensitivity.png", "frontier.png"}
+    assert "finetuning" not in found.paths and {row["stage"] for row in read_metrics(folder)} == {"float", "analysis"}
 
 
 def test_allocation_goes_on_from_the_file_alone(first: Path, report: RunReport, tmp_path: Path) -> None:

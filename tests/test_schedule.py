@@ -113,6 +113,9 @@ def test_values_out_of_range(kind, values):
         {"reestimate_batches": -1},
         {"freeze_batch_norm": -0.1},
         {"freeze_batch_norm": float("nan")},
+        {"oscillation": "dampen"},
+        {"oscillation_threshold": 0.0},
+        {"oscillation_threshold": float("nan")},
     ],
     ids=str,
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -58,6 +58,18 @@ class TrainingCheckpoint(Protocol):
     def save(self, state: dict[str, Any]) -> None: ...
 
 
+class StepWatch(Protocol):
+    """Follows the network through its training; `row` is added to the rows that hold an accuracy."""
+
+    def after_step(self, model: nn.Module) -> None: ...
+
+    def row(self) -> Row: ...
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
+
+
 def fit(
     model: nn.Module,
     phases: Sequence[Phase],
@@ -69,6 +81,7 @@ def fit(
     distillation: Distillation | None = None,
     enter: Callable[[nn.Module, Phase], None] = lambda model, phase: None,
     begin_step: Callable[[nn.Module, int], None] = lambda model, step: None,
+    watch: StepWatch | None = None,
     evaluate: Callable[[nn.Module], float] | None = None,
     checkpoint: TrainingCheckpoint | None = None,
     on_row: Callable[[Row], None] = lambda row: None,
@@ -83,6 +96,7 @@ def fit(
         loss: mean loss of (outputs, targets); cross-entropy with the settings' label smoothing unless given.
         distillation: what is learnt besides.
         begin_step: called with the network in train mode and the number of steps done, before each step.
+        watch: looks at the network after each step; its state is part of the checkpoint.
         evaluate: accuracy in percent, called at the end of every phase and `settings.evaluations` times between.
         checkpoint: where to store and find a half-done training.
         on_row: hears every row of the history as it is made.
@@ -97,6 +111,8 @@ def fit(
     if checkpoint and (saved := checkpoint.load()):
         model.load_state_dict(saved["model"])
         optimizer.load_state_dict(saved["optimizer"])
+        if watch:
+            watch.load_state_dict(saved["watch"])
         step, begun, history = saved["step"], saved["begun"], saved["history"]
     total = sum(phase.steps for phase in phases)
     batches = iter(data.batches(step)) if step < total else iter(())
@@ -110,15 +126,18 @@ def fit(
             while step < first + phase.steps:
                 begin_step(model.train(), step)
                 row = _train_step(model, optimizer, next(batches), loss, distillation, phase, step - first, seed + step)
+                if watch:
+                    watch.after_step(model)
                 step += 1
                 history.append({"step": step, "phase": index, **row})
                 if not math.isfinite(row["loss"]):
                     raise UserError(_diverged(title, step, phase))
-                if evaluate and (step == first + phase.steps or step in measured):
-                    history[-1]["accuracy"] = evaluate(model)
+                if step == first + phase.steps or step in measured:
+                    history[-1] |= {"accuracy": evaluate(model)} if evaluate else {}
+                    history[-1] |= watch.row() if watch else {}
                 on_row(history[-1])
                 if checkpoint and step < total and step % settings.checkpoint_every == 0:
-                    checkpoint.save(_snapshot(model, optimizer, step, begun, history))
+                    checkpoint.save(_snapshot(model, optimizer, watch, step, begun, history))
                 progress.advance(1, f"phase {index + 1}/{len(phases)}, loss {row['loss']:.3f}")
             first += phase.steps
     return history
@@ -165,11 +184,17 @@ def _make_optimizer(model: nn.Module, settings: Training) -> torch.optim.SGD:
 
 
 def _snapshot(
-    model: nn.Module, optimizer: torch.optim.Optimizer, step: int, begun: int, history: list[Row]
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    watch: StepWatch | None,
+    step: int,
+    begun: int,
+    history: list[Row],
 ) -> dict[str, Any]:
     return {
         "model": model.state_dict(),
         "optimizer": optimizer.state_dict(),
+        "watch": watch.state_dict() if watch else {},
         "step": step,
         "begun": begun,
         "history": history,

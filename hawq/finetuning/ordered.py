@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from hawq.finetuning.batch_norm import freeze_batch_norm, reestimate_batch_norm
 from hawq.finetuning.distillation import Distillation
 from hawq.finetuning.loop import RepeatedLoader, Row, TrainingCheckpoint, TrainingData, fit
+from hawq.finetuning.oscillation import Oscillations
 from hawq.finetuning.schedule import make_phases
 from hawq.finetuning.settings import FineTuning
 from hawq.quantization import LSQ, Quantizer, attach, enable
@@ -79,6 +80,7 @@ def finetune(
         if step >= frozen_from:
             freeze_batch_norm(network)
 
+    threshold = settings.oscillation_threshold if settings.oscillation == "freeze" else None
     history = fit(
         quantized,
         phases,
@@ -89,6 +91,7 @@ def finetune(
         distillation=teaching,
         enter=enter,
         begin_step=begin_step,
+        watch=None if settings.oscillation == "ignore" else Oscillations(sensitivity.blocks, threshold),
         evaluate=evaluate,
         checkpoint=checkpoint,
         on_row=on_row,

@@ -49,11 +49,11 @@ def make_phases(
 ) -> tuple[Phase, ...]:
     """Phases that together take exactly `num_steps`: one a block at `lr`, then a last one that decays to zero.
 
-    With order="joint" there is a single phase. Blocks share the steps before the last phase evenly; the remainder
-    goes to the first ones.
+    With order="joint", or without steps, there is a single phase. Blocks share the steps before the last phase evenly;
+    the remainder goes to the first ones.
     """
     names = tuple(tuning_order(sensitivity, plan, order.order, seed))
-    if order.order == "joint" or not names:
+    if order.order == "joint" or not names or not num_steps:
         return (Phase(names, names, num_steps, lr, 0.0),)
     final = round(num_steps * order.final_fraction)
     each, extra = divmod(num_steps - final, len(names))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import ceil, inf
 
+from hawq.finetuning.oscillation import OSCILLATIONS
 from hawq.finetuning.schedule import Order
 
 
@@ -13,7 +14,7 @@ class Training:
     """SGD with Nesterov momentum, on cross-entropy.
 
     Args:
-        epochs: passes over the training data; 0 trains nothing.
+        epochs: passes over the training data; 0 trains nothing (as fine-tuning: calibration only).
         max_steps: upper limit on the steps of all phases together, or None.
         batch_size: images a step.
         lr: learning rate at the start; the last phase lowers it to zero by a half cosine.
@@ -69,6 +70,9 @@ class FineTuning(Training):
         reestimate_batches: training batches that batch norm's statistics are measured anew from, once: in the end, or
             where they freeze; 0 for not at all.
         freeze_batch_norm: share of the last phase's steps, its last ones, in which these statistics stay as they are.
+        oscillation: "watch" counts weights of at most 4 bits that go to and fro between two codes, "freeze" holds them
+            as well, "ignore" does neither (see `Oscillations`).
+        oscillation_threshold: frequency of the changes from which a weight is frozen.
 
     Raises:
         ValueError: a value out of range.
@@ -81,6 +85,8 @@ class FineTuning(Training):
     temperature: float = 4.0
     reestimate_batches: int = 20
     freeze_batch_norm: float = 0.0
+    oscillation: str = "watch"
+    oscillation_threshold: float = 0.02
 
     section = "finetune"
 
@@ -99,6 +105,12 @@ class FineTuning(Training):
             raise ValueError(f"{given} is out of range: give a number from 0 on")
         if not 0 <= self.freeze_batch_norm <= 1:
             raise ValueError(f"{self.section}.freeze_batch_norm={self.freeze_batch_norm} is out of range: give 0 to 1")
+        if self.oscillation not in OSCILLATIONS:
+            given = f"{self.section}.oscillation={self.oscillation!r}"
+            raise ValueError(f"{given} is unknown: give {', '.join(OSCILLATIONS)}")
+        if not 0 < self.oscillation_threshold < 1:
+            given = f"{self.section}.oscillation_threshold={self.oscillation_threshold}"
+            raise ValueError(f"{given} is out of range: give more than 0 and less than 1")
         self.block_order()
 
     def block_order(self) -> Order:

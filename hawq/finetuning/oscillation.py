@@ -1,0 +1,103 @@
+"""Weights that go to and fro between two codes: counted, and frozen on request (Nagel et al., 2203.11086)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from hawq.quantization import FakeQuantizer, weight_quantizer
+from hawq.quantization.dorefa import SquashedQuantizer
+from hawq.records import Block
+
+OSCILLATIONS = ("ignore", "watch", "freeze")
+WATCHED_BITS = 4  # wider grids are too fine for it to matter
+MOMENTUM = 0.01  # m of the paper
+_COUNTED = 0.005  # frequency from which the paper calls a weight oscillating
+
+
+class Oscillations:
+    """Follows the integer codes of all weights of at most 4 bits, step by step.
+
+    A weight oscillates at step t when its code changes and the change before went the other way; its frequency is
+    f ← m·o + (1 − m)·f with o ∈ {0, 1} (2203.11086, §4.1, eq. 4).
+
+    Args:
+        blocks: of the network that is trained.
+        threshold: weights with a larger f are held at the code they were at most, the rounded running mean of their
+            codes, from then on (iterative freezing, §4.3, Algorithm 1); None only watches.
+    """
+
+    def __init__(self, blocks: tuple[Block, ...], threshold: float | None = None) -> None:
+        self._blocks, self._threshold = blocks, threshold
+        self._weights: dict[str, dict[str, Tensor]] = {}  # layer → its tensors, each of the weight's shape
+
+    @torch.no_grad()
+    def after_step(self, model: nn.Module) -> None:
+        """Takes up the codes after an optimiser step, and puts frozen weights back."""
+        layers = dict(model.named_modules())
+        for name in (name for block in self._blocks for name in block.layers):
+            quantizer = weight_quantizer(layers[name])
+            if quantizer is None or not quantizer.enabled or quantizer.bits > WATCHED_BITS:
+                continue
+            weight: Tensor = layers[name].parametrizations.weight.original  # type: ignore[union-attr, assignment]
+            codes, scale, low = quantizer.codes(weight)
+            known = self._weights.get(name) or self._weights.setdefault(name, self._begin(codes))
+            if self._threshold is None:
+                _follow(known, codes.half())
+                continue
+            _follow(known, torch.where(known["frozen"], known["held"], codes.half()))
+            _freeze(known, self._threshold, low)
+            held = _latent(quantizer, known["held"].to(scale.dtype) * scale)
+            weight.copy_(torch.where(known["frozen"], held, weight))
+
+    def _begin(self, codes: Tensor) -> dict[str, Tensor]:
+        """State of a layer; `direction` is the sign of the last change of each code, codes are whole or halves."""
+        still = torch.zeros_like(codes, dtype=torch.int8)
+        state = {"codes": codes.half(), "direction": still, "frequency": torch.zeros_like(codes)}
+        if self._threshold is not None:
+            state |= {"mean": codes.clone(), "held": codes.half(), "frozen": still.bool()}
+        return state
+
+    def row(self) -> dict[str, float]:
+        """Share of oscillating weights (f > 0.005) of all and of each watched block; of frozen ones where they are."""
+        if not self._weights:
+            return {}
+        shares = {"oscillating": self._share("frequency", self._weights)}
+        if self._threshold is not None:
+            shares["frozen"] = self._share("frozen", self._weights)
+        watched = {block.name: [n for n in block.layers if n in self._weights] for block in self._blocks}
+        return shares | {f"oscillating/{b}": self._share("frequency", names) for b, names in watched.items() if names}
+
+    def _share(self, key: str, names: Iterable[str]) -> float:
+        tensors = [self._weights[name][key] for name in names]
+        return sum(int((x > _COUNTED).sum()) for x in tensors) / sum(x.numel() for x in tensors)
+
+    def state_dict(self) -> dict[str, dict[str, Tensor]]:
+        return {name: dict(tensors) for name, tensors in self._weights.items()}
+
+    def load_state_dict(self, state: Mapping[str, Mapping[str, Tensor]]) -> None:
+        self._weights = {name: dict(tensors) for name, tensors in state.items()}
+
+
+def _follow(known: dict[str, Tensor], codes: Tensor) -> None:
+    known["frequency"].mul_(1 - MOMENTUM)
+    places = (codes != known["codes"]).nonzero(as_tuple=True)  # few in any step
+    direction = (codes[places] - known["codes"][places]).sign().to(torch.int8)
+    known["frequency"][places] += MOMENTUM * (direction * known["direction"][places] < 0)
+    known["direction"][places] = direction
+    known["codes"] = codes
+
+
+def _freeze(known: dict[str, Tensor], threshold: float, low: Tensor) -> None:
+    known["mean"].lerp_(known["codes"].to(low.dtype), MOMENTUM)
+    new = (known["frequency"] > threshold) & ~known["frozen"]
+    most = (known["mean"] - low).round() + low
+    known["held"] = torch.where(new, most.half(), known["held"])
+    known["frozen"] |= new
+
+
+def _latent(quantizer: FakeQuantizer, value: Tensor) -> Tensor:
+    """What a weight must be for the quantiser to give `value`."""
+    return value.atanh() if isinstance(quantizer, SquashedQuantizer) else value
