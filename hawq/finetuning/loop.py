@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from hawq.errors import UserError
 from hawq.finetuning.distillation import Distillation
+from hawq.finetuning.optimizer import make_optimizer
+from hawq.finetuning.schedule import learning_rate
 from hawq.finetuning.settings import Training
 from hawq.progress import Progress
 from hawq.records import Phase
@@ -89,7 +91,7 @@ def fit(
         UserError: the loss stops being finite; names the step and the phase.
     """
     loss = loss or nn.CrossEntropyLoss(label_smoothing=settings.label_smoothing)
-    optimizer = _make_optimizer(model, settings)
+    optimizer = make_optimizer(model, settings.optimizer, settings.lr, settings.momentum, settings.weight_decay)
     history: list[Row] = []
     step, begun = 0, 0  # steps done, phases entered
     if checkpoint and (saved := checkpoint.load()):
@@ -106,7 +108,8 @@ def fit(
                 enter(model, phase)
                 begun = index + 1
             while step < first + phase.steps:
-                row = _train_step(model, optimizer, next(batches), loss, distillation, phase, step - first, seed + step)
+                lr = learning_rate(phase, step - first, settings.schedule) * settings.warmup(step)
+                row = _train_step(model, optimizer, next(batches), loss, distillation, lr, seed + step)
                 step += 1
                 history.append({"step": step, "phase": index, **row})
                 if not math.isfinite(row["loss"]):
@@ -127,11 +130,9 @@ def _train_step(
     batch: Batch,
     loss: Callable[[Tensor, Tensor], Tensor],
     distillation: Distillation | None,
-    phase: Phase,
-    step: int,
+    lr: float,
     seed: int,
 ) -> Row:
-    lr = learning_rate(phase, step)
     for group in optimizer.param_groups:
         group["lr"] = lr
     model.train()
@@ -144,22 +145,6 @@ def _train_step(
     value.backward()  # type: ignore[no-untyped-call]
     optimizer.step()
     return {"loss": float(value.detach()), "lr": lr}
-
-
-def learning_rate(phase: Phase, step: int) -> float:
-    """lr + ½(1 − cos(π·t/T))·(final_lr − lr) at step t of a phase of T steps."""
-    return phase.lr + 0.5 * (1 - math.cos(math.pi * step / phase.steps)) * (phase.final_lr - phase.lr)
-
-
-def _make_optimizer(model: nn.Module, settings: Training) -> torch.optim.SGD:
-    """SGD; weight decay on tensors with at least two axes that are not step sizes."""
-    decayed: list[nn.Parameter] = []
-    plain: list[nn.Parameter] = []
-    for name, parameter in model.named_parameters():
-        is_weight = parameter.dim() > 1 and not name.endswith("scale")
-        (decayed if is_weight else plain).append(parameter)
-    groups = [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": plain, "weight_decay": 0.0}]
-    return torch.optim.SGD(groups, lr=settings.lr, momentum=settings.momentum, nesterov=settings.momentum > 0)
 
 
 def _snapshot(

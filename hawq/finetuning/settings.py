@@ -5,19 +5,27 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import ceil, inf
 
-from hawq.finetuning.schedule import Order
+from torch import nn
+
+from hawq.finetuning.optimizer import make_optimizer
+from hawq.finetuning.schedule import SCHEDULES, Order
 
 
 @dataclass(frozen=True)
 class Training:
-    """SGD with Nesterov momentum, on cross-entropy.
+    """An optimiser of timm and its schedule, on cross-entropy.
 
     Args:
         epochs: passes over the training data; 0 trains nothing.
         max_steps: upper limit on the steps of all phases together, or None.
         batch_size: images a step.
-        lr: learning rate at the start; the last phase lowers it to zero by a half cosine.
-        momentum, weight_decay: of SGD; decay acts on weights only, not on biases, norms or step sizes.
+        optimizer: timm's name of it: sgd (Nesterov), adamw, ...
+        lr: learning rate at the start; the last phase lowers it to zero.
+        momentum: of SGD and its relatives; adamw and others have none.
+        weight_decay: acts on weights only, not on biases, norms or what quantisers learn.
+        schedule: how the last phase lowers the rate: "cosine", "linear", "step" (a tenth after each third of it),
+            "constant" (not at all).
+        warmup_steps: first steps, over which the rate rises from zero.
         label_smoothing: of the cross-entropy.
         eval_samples: test images for the curve during training (the final figure uses all), None for all.
         evaluations: how many times the curve is measured, evenly spread, besides once at the end of every phase.
@@ -30,9 +38,12 @@ class Training:
     epochs: float = 10.0
     max_steps: int | None = None
     batch_size: int = 128
+    optimizer: str = "sgd"
     lr: float = 0.02
     momentum: float = 0.9
     weight_decay: float = 1e-4
+    schedule: str = "cosine"
+    warmup_steps: int = 0
     label_smoothing: float = 0.0
     eval_samples: int | None = None
     evaluations: int = 10
@@ -43,6 +54,7 @@ class Training:
     def __post_init__(self) -> None:
         least = {"epochs": 0, "max_steps": 0, "batch_size": 1, "lr": 0, "weight_decay": 0}
         least |= {"eval_samples": 1, "evaluations": 0, "checkpoint_every": 1, "momentum": 0, "label_smoothing": 0}
+        least |= {"warmup_steps": 0}
         for key, bound in least.items():
             value = getattr(self, key)
             if value is not None and not bound <= value < inf:
@@ -50,6 +62,16 @@ class Training:
         for key in ("momentum", "label_smoothing"):
             if getattr(self, key) >= 1:
                 raise ValueError(f"{self.section}.{key}={getattr(self, key)} is out of range: give less than 1")
+        if self.schedule not in SCHEDULES:
+            raise ValueError(f"{self.section}.schedule={self.schedule!r} is unknown: give {', '.join(SCHEDULES)}")
+        try:
+            make_optimizer(nn.Linear(1, 1), self.optimizer, self.lr, self.momentum, self.weight_decay)
+        except ValueError as error:
+            raise ValueError(f"{self.section}.{error}") from error
+
+    def warmup(self, step: int) -> float:
+        """What the rate is multiplied with at a step of the whole training."""
+        return min((step + 1) / (self.warmup_steps + 1), 1.0)
 
     def num_steps(self, steps_per_epoch: int) -> int:
         """Optimiser steps in all."""
