@@ -109,6 +109,12 @@ def test_number_of_steps(settings, steps):
         {"eval_samples": 0},
         {"checkpoint_every": 0},
         {"warmup_steps": -1},
+        {"ema_decay": 1.0},
+        {"ema_decay": -0.1},
+        {"clip_norm": 0.0},
+        {"clip_norm": float("nan")},
+        {"accumulate": 0},
+        {"accumulate": 129},
     ],
     ids=str,
 )
@@ -119,7 +125,11 @@ def test_values_out_of_range(kind, values):
         kind(**values)
 
 
-@pytest.mark.parametrize("values", [{"schedule": "zigzag"}, {"optimizer": "sdg"}, {"optimizer": "adahessian"}], ids=str)
+@pytest.mark.parametrize(
+    "values",
+    [{"schedule": "zigzag"}, {"optimizer": "sdg"}, {"optimizer": "adahessian"}, {"precision": "half"}],
+    ids=str,
+)
 @pytest.mark.parametrize("kind", [Training, FineTuning])
 def test_unknown_names(kind, values):
     ((key, value),) = values.items()

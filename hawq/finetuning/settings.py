@@ -10,6 +10,8 @@ from torch import nn
 from hawq.finetuning.optimizer import make_optimizer
 from hawq.finetuning.schedule import SCHEDULES, Order
 
+PRECISIONS = ("float32", "bfloat16")
+
 
 @dataclass(frozen=True)
 class Training:
@@ -27,6 +29,12 @@ class Training:
             "constant" (not at all).
         warmup_steps: first steps, over which the rate rises from zero.
         label_smoothing: of the cross-entropy.
+        ema_decay: share of the old in the running average of all weights, which then is what is measured and kept;
+            None or 0 for none. The average begins anew with each phase.
+        clip_norm: greatest length of the gradient, or None.
+        accumulate: pieces that the images of a step are worked through in, to save memory; batch norm sees a piece.
+        precision: "float32", or "bfloat16" for the forward pass (autocast).
+        compile: torch.compile; checked at the start of each phase to give the same loss.
         eval_samples: test images for the curve during training (the final figure uses all), None for all.
         evaluations: how many times the curve is measured, evenly spread, besides once at the end of every phase.
         checkpoint_every: steps between two checkpoints of a half-done training.
@@ -45,6 +53,11 @@ class Training:
     schedule: str = "cosine"
     warmup_steps: int = 0
     label_smoothing: float = 0.0
+    ema_decay: float | None = None
+    clip_norm: float | None = None
+    accumulate: int = 1
+    precision: str = "float32"
+    compile: bool = False
     eval_samples: int | None = None
     evaluations: int = 10
     checkpoint_every: int = 50
@@ -54,14 +67,23 @@ class Training:
     def __post_init__(self) -> None:
         least = {"epochs": 0, "max_steps": 0, "batch_size": 1, "lr": 0, "weight_decay": 0}
         least |= {"eval_samples": 1, "evaluations": 0, "checkpoint_every": 1, "momentum": 0, "label_smoothing": 0}
-        least |= {"warmup_steps": 0}
+        least |= {"warmup_steps": 0, "ema_decay": 0, "accumulate": 1}
         for key, bound in least.items():
             value = getattr(self, key)
             if value is not None and not bound <= value < inf:
                 raise ValueError(f"{self.section}.{key}={value} is out of range: give a number from {bound} on")
-        for key in ("momentum", "label_smoothing"):
-            if getattr(self, key) >= 1:
+        for key in ("momentum", "label_smoothing", "ema_decay"):
+            if (getattr(self, key) or 0) >= 1:
                 raise ValueError(f"{self.section}.{key}={getattr(self, key)} is out of range: give less than 1")
+        if self.clip_norm is not None and not 0 < self.clip_norm < inf:
+            given = f"{self.section}.clip_norm={self.clip_norm}"
+            raise ValueError(f"{given} is out of range: give a number above 0, or null")
+        if self.accumulate > self.batch_size:
+            given = f"{self.section}.accumulate={self.accumulate}"
+            raise ValueError(f"{given} is more than the {self.batch_size} images of a step: give at most batch_size")
+        if self.precision not in PRECISIONS:
+            given = f"{self.section}.precision={self.precision!r}"
+            raise ValueError(f"{given} is unknown: give {' or '.join(PRECISIONS)}")
         if self.schedule not in SCHEDULES:
             raise ValueError(f"{self.section}.schedule={self.schedule!r} is unknown: give {', '.join(SCHEDULES)}")
         try:
