@@ -28,7 +28,7 @@ KNOWN_TO = {
     "hydra": {"config", "sweep", "train"},
     "omegaconf": {"config", "sweep", "train"},
     "wandb": {"tracking"},
-    "timm": {"models", "data"},
+    "timm": {"models", "data", "finetuning"},
     "torchvision": {"models", "data"},
     "matplotlib": {"report"},
 }

@@ -2,13 +2,14 @@
 
 from hawq.finetuning.batch_norm import freeze_batch_norm, reestimate_batch_norm
 from hawq.finetuning.distillation import Distillation, soft_loss
-from hawq.finetuning.loop import RepeatedLoader, Row, TrainingCheckpoint, TrainingData, fit, learning_rate
+from hawq.finetuning.loop import RepeatedLoader, Row, TrainingCheckpoint, TrainingData, fit
 from hawq.finetuning.ordered import finetune
-from hawq.finetuning.schedule import ORDERS, Order, make_phases, tuning_order
+from hawq.finetuning.schedule import ORDERS, SCHEDULES, Order, learning_rate, make_phases, tuning_order
 from hawq.finetuning.settings import FineTuning, Training
 
 __all__ = [
     "ORDERS",
+    "SCHEDULES",
     "Distillation",
     "FineTuning",
     "Order",
