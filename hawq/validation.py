@@ -22,7 +22,7 @@ from hawq.progress import Progress
 from hawq.quantization import WIDTHS, Quantizer, quantize
 from hawq.records import (
     FLOAT_BITS,
-    WEIGHTINGS,
+    MEASURED,
     BitPlan,
     Block,
     BlockSensitivity,
@@ -239,7 +239,7 @@ def curvature_score(
     """Ω_i(b) with the errors of `rows` and the curvature that a solver found, whose main estimate stands first."""
     weighting = next(iter(found[rows[0].block.name]))
     mains = [found[row.block.name][weighting] for row in rows]
-    nothing: dict[str, Any] = dict.fromkeys(WEIGHTINGS)
+    nothing: dict[str, Any] = dict.fromkeys(MEASURED)
     scored = [replace(row, **(nothing | {weighting: main})) for row, main in zip(rows, mains, strict=True)]
     omegas = {row.block.name: {bits: row.omega(bits, weighting) for bits in widths} for row in scored}
     return Score(name, WEIGHTS, weighting, omegas)
