@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from math import isfinite
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,7 +25,7 @@ from hawq.distributed import from_first, rank, share_out, world_size
 from hawq.errors import UserError
 from hawq.evaluation import accuracy_on
 from hawq.export import PACKED_SCHEMA, export_onnx, load, save
-from hawq.finetuning import FineTuning, Row, finetune, fit, make_phases
+from hawq.finetuning import FineTuning, Row, Training, finetune, fit, make_phases
 from hawq.measurement import measured
 from hawq.models import FloatModel, read_checkpoint, write_checkpoint
 from hawq.quantization import attach, weight_errors
@@ -141,7 +142,7 @@ def float_network(prepared: Prepared, log: RunLog, records: list[StageRecord]) -
     network, settings = prepared.source.network, prepared.settings
     if prepared.source.normalization is None:
         entry = _cached(prepared, "float", _float_facts(prepared), lambda e: _train_float(prepared, e, log), records)
-        path = entry.path / "float.safetensors"
+        path = _kept(entry, settings.training, "float.safetensors", "best.safetensors")
         load_strictly(network, read_checkpoint(path, None).state, str(path))
         _replay(log, "float", entry.read_json("history.json"))
     network.eval()
@@ -277,6 +278,7 @@ def tuning(
     stage = _label("finetune", name)
 
     def make(entry: Entry) -> Files:
+        best: dict[str, Any] = {}
         network, history = finetune(
             source.network,
             sensitivity,
@@ -289,13 +291,16 @@ def tuning(
             evaluate=lambda candidate: prepared.test_accuracy(candidate, settings.eval_samples),
             checkpoint=entry.half_done,
             on_row=lambda row: _log_row(log, stage, row),
+            on_best=best.update,
             title=f"fine-tuning ({plan.method})",
         )
-        return {"network.pt": _to_bytes(network.state_dict()), "history.json": json.dumps(history).encode()}
+        files = {"network.pt": _to_bytes(network.state_dict()), "history.json": json.dumps(history).encode()}
+        return files | ({"best.pt": _to_bytes(best)} if best else {})
 
     entry = _cached(prepared, "finetune", facts, make, records, label=stage)
     network = attach(source.network, prepared.blocks, plan, prepared.settings.quantizer)
-    network.load_state_dict(torch.load(entry.path / "network.pt", map_location=prepared.device, weights_only=True))
+    path = _kept(entry, settings, "network.pt", "best.pt")
+    network.load_state_dict(torch.load(path, map_location=prepared.device, weights_only=True))
     history = entry.read_json("history.json")
     _replay(log, stage, history)
     return Tuned(network.eval(), plan, history, entry)
@@ -305,8 +310,13 @@ def packing(prepared: Prepared, source: FloatNetwork, tuned: Tuned, name: str, r
     """The packed file (and ONNX on request), read back and measured on the whole test set."""
     settings = prepared.settings
     about = about_network(settings, prepared.normalization, prepared.source.framing, prepared.example())
-    facts = {"format": PACKED_SCHEMA, "finetune": tuned.entry.key, "export": component_facts(settings.export)}
-    facts |= {"about": about}
+    facts = {
+        "format": PACKED_SCHEMA,
+        "finetune": tuned.entry.key,
+        "keep": settings.finetune.keep,
+        "export": component_facts(settings.export),
+        "about": about,
+    }
 
     def make(entry: Entry) -> Files:
         path = save(tuned.network, entry.path / "model.safetensors", about)
@@ -345,6 +355,12 @@ def component_facts(component: Any, without: Sequence[str] = ()) -> dict[str, An
     fields = {field.name: getattr(component, field.name) for field in dataclasses.fields(component)}
     kept = {name: value for name, value in fields.items() if name not in without}
     return {"class": f"{type(component).__module__}.{type(component).__qualname__}", **json.loads(json.dumps(kept))}
+
+
+def _kept(entry: Entry, settings: Training, last: str, best: str) -> Path:
+    """The file of the network that a run goes on with; a training that measured nothing has no best one."""
+    path = entry.path / best
+    return path if settings.keep == "best" and path.is_file() else entry.path / last
 
 
 def _cached(
@@ -398,7 +414,7 @@ def _float_facts(prepared: Prepared) -> dict[str, Any]:
         "format": FORMAT,
         "model": settings.model.name,
         "num_classes": prepared.splits.num_classes,
-        "training": component_facts(settings.training, without=("checkpoint_every",)),
+        "training": component_facts(settings.training, without=("checkpoint_every", "keep")),
         "dataset": component_facts(settings.dataset, without=("path",)),
         "seed": settings.options.seed,
         **prepared.data_facts,
@@ -416,7 +432,7 @@ def _tuning_facts(
         "bits": to_dict(plan.precisions),
         "phases": [to_dict(phase) for phase in phases],
         "quantizer": component_facts(prepared.settings.quantizer),
-        "finetune": component_facts(settings, without=("checkpoint_every",)),
+        "finetune": component_facts(settings, without=("checkpoint_every", "keep")),
         "dataset": component_facts(prepared.settings.dataset, without=("path",)),
         "seed": prepared.settings.options.seed,
         **prepared.data_facts,
@@ -427,6 +443,7 @@ def _train_float(prepared: Prepared, entry: Entry, log: RunLog) -> Files:
     network, settings = prepared.source.network, prepared.settings.training
     data = prepared.training_data(settings.batch_size)
     phases = [Phase((), (), settings.num_steps(data.steps_per_epoch), settings.lr, 0.0)]
+    best: dict[str, Any] = {}
     history = fit(
         network,
         phases,
@@ -436,12 +453,17 @@ def _train_float(prepared: Prepared, entry: Entry, log: RunLog) -> Files:
         evaluate=lambda candidate: prepared.test_accuracy(candidate, settings.eval_samples),
         checkpoint=entry.half_done,
         on_row=lambda row: _log_row(log, "float", row),
+        on_best=best.update,
         title="training the float network",
     )
-    return {
+    files = {
         "float.safetensors": write_checkpoint(network, prepared.normalization),
         "history.json": json.dumps(history).encode(),
     }
+    if best:
+        network.load_state_dict(best)
+        files["best.safetensors"] = write_checkpoint(network, prepared.normalization)
+    return files
 
 
 def _evaluate(prepared: Prepared, network: nn.Module) -> Files:

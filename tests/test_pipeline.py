@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import re
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from runs import REPOSITORY, TINY, compose_here, finished, read_json, run_apart, run_folder, run_here, run_script
+from safetensors.torch import load_file
 from scipy.stats import spearmanr
 
 from hawq.config import build_settings
 from hawq.export import load
 from hawq.pipeline import prepare
 from hawq.records import BitPlan, RunReport, Sensitivity, from_dict
-from hawq.stages import SENSITIVITY_SCHEMA
+from hawq.stages import SENSITIVITY_SCHEMA, Prepared
 from hawq.tracking import read_metrics
 from hawq.validation import Validated
 
@@ -70,6 +73,7 @@ def test_run_folder_holds_every_result(first: Path) -> None:
         "plan.json",
         "frontier.json",
         "finetune/network.pt",
+        "finetune/best.pt",
         "finetune/history.json",
         "model.safetensors",
         "metrics.jsonl",
@@ -79,6 +83,7 @@ def test_run_folder_holds_every_result(first: Path) -> None:
         "figures/frontier.png",
         "direct/plan.json",
         "direct/finetune/network.pt",
+        "direct/finetune/best.pt",
         "direct/finetune/history.json",
         "direct/model.safetensors",
     }
@@ -293,3 +298,22 @@ def test_sweep_analyses_once_for_each_seed(tmp_path: Path) -> None:
     assert re.findall(r"bits\.target=(\d+) seed=(\d)", table) == labels
     assert table.count("| HAWQ ") == table.count("| float ") == 6
     assert {path.name for path in tmp_path.iterdir()} == {"cache", "multirun"}
+
+
+def test_the_best_network_is_exported_without_training_again(
+    outputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a curve that only falls, the best network is the first one that was measured with all blocks quantised."""
+    shutil.copytree(outputs / "cache", tmp_path / "cache")
+    falling = itertools.count(100.0, -1.0)
+    monkeypatch.setattr(Prepared, "test_accuracy", lambda *_, **__: next(falling))
+    steps = ("finetune.max_steps=4", "finetune.evaluations=4")
+    assert run_here(tmp_path, *steps) is None
+    last = run_folder(tmp_path)
+    assert run_here(tmp_path, *steps, "finetune.keep=best") is None
+    (best,) = set((tmp_path / "runs").iterdir()) - {last}
+    assert (reused(best)["finetune"], reused(best)["export"]) == (True, False)
+    for folder, name in ((last, "network.pt"), (best, "best.pt")):
+        bias = torch.load(folder / "finetune" / name, weights_only=True)["fc.bias"]
+        assert torch.equal(load_file(folder / "model.safetensors")["floats"][-len(bias) :], bias)
+    assert (last / "model.safetensors").read_bytes() != (best / "model.safetensors").read_bytes()

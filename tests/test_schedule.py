@@ -127,7 +127,13 @@ def test_values_out_of_range(kind, values):
 
 @pytest.mark.parametrize(
     "values",
-    [{"schedule": "zigzag"}, {"optimizer": "sdg"}, {"optimizer": "adahessian"}, {"precision": "half"}],
+    [
+        {"schedule": "zigzag"},
+        {"optimizer": "sdg"},
+        {"optimizer": "adahessian"},
+        {"precision": "half"},
+        {"keep": "first"},
+    ],
     ids=str,
 )
 @pytest.mark.parametrize("kind", [Training, FineTuning])

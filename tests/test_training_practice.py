@@ -13,7 +13,7 @@ from tuning import BATCHES, CALIBRATION, prepared, same_state
 
 from hawq.errors import UserError
 from hawq.finetuning import FineTuning, Training, finetune, fit
-from hawq.finetuning.step import Objective, add_gradients, clip_gradient
+from hawq.finetuning.step import Objective, add_gradients, gradient_length
 from hawq.records import Phase
 
 ONE = Phase((), (), 6, 0.1, 0.1)
@@ -62,14 +62,17 @@ def test_no_average(off):
     assert same_state(trained(Training(ema_decay=off))[0], trained(Training())[0])
 
 
-def test_average_begins_anew_with_each_phase():
-    settings = Training(ema_decay=0.9)
-    seen = []
-    short = Phase((), (), 1, 0.1, 0.1)
-    after = [dict(trained(Training(), phases=[short] * count)[0].state_dict()) for count in (1, 2)]
-    trained(settings, phases=[short, short], evaluate=lambda network: seen.append(copy.deepcopy(network)) or 0.0)
-    for network, expected in zip(seen, after, strict=True):
-        assert all(torch.equal(value, expected[name]) for name, value in network.state_dict().items())
+def test_average_begins_anew_where_blocks_enter_and_goes_on_where_none_do():
+    def averages(*entering):
+        phases = [Phase(names, (), 1, 0.1, 0.1) for names in entering]
+        seen = []
+        trained(Training(ema_decay=0.9), phases=phases, evaluate=lambda x: seen.append(copy.deepcopy(x)) or 0.0)
+        return seen
+
+    plain = [trained(Training(), phases=[Phase((), (), 1, 0.1, 0.1)] * count)[0] for count in (1, 2)]
+    anew, on = averages(("a",), ("b",)), averages(("a",), ())
+    assert [same_state(left, right) for left, right in zip(anew, plain, strict=True)] == [True, True]
+    assert [same_state(left, right) for left, right in zip(on, plain, strict=True)] == [True, False]
 
 
 @pytest.mark.parametrize(
@@ -114,14 +117,11 @@ def test_training_in_pieces_is_training_on_the_batch():
     assert [row["loss"] for row in history] == pytest.approx([row["loss"] for row in expected_history], rel=1e-5)
 
 
-@pytest.mark.parametrize(("limit", "expected"), [(1.0, 1.0), (5.0, 5.0), (20.0, 13.0), (None, 13.0)])
-def test_gradient_is_shortened_as_a_whole(limit, expected):
+def test_length_of_the_gradient_is_that_of_all_parameters():
     layer = nn.Linear(2, 2)
     layer.weight.grad = torch.tensor([[3.0, 4.0], [0.0, 0.0]])
     layer.bias.grad = torch.tensor([12.0, 0.0])
-    clip_gradient(layer, limit)
-    flat = torch.cat([layer.weight.grad.reshape(-1), layer.bias.grad])
-    torch.testing.assert_close(flat, expected / 13 * torch.tensor([3.0, 4.0, 0.0, 0.0, 12.0, 0.0]))
+    assert float(gradient_length(layer)) == pytest.approx(13.0)
 
 
 def test_clipping_acts_in_training():
@@ -134,6 +134,7 @@ def test_clipping_acts_in_training():
         model, _ = trained(Training(**settings, **options), phases=[once])
         return float((torch.cat([parameter.reshape(-1) for parameter in model.parameters()]) - before).detach().norm())
 
+    assert moved(clip_norm=1e3) == pytest.approx(moved(), rel=1e-6)
     assert moved() > 0.5 * 0.02
     assert moved(clip_norm=0.02) == pytest.approx(0.5 * 0.02, rel=1e-4)
 
@@ -192,3 +193,44 @@ def test_the_check_of_a_compilation_leaves_no_trace(monkeypatch):
     assert same_state(model, expected)
     assert history == expected_history
     assert math.isfinite(history[-1]["loss"])
+
+
+def curve(values, **options):
+    """Fine-tuning whose curve is made up: (the best state, the networks measured)."""
+    best, seen, values = {}, [], iter(values)
+
+    def evaluate(network):
+        seen.append(copy.deepcopy(network.state_dict()))
+        return next(values)
+
+    settings = FineTuning(max_steps=8, final_fraction=0.25, checkpoint_every=1, evaluations=8)
+    tune(settings, evaluate=evaluate, on_best=best.update, **options)
+    return best, seen
+
+
+def equal(state, other):
+    return all(torch.equal(value, other[name]) for name, value in state.items() if isinstance(value, torch.Tensor))
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ([90, 80, 70, 60, 10, 50, 20, 30], 5),  # the high ones at the start are of networks that are half float
+        ([0, 0, 0, 0, 10, 11, 12, 13], 7),
+        ([0, 0, 0, 0, 13, 12, 13, 13], 4),
+    ],
+)
+def test_best_network_is_that_of_the_curve_once_all_is_quantised(values, expected):
+    best, seen = curve(values)
+    assert equal(best, seen[expected])
+    assert [index for index, state in enumerate(seen) if equal(best, state)] == [expected]
+
+
+def test_best_network_survives_a_kill():
+    values, checkpoint = [0, 0, 0, 0, 10, 50, 20, 30], MemoryCheckpoint()
+    best, _ = curve(values)
+    with pytest.raises(Killed):
+        curve(values, checkpoint=checkpoint, on_row=kill_after(8))
+    resumed, seen = curve(values[7:], checkpoint=checkpoint)
+    assert len(seen) == 1
+    assert equal(resumed, best)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -9,15 +10,17 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import clip_grads_with_norm_
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from hawq.errors import UserError
 from hawq.finetuning.compiling import compiled
 from hawq.finetuning.distillation import Distillation
+from hawq.finetuning.divergence import Diverged, name_culprit
 from hawq.finetuning.optimizer import make_optimizer
 from hawq.finetuning.schedule import learning_rate
 from hawq.finetuning.settings import Training
-from hawq.finetuning.step import Batch, Network, Objective, add_gradients, clip_gradient
+from hawq.finetuning.step import Batch, Network, Objective, add_gradients, gradient_length
 from hawq.progress import Progress
 from hawq.records import Phase
 
@@ -89,6 +92,7 @@ def fit(
     evaluate: Callable[[nn.Module], float] | None = None,
     checkpoint: TrainingCheckpoint | None = None,
     on_row: Callable[[Row], None] = lambda row: None,
+    on_best: Callable[[dict[str, Any]], None] = lambda state: None,
     title: str = "training",
 ) -> list[Row]:
     """Trains `model` in place through all phases; returns one row a step: step, phase, loss, lr, at times accuracy.
@@ -104,9 +108,10 @@ def fit(
         evaluate: accuracy in percent, called at the end of every phase and `settings.evaluations` times between.
         checkpoint: where to store and find a half-done training.
         on_row: hears every row of the history as it is made.
+        on_best: hears at the end the state of the network that measured best once all blocks had entered.
 
     Raises:
-        UserError: the loss stops being finite; names the step and the phase.
+        UserError: the loss or its gradient stops being finite; names the step, the phase, and the first layer at fault.
     """
     hard = loss or nn.CrossEntropyLoss(label_smoothing=settings.label_smoothing)
     objective = Objective(hard, distillation, settings.precision)
@@ -121,7 +126,7 @@ def fit(
         for index, phase in enumerate(phases):
             if index >= run.begun:
                 enter(model, phase)
-                run.begin(index)
+                run.begin(index, phase)
             last = first + phase.steps
             if settings.compile and run.step < last:
                 batch = next(batches)
@@ -130,14 +135,17 @@ def fit(
             while run.step < last:
                 begin_step(model.train(), run.step)
                 lr = learning_rate(phase, run.step - first, settings.schedule) * settings.warmup(run.step)
-                value = run.advance(objective, next(batches), lr, seed + run.step)
+                try:
+                    value = run.advance(objective, next(batches), lr, seed + run.step)
+                except Diverged as where:
+                    raise UserError(_diverged(title, run.step + 1, phase, str(where))) from None
                 row = {"step": run.step, "phase": index, "loss": value, "lr": lr}
                 run.history.append(row)
-                if not math.isfinite(value):
-                    raise UserError(_diverged(title, run.step, phase))
                 if run.step == last or run.step in measured:
                     row |= {"accuracy": evaluate(run.result())} if evaluate else {}
                     row |= watch.row() if watch else {}
+                if "accuracy" in row and not any(later.enters for later in phases[index + 1 :]):
+                    run.compare(row["accuracy"])
                 on_row(row)
                 if checkpoint and run.step < total and run.step % settings.checkpoint_every == 0:
                     checkpoint.save(run.snapshot())
@@ -145,6 +153,8 @@ def fit(
             first = last
     if run.average:
         model.load_state_dict(run.average.module.state_dict())
+    if run.best:
+        on_best(run.best["state"])
     return run.history
 
 
@@ -160,11 +170,13 @@ class _Run:
         self.average: AveragedModel | None = None
         self.step, self.begun = 0, 0  # steps done, phases entered
         self.history: list[Row] = []
+        self.best: dict[str, Any] | None = None
 
-    def begin(self, phase: int) -> None:
-        """A phase begins, and with it the average: before, other blocks were quantised."""
-        self.begun = phase + 1
-        self.average = self._new_average()
+    def begin(self, index: int, phase: Phase) -> None:
+        """A phase begins, and where blocks become quantised in it the average begins anew: it was another network's."""
+        self.begun = index + 1
+        if phase.enters or not self.average:
+            self.average = self._new_average()
 
     def _new_average(self) -> AveragedModel | None:
         """θ̄ ← d·θ̄ + (1 − d)·θ for parameters, steps of quantisers and statistics of batch norm alike."""
@@ -172,24 +184,39 @@ class _Run:
         return AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True) if decay else None
 
     def advance(self, objective: Objective, batch: Batch, lr: float, seed: int) -> float:
-        """One step; the loss before it."""
+        """One step; the loss before it. Raises Diverged, weights left alone, when it or its gradient is not finite."""
         torch.manual_seed(seed)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.optimizer.zero_grad(set_to_none=True)
-        value = add_gradients(self.network, objective, batch, self.settings.accumulate)
-        clip_gradient(self.model, self.settings.clip_norm)
+        value = float(add_gradients(self.network, objective, batch, self.settings.accumulate))
+        length = gradient_length(self.model)
+        if not math.isfinite(value + float(length)):
+            raise Diverged(self._culprit(objective, batch[0], seed, value))
+        if self.settings.clip_norm is not None:
+            clip_grads_with_norm_(self.model.parameters(), self.settings.clip_norm, length)
         self.optimizer.step()
         if self.watch:
             self.watch.after_step(self.model)
         if self.average:
             self.average.update_parameters(self.model)
         self.step += 1
-        return float(value)
+        return value
+
+    def _culprit(self, objective: Objective, inputs: Tensor, seed: int, loss: float) -> str:
+        """What is not finite first when the step's forward is run again."""
+        torch.manual_seed(seed)
+        pieces = inputs.chunk(self.settings.accumulate)
+        return name_culprit(self.model, lambda: [objective.outputs(self.model, piece) for piece in pieces], loss)
 
     def result(self) -> nn.Module:
         """The network that the training has come to: the average of the weights where one is kept."""
         return self.average.module if self.average else self.model
+
+    def compare(self, accuracy: float) -> None:
+        """Keeps a copy of the network if it is the most accurate one so far."""
+        if not self.best or accuracy > self.best["accuracy"]:
+            self.best = {"accuracy": accuracy, "state": copy.deepcopy(self.result().state_dict())}
 
     def snapshot(self) -> dict[str, Any]:
         return {
@@ -200,6 +227,7 @@ class _Run:
             "step": self.step,
             "begun": self.begun,
             "history": self.history,
+            "best": self.best,
         }
 
     def restore(self, saved: dict[str, Any]) -> None:
@@ -211,8 +239,9 @@ class _Run:
         if self.watch:
             self.watch.load_state_dict(saved["watch"])
         self.step, self.begun, self.history = saved["step"], saved["begun"], saved["history"]
+        self.best = saved["best"]
 
 
-def _diverged(title: str, step: int, phase: Phase) -> str:
+def _diverged(title: str, step: int, phase: Phase, where: str) -> str:
     entered = ", ".join(phase.enters) or "all blocks together"
-    return f"{title} diverged at step {step} (phase of {entered}): the loss is not finite; lower the learning rate"
+    return f"{title} diverged at step {step} (phase of {entered}): {where} is not finite; lower the learning rate"

@@ -32,6 +32,7 @@ def finetune(
     evaluate: Callable[[nn.Module], float] | None = None,
     checkpoint: TrainingCheckpoint | None = None,
     on_row: Callable[[Row], None] = lambda row: None,
+    on_best: Callable[[dict[str, Any]], None] = lambda state: None,
     title: str = "fine-tuning",
 ) -> tuple[nn.Module, list[Row]]:
     """A quantised, fine-tuned copy of `model`, and its history (one row a step; see `fit`).
@@ -51,6 +52,7 @@ def finetune(
         evaluate: accuracy in percent of a network, for the history.
         checkpoint: where a half-done run is stored and found.
         on_row: hears every row of the history as it is made.
+        on_best: hears at the end the state of the most accurate network that `evaluate` has seen fully quantised.
 
     Raises:
         ValueError: the plan is for another model, or the loss stops being finite.
@@ -95,6 +97,7 @@ def finetune(
         evaluate=evaluate,
         checkpoint=checkpoint,
         on_row=on_row,
+        on_best=on_best,
         title=title,
     )
     if frozen_from == steps:

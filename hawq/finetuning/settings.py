@@ -12,6 +12,7 @@ from hawq.finetuning.oscillation import OSCILLATIONS
 from hawq.finetuning.schedule import SCHEDULES, Order
 
 PRECISIONS = ("float32", "bfloat16")
+KEPT = ("last", "best")
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class Training:
         warmup_steps: first steps, over which the rate rises from zero.
         label_smoothing: of the cross-entropy.
         ema_decay: share of the old in the running average of all weights, which then is what is measured and kept;
-            None or 0 for none. The average begins anew with each phase.
+            None or 0 for none. It begins anew where blocks become quantised.
         clip_norm: greatest length of the gradient, or None.
         accumulate: pieces that the images of a step are worked through in, to save memory; batch norm sees a piece.
         precision: "float32", or "bfloat16" for the forward pass (autocast).
@@ -39,6 +40,8 @@ class Training:
         eval_samples: test images for the curve during training (the final figure uses all), None for all.
         evaluations: how many times the curve is measured, evenly spread, besides once at the end of every phase.
         checkpoint_every: steps between two checkpoints of a half-done training.
+        keep: which network a run goes on with: the "last" one, or the "best" of the curve, whose accuracy is then
+            selected on the test images that the curve was measured on.
 
     Raises:
         ValueError: a value out of range.
@@ -62,6 +65,7 @@ class Training:
     eval_samples: int | None = None
     evaluations: int = 10
     checkpoint_every: int = 50
+    keep: str = "last"
 
     section = "training"
 
@@ -82,11 +86,9 @@ class Training:
         if self.accumulate > self.batch_size:
             given = f"{self.section}.accumulate={self.accumulate}"
             raise ValueError(f"{given} is more than the {self.batch_size} images of a step: give at most batch_size")
-        if self.precision not in PRECISIONS:
-            given = f"{self.section}.precision={self.precision!r}"
-            raise ValueError(f"{given} is unknown: give {' or '.join(PRECISIONS)}")
-        if self.schedule not in SCHEDULES:
-            raise ValueError(f"{self.section}.schedule={self.schedule!r} is unknown: give {', '.join(SCHEDULES)}")
+        for key, known in {"precision": PRECISIONS, "schedule": SCHEDULES, "keep": KEPT}.items():
+            if getattr(self, key) not in known:
+                raise ValueError(f"{self.section}.{key}={getattr(self, key)!r} is unknown: give {', '.join(known)}")
         try:
             make_optimizer(nn.Linear(1, 1), self.optimizer, self.lr, self.momentum, self.weight_decay)
         except ValueError as error:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import get_total_norm
 
 from hawq.finetuning.distillation import Distillation
 
@@ -31,12 +32,16 @@ class Objective:
     def __call__(self, network: Network, batch: Batch) -> Tensor:
         """The loss of a network on one batch."""
         inputs, targets = batch
+        outputs = self.outputs(network, inputs)
+        hard = self.loss(outputs, targets)
+        return self.distillation.mix(hard, outputs, inputs) if self.distillation else hard
+
+    def outputs(self, network: Network, inputs: Tensor) -> Tensor:
+        """The network's outputs, computed in this precision."""
         reduced = self.precision == "bfloat16"
         with torch.autocast(inputs.device.type, torch.bfloat16, enabled=reduced):
             outputs = network(inputs)
-        outputs = outputs.float() if reduced else outputs
-        hard = self.loss(outputs, targets)
-        return self.distillation.mix(hard, outputs, inputs) if self.distillation else hard
+        return outputs.float() if reduced else outputs
 
 
 def add_gradients(network: Network, objective: Objective, batch: Batch, parts: int) -> Tensor:
@@ -54,7 +59,6 @@ def add_gradients(network: Network, objective: Objective, batch: Batch, parts: i
     return torch.stack(losses).sum()
 
 
-def clip_gradient(model: nn.Module, clip_norm: float | None) -> None:
-    """Shortens the gradient over all parameters together to at most `clip_norm`."""
-    if clip_norm is not None:
-        nn.utils.clip_grad_norm_(model.parameters(), clip_norm)
+def gradient_length(model: nn.Module) -> Tensor:
+    """‖∂L/∂θ‖₂ over all parameters together."""
+    return get_total_norm([parameter.grad for parameter in model.parameters() if parameter.grad is not None])
