@@ -13,8 +13,8 @@ from torch.utils.data import DataLoader, TensorDataset
 from hawq.allocation import UniformBits
 from hawq.blocks import find_blocks
 from hawq.errors import UserError
-from hawq.finetuning import FineTuning, Training, finetune, fit, reestimate_batch_norm
-from hawq.quantization import LSQ, Uniform, weight_errors
+from hawq.finetuning import FineTuning, Training, finetune, fit
+from hawq.quantization import LSQ, Uniform, reestimate_batch_norm, weight_errors
 from hawq.records import BlockSensitivity, Estimate, Phase, Sensitivity
 from hawq.sensitivity import block_weights
 

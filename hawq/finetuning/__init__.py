@@ -1,6 +1,5 @@
 """Ordered quantisation-aware fine-tuning."""
 
-from hawq.finetuning.batch_norm import freeze_batch_norm, reestimate_batch_norm
 from hawq.finetuning.loop import RepeatedLoader, Row, TrainingCheckpoint, TrainingData, fit, learning_rate
 from hawq.finetuning.ordered import finetune
 from hawq.finetuning.schedule import ORDERS, Order, make_phases, tuning_order
@@ -17,9 +16,7 @@ __all__ = [
     "TrainingData",
     "finetune",
     "fit",
-    "freeze_batch_norm",
     "learning_rate",
     "make_phases",
-    "reestimate_batch_norm",
     "tuning_order",
 ]

@@ -8,12 +8,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from hawq.finetuning.batch_norm import freeze_batch_norm, reestimate_batch_norm
 from hawq.finetuning.loop import RepeatedLoader, Row, TrainingCheckpoint, TrainingData, fit
 from hawq.finetuning.oscillation import Oscillations
 from hawq.finetuning.schedule import make_phases
 from hawq.finetuning.settings import FineTuning
-from hawq.quantization import LSQ, Quantizer, attach, enable
+from hawq.quantization import LSQ, Quantizer, attach, enable, freeze_batch_norm, reestimate_batch_norm
 from hawq.records import BitPlan, Phase, Sensitivity
 
 
