@@ -14,7 +14,7 @@ from hawq.records import Block
 
 QUANTIZABLE = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 _TRANSPARENT = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
-GRANULARITIES = ("block", "layer")
+GRANULARITIES = ("block", "layer", "network")
 
 
 def find_blocks(
@@ -30,8 +30,8 @@ def find_blocks(
         example: (N, ...) input; when given, one forward pass also fills in MACs and activation counts.
         granularity: "block" takes the units that a network of timm names itself (`group_matcher`), and groups all
             else by the module tree: containers are opened, any other module is one block. "layer" makes every layer
-            a block. A list of regular expressions groups the layers whose qualified name starts with the same match
-            of one expression; layers that none matches stay single.
+            a block, "network" all of them one. A list of regular expressions groups the layers whose qualified name
+            starts with the same match of one expression; layers that none matches stay single.
 
     Raises:
         ValueError: nothing to quantise, a bad granularity, or one weight shared by two blocks.
@@ -118,6 +118,8 @@ def _group(model: nn.Module, layers: dict[str, nn.Module], granularity: str | Se
     singles = {name: name for name in layers}
     if granularity == "layer":
         return singles
+    if granularity == "network":
+        return dict.fromkeys(layers, "network")
     if granularity == "block":
         return dict(_owners(model, "")) | _matched(layers, _own_patterns(model))
     if isinstance(granularity, str):

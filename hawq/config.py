@@ -6,6 +6,7 @@ import dataclasses
 import difflib
 import json
 import pkgutil
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass
@@ -32,15 +33,18 @@ from hawq.models import ModelSource
 from hawq.quantization import Quantizer
 from hawq.sensitivity import Analysis
 from hawq.tracking import Tracking
+from hawq.validation import Validation
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-STAGES = ("analysis", "allocation", "finetune", "export", "report")
+STAGES = ("analysis", "allocation", "finetune", "export", "report")  # each needs those before it
+VALIDATE = "validate"  # beside them: needs the analysis, and nothing needs it
 COMPONENTS = (
     "model",
     "dataset",
     "training",
     "analysis",
     "solver",
+    "validation",
     "bits",
     "allocation",
     "quantizer",
@@ -49,7 +53,7 @@ COMPONENTS = (
     "tracking",
 )
 BASELINES = ("direct", "none")
-_NOT_PART_OF_A_RESULT = ("hydra", "stages", "device", "threads", "workers", "tracking", "outputs", "allowed_targets")
+NOT_PART_OF_A_RESULT = ("hydra", "stages", "device", "threads", "workers", "tracking", "outputs", "allowed_targets")
 
 
 @dataclass(frozen=True)
@@ -80,9 +84,10 @@ class RunOptions:
     allowed_targets: tuple[str, ...]
 
     def __post_init__(self) -> None:
-        unknown = [stage for stage in self.stages if stage not in STAGES]
+        allowed = [*STAGES, VALIDATE]
+        unknown = [stage for stage in self.stages if stage not in allowed]
         if unknown:
-            raise ValueError(f"stages={list(self.stages)} has unknown stages {unknown}: give some of {list(STAGES)}")
+            raise ValueError(f"stages={list(self.stages)} has unknown stages {unknown}: give some of {allowed}")
         if not 0 <= self.seed < 2**31:
             raise ValueError(f"seed={self.seed} is out of range: give 0 to {2**31 - 1}")
         if self.threads is not None and self.threads < 1:
@@ -92,6 +97,11 @@ class RunOptions:
         if self.baseline not in BASELINES:
             raise ValueError(f"baseline={self.baseline!r} is unknown: give {' or '.join(BASELINES)}")
         self.torch_device()
+
+    def last_stage(self) -> int:
+        """The place in STAGES of the last one that the selected ones need; -1 without any."""
+        needed = ("analysis" if stage == VALIDATE else stage for stage in self.stages)
+        return max(map(STAGES.index, needed), default=-1)
 
     def torch_device(self) -> torch.device:
         """Raises ValueError for a device that this machine does not have."""
@@ -108,7 +118,7 @@ class RunOptions:
 
 @dataclass(frozen=True)
 class Settings:
-    """Everything a run was asked for, built and checked."""
+    """Everything a run was asked for, built and checked. `compared` are the solvers that validation.solvers names."""
 
     options: RunOptions
     model: ModelSource
@@ -116,12 +126,14 @@ class Settings:
     training: Training
     analysis: Analysis
     solver: Solver
+    validation: Validation
     bits: Allocator
     allocation: Allocation
     quantizer: Quantizer
     finetune: FineTuning
     export: PackedExport
     tracking: Tracking
+    compared: dict[str, Solver]
     folder: Path
     resolved: dict[str, Any]
     command: str
@@ -137,7 +149,7 @@ def register_resolvers() -> None:
 def run_name(config: DictConfig) -> str:
     """Folder name of a run: what was chosen, and a hash of the config, so that the same command finds it again."""
     choices = config.hydra.runtime.choices
-    facts = {key: value for key, value in _plain(config).items() if key not in _NOT_PART_OF_A_RESULT}
+    facts = {key: value for key, value in _plain(config).items() if key not in NOT_PART_OF_A_RESULT}
     text = json.dumps(facts, sort_keys=True)  # takes NaN too, which is refused later, with a better message
     given = config.allocation.sensitivity
     network = [choices.model, choices.dataset] if given is None else [Path(str(given)).stem]
@@ -165,8 +177,10 @@ def build_settings(config: DictConfig) -> Settings:
     """
     plain = _plain(config)
     folder = Path(HydraConfig.get().runtime.output_dir)
-    command = " ".join(["python", *sys.argv])
-    return Settings(folder=folder, resolved=plain, command=command, **_build_parts(plain))
+    overrides = HydraConfig.get().overrides.task  # of this job alone, in a sweep
+    command = shlex.join(["python", "train.py", *overrides])
+    parts = _build_parts(plain, HydraConfig.get().runtime.choices.get("solver"))
+    return Settings(folder=folder, resolved=plain, command=command, **parts)
 
 
 def check_config(config: DictConfig) -> None:
@@ -174,8 +188,8 @@ def check_config(config: DictConfig) -> None:
     _build_parts(_plain(config))
 
 
-def _build_parts(plain: dict[str, Any]) -> dict[str, Any]:
-    """`options` and every component, by the names that `Settings` gives them."""
+def _build_parts(plain: dict[str, Any], chosen_solver: str | None = None) -> dict[str, Any]:
+    """`options`, every component and the solvers to compare, by the names that `Settings` gives them."""
     option_names = {field.name for field in dataclasses.fields(RunOptions)}
     _refuse_unknown_keys("", set(plain), {*option_names, *COMPONENTS})
     for name in COMPONENTS:
@@ -183,7 +197,22 @@ def _build_parts(plain: dict[str, Any]) -> dict[str, Any]:
             raise ValueError(f"the config has no {name}: choose an option, say {name}=...")
     options = _build_dataclass("", RunOptions, {key: value for key, value in plain.items() if key in option_names})
     parts = {name: build_component(name, plain[name], options.allowed_targets) for name in COMPONENTS}
-    return {"options": options, **parts}
+    solvers = {name: _solver_node(name, plain, chosen_solver) for name in parts["validation"].solvers}
+    compared = {name: build_component("solver", node, options.allowed_targets) for name, node in solvers.items()}
+    return {"options": options, **parts, "compared": compared}
+
+
+def _solver_node(name: str, plain: dict[str, Any], chosen: str | None) -> Any:
+    """An option of the group solver as its file has it, in the run's memory; the chosen one as the run has it."""
+    if name == chosen:
+        return plain["solver"]
+    options = {path.stem: path for path in (REPOSITORY / "conf" / "solver").glob("*.yaml")}
+    if name not in options:
+        raise ValueError(f"validation.solvers: solver={name} is not an option: {_suggest(name, sorted(options))}")
+    node = OmegaConf.to_container(OmegaConf.load(options[name]))
+    assert isinstance(node, dict)
+    limit = {key: plain["solver"].get(key) for key in node if key == "memory_limit_gib"}
+    return node | limit
 
 
 def build_component(name: str, node: Any, allowed: Sequence[str]) -> Any:
@@ -218,9 +247,15 @@ def leave_no_empty_folder() -> None:
 
 
 def compose_parts(overrides: Sequence[str]) -> dict[str, Any]:
-    """`options` and every component that a command line would build, without a run. Raises ValueError as a run does."""
+    """`options` and every component that a command line would build, without a run.
+
+    Raises ValueError with one sentence for whatever a run would refuse.
+    """
     register_resolvers()
-    return _build_parts(_plain(_compose(overrides)))
+    try:
+        return _build_parts(_plain(_compose(overrides)))
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ValueError(explain(error, config_keys())) from error
 
 
 def config_keys() -> list[str]:
@@ -350,6 +385,7 @@ _CONTRACTS: Mapping[str, Any] = {
     "training": Training,
     "analysis": Analysis,
     "solver": ("name", "reads", "memory_limit_gib", "start", "update", "estimates"),
+    "validation": Validation,
     "bits": ("check", "allocate"),
     "allocation": Allocation,
     "quantizer": ("name", "weight", "activation"),

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
 
 from hawq.modes import eval_mode
 from hawq.progress import Progress
+
+_BATCH = 100
 
 
 @torch.no_grad()
@@ -25,3 +29,12 @@ def accuracy(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], num_ima
             correct += int((model(images).argmax(1) == labels).sum())
             progress.advance(len(labels))
     return 100.0 * correct / num_images
+
+
+def accuracy_on(
+    model: nn.Module, images: Dataset[Any], device: torch.device, workers: int = 0, title: str = ""
+) -> float:
+    """`accuracy` on all of a data set of (input, label) pairs, whose inputs `workers` processes prepare."""
+    loader = DataLoader(images, _BATCH, num_workers=workers)
+    batches = ((inputs.to(device), labels.to(device)) for inputs, labels in loader)
+    return accuracy(model, batches, len(images), title)  # type: ignore[arg-type]

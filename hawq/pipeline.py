@@ -19,8 +19,9 @@ from hawq.allocation import (
 )
 from hawq.artifacts import PLAN_SCHEMA, Store, dump_record, fingerprint, parse_record, write_json
 from hawq.blocks import find_blocks
-from hawq.config import REPOSITORY, STAGES, Settings
+from hawq.config import REPOSITORY, STAGES, VALIDATE, Settings
 from hawq.costs import checkpoint_bytes, paper_size_mib, published_bytes
+from hawq.curvature import Solver
 from hawq.distributed import from_first
 from hawq.export import packed_overhead
 from hawq.files import write_whole
@@ -28,18 +29,23 @@ from hawq.measurement import measured
 from hawq.records import FLOAT_BITS, BitPlan, ResultRow, RunReport, Sensitivity, StageRecord, to_dict
 from hawq.report import (
     RESULT_COLUMNS,
-    bits_label,
     finetuning_figure,
     frontier_figure,
     git_commit,
+    hardware,
     limits_table,
     markdown,
     result_cells,
+    result_row,
     results_table,
     sensitivity_figure,
     sensitivity_rows,
+    validation_figure,
+    validation_rows,
+    validation_table,
     versions,
 )
+from hawq.sensitivity import Analysis
 from hawq.stages import (
     SENSITIVITY_SCHEMA,
     FloatNetwork,
@@ -52,11 +58,13 @@ from hawq.stages import (
     packing,
     shared_curvature,
     tuning,
+    validation,
 )
 from hawq.tracking import RunLog
 from hawq.unquantized import unquantized
 
 FRONTIER_SCHEMA = "hawq.frontier/1"
+VALIDATION_SCHEMA = "hawq.validation/1"
 
 
 @dataclass(frozen=True)
@@ -120,7 +128,7 @@ def prepare_network(settings: Settings) -> Prepared:
             f"model {settings.model.name} cannot take images of {tuple(example.shape[2:])} ({reason}): "
             "give a larger model.small_input_size or another dataset"
         ) from error
-    about = about_network(settings, normalization)
+    about = about_network(settings, normalization, source.framing, example)
     overhead_bytes = packed_overhead(source.network, blocks, settings.quantizer, about)
     settings.bits.check(blocks, overhead_bytes)
     data_facts = {
@@ -148,15 +156,17 @@ class Findings:
 
 def assist(prepared: Prepared | PreparedAllocation) -> None:
     """What every process but the first does: its share of the analysis, when the first one comes to it."""
-    while _called():
+    while called := _call():
         assert isinstance(prepared, Prepared), "a sensitivity file needs no analysis"
-        shared_curvature(prepared)
+        solver, wanted = called
+        shared_curvature(replace(prepared, settings=replace(prepared.settings, solver=solver, analysis=wanted)))
 
 
-def _called() -> bool:
-    """Whether the first process comes to an analysis. Leaves with it when it has ended with an error."""
+def _call() -> tuple[Solver, Analysis] | None:
+    """The analysis that the first process comes to, None at its end. Leaves with it when it has ended with an error."""
     try:
-        return bool(from_first(None))
+        called: tuple[Solver, Analysis] | None = from_first(None)
+        return called
     except RuntimeError as error:
         raise SystemExit(1) from error
 
@@ -181,7 +191,7 @@ def run(prepared: Prepared | PreparedAllocation) -> None:
                 _walk(prepared, found, log)
             if "report" in settings.options.stages:
                 _report(prepared, found, log, cost.seconds)
-    from_first(False)  # the other processes may go
+    from_first(None)  # the other processes may go
     print(f"\nEverything of this run: {folder}")
 
 
@@ -189,7 +199,7 @@ def _walk(prepared: Prepared, found: Findings, log: RunLog) -> None:
     """The stages in order, each as far as it is wanted."""
     settings = prepared.settings
     folder, selected = settings.folder, settings.options.stages
-    last = max((STAGES.index(stage) for stage in selected), default=-1)
+    last = settings.options.last_stage()
     found.source = float_network(prepared, log, found.records)
     print(f"float accuracy: {found.source.accuracy:.2f} %")
     if prepared.float_parts:
@@ -197,6 +207,8 @@ def _walk(prepared: Prepared, found: Findings, log: RunLog) -> None:
     if last < STAGES.index("analysis"):
         return
     found.sensitivity = analysis(prepared, found.source, log, found.records)
+    if VALIDATE in selected:
+        _validate(prepared, found, log)
     if last == STAGES.index("analysis"):
         write_whole(folder / "sensitivity.json", dump_record(SENSITIVITY_SCHEMA, found.sensitivity))
         print("\n" + _sensitivity_table(found.sensitivity, None))
@@ -209,6 +221,18 @@ def _walk(prepared: Prepared, found: Findings, log: RunLog) -> None:
         if last > STAGES.index("finetune"):
             found.packed[name] = packing(prepared, found.source, tuned, name, found.records)
     _copy_results(folder, found)
+
+
+def _validate(prepared: Prepared, found: Findings, log: RunLog) -> None:
+    """What the scores foretold beside what came true: file, table, figure."""
+    assert found.source is not None and found.sensitivity is not None
+    folder = prepared.settings.folder
+    result = validation(prepared, found.source, found.sensitivity, log, found.records)
+    write_whole(folder / "validation.json", dump_record(VALIDATION_SCHEMA, result))
+    log.table("validation", *validation_rows(result))
+    log.image("figures/validation", validation_figure(result, folder / "figures" / "validation.png"))
+    log.artifact(f"{folder.name}-validation", "validation", folder / "validation.json")
+    print("\n" + validation_table(result) + "\n")
 
 
 def _allocation(settings: Settings, found: Findings, log: RunLog) -> BitPlan:
@@ -287,7 +311,7 @@ def _report(prepared: Prepared, found: Findings, log: RunLog, seconds: float) ->
         stages=tuple(found.records),
         plan=plan,
         config=settings.resolved,
-        versions=versions(),
+        versions=versions() | {"hardware": hardware(prepared.device)},
         git_commit=git_commit(REPOSITORY),
         command=settings.command,
         seconds=seconds,
@@ -313,19 +337,7 @@ def _result_rows(found: Findings) -> list[ResultRow]:
     size = checkpoint_bytes(network)
     rows = [ResultRow("float", full, full, found.source.accuracy, 1.0, size, 1.0, paper_size_mib(published, 1.0))]
     for name, packed in found.packed.items():
-        plan = found.tuned[name].plan
-        rows.append(
-            ResultRow(
-                method=plan.method,
-                weight_bits=bits_label([precision.weight_bits for precision in plan.precisions.values()]),
-                activation_bits=bits_label([precision.activation_bits for precision in plan.precisions.values()]),
-                accuracy=packed.accuracy,
-                w_comp=plan.cost.w_comp,
-                size_bytes=packed.size_bytes,
-                a_comp=plan.cost.a_comp,
-                paper_size_mib=paper_size_mib(published, plan.cost.w_comp),
-            )
-        )
+        rows.append(result_row(found.tuned[name].plan, packed.accuracy, packed.size_bytes, published))
     return rows
 
 

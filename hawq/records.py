@@ -15,7 +15,8 @@ Record = TypeVar("Record")
 
 FLOAT_BITS = 32
 IMAGE_BITS = 8  # the network's input is an 8-bit image, whatever the first block's activation bits are
-WEIGHTINGS = ("eigenvalue", "trace", "proxy")  # what weighs the weight errors
+MEASURED = ("eigenvalue", "trace", "proxy")  # what an analysis may find of a block
+WEIGHTINGS = (*MEASURED, "none")  # what weighs the weight errors
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,9 @@ class BlockSensitivity:
             raise UserError(f"block {self.block.name!r} has neither eigenvalue nor trace nor proxy: give one of them")
 
     def curvature(self, weighting: str = "eigenvalue") -> Estimate:
-        """λ_i, Tr(H_i) or the proxy. Raises UserError when the analysis has not found it."""
+        """λ_i, Tr(H_i), the proxy, or 1 for "none". Raises UserError when the analysis has not found it."""
+        if weighting == "none":
+            return Estimate(1.0, 0.0, 0, True)
         known = {"eigenvalue": self.eigenvalue, "trace": self.trace, "proxy": self.proxy}
         found = known[weighting]
         if found is None:
@@ -117,7 +120,7 @@ class BlockSensitivity:
     def omega(self, bits: int, weighting: str = "eigenvalue") -> float:
         """Ω_i(b) = λ_i · ‖Q_b(W_i) − W_i‖²₂ (HAWQ) or Tr(H_i)/n_i · ‖Q_b(W_i) − W_i‖²₂ (HAWQ-V2); 0 for float weights.
 
-        With "proxy" that number takes the place of λ_i.
+        With "proxy" that number takes the place of λ_i, with "none" 1: the plain error.
 
         Raises UserError for a width that was not analysed.
         """
@@ -180,7 +183,7 @@ class Sensitivity:
 
     def weighting(self, asked: str = "auto") -> str:
         """What weighs the errors; "auto" is the first of eigenvalue, trace, and proxy that all blocks have."""
-        known = [name for name in WEIGHTINGS if all(getattr(row, name) is not None for row in self.rows)]
+        known = [name for name in MEASURED if all(getattr(row, name) is not None for row in self.rows)]
         return known[0] if asked == "auto" and known else asked
 
 

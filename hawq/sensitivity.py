@@ -128,7 +128,7 @@ def measure_curvature(
     `settled` may end the measurement of the weights' curvature after any round.
     Raises ValueError as `BlockOperator`, `check_network` and `solve_blocks` do.
     """
-    for text in check_network(model, batches, loss, twice=solver.reads == "products"):
+    for text in check_network(model, batches, loss, twice=solver.reads in ("products", "rows")):
         warn(text)
     limit = solver.memory_limit_gib
     kind = OPERATORS[getattr(solver, "curvature", "hessian")]

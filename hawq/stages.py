@@ -13,29 +13,53 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import Subset
 
 from hawq.allocation import Mixed, is_proven
 from hawq.artifacts import Entry, Store, dump_record, hash_tensors, parse_record
-from hawq.config import STAGES, Settings
+from hawq.config import STAGES, VALIDATE, RunOptions, Settings
 from hawq.curvature import Batch, CurvatureCheckpoint
 from hawq.data import Images, Splits, TrainBatches, fixed_batches, sample_indices
 from hawq.distributed import from_first, rank, share_out, world_size
 from hawq.errors import UserError
-from hawq.evaluation import accuracy
+from hawq.evaluation import accuracy_on
 from hawq.export import PACKED_SCHEMA, export_onnx, load, save
 from hawq.finetuning import FineTuning, Row, finetune, fit, make_phases
 from hawq.measurement import measured
 from hawq.models import FloatModel, read_checkpoint, write_checkpoint
-from hawq.quantization import attach
-from hawq.records import BitPlan, Block, Estimate, FloatPart, Normalization, Phase, Sensitivity, StageRecord, to_dict
-from hawq.sensitivity import Curvature, combine, measure_curvature
+from hawq.quantization import attach, weight_errors
+from hawq.records import (
+    BitPlan,
+    Block,
+    Estimate,
+    FloatPart,
+    Framing,
+    Normalization,
+    Phase,
+    Sensitivity,
+    StageRecord,
+    to_dict,
+)
+from hawq.sensitivity import Curvature, block_weights, combine, measure_curvature
 from hawq.tracking import RunLog
+from hawq.validation import (
+    PLAIN_ERROR,
+    WEIGHTS,
+    Score,
+    TrueRises,
+    Validated,
+    activation_scores,
+    correlate,
+    curvature_score,
+    gradient_seconds,
+    true_rises,
+)
 from hawq.weights import load_strictly
 
 FORMAT = 2  # raised when a stage computes something else from the same settings: old artifacts are then left alone
 SENSITIVITY_SCHEMA = "hawq.sensitivity/2"
 CURVATURE_SCHEMA = "hawq.curvature/2"
+RISES_SCHEMA = "hawq.rises/1"
 _EVALUATION_BATCH = 100
 
 Files = dict[str, bytes]
@@ -81,9 +105,7 @@ class Prepared:
         """Accuracy in percent on the first `num_images` test images, or on all."""
         count = min(num_images or len(self.splits.test_images), len(self.splits.test_images))
         images = Subset(self.test_images(), range(count))
-        loader = DataLoader(images, _EVALUATION_BATCH, num_workers=self.settings.options.workers)
-        batches = ((inputs.to(self.device), labels.to(self.device)) for inputs, labels in loader)
-        return accuracy(network, batches, count, title)
+        return accuracy_on(network, images, self.device, self.settings.options.workers, title)
 
 
 @dataclass(frozen=True)
@@ -132,6 +154,17 @@ def float_network(prepared: Prepared, log: RunLog, records: list[StageRecord]) -
 def analysis(prepared: Prepared, source: FloatNetwork, log: RunLog, records: list[StageRecord]) -> Sensitivity:
     """λ_i of every block (the expensive half, kept by itself), joined with the weight errors of this quantiser."""
     settings = prepared.settings
+    curvature = _curvature(prepared, source, log, records, "analysis")
+    inputs = _activation_inputs(prepared)
+    sensitivity = combine(source.network, prepared.blocks, curvature, settings.quantizer, inputs)
+    return dataclasses.replace(sensitivity, overhead_bytes=prepared.overhead_bytes)
+
+
+def _curvature(
+    prepared: Prepared, source: FloatNetwork, log: RunLog, records: list[StageRecord], label: str
+) -> Curvature:
+    """What the run's solver finds of every block; `label` tells this analysis from others of the same run."""
+    settings = prepared.settings
     facts = {
         "format": FORMAT,
         "model": settings.model.name,
@@ -144,13 +177,86 @@ def analysis(prepared: Prepared, source: FloatNetwork, log: RunLog, records: lis
     }
     if settings.analysis.stop_when_settled:  # the result then depends on what it was wanted for
         facts |= {"bits": component_facts(settings.bits), "quantizer": component_facts(settings.quantizer)}
-    entry = _cached(prepared, "analysis", facts, lambda e: _analyse(prepared, e, log), records)
+    entry = _cached(prepared, "analysis", facts, lambda e: _analyse(prepared, e, log, label), records, label=label)
     curvature = parse_record(entry.path / "curvature.json", CURVATURE_SCHEMA, Curvature)
     for index, block in enumerate(prepared.blocks):
-        _log_estimate(log, index, _main_estimate(curvature.estimates[block.name]))
-    inputs = [inputs for inputs, _ in _analysis_batches(prepared)] if settings.analysis.activations else []
-    sensitivity = combine(source.network, prepared.blocks, curvature, settings.quantizer, inputs)
-    return dataclasses.replace(sensitivity, overhead_bytes=prepared.overhead_bytes)
+        _log_estimate(log, label, index, _main_estimate(curvature.estimates[block.name]))
+    return curvature
+
+
+def validation(
+    prepared: Prepared, source: FloatNetwork, sensitivity: Sensitivity, log: RunLog, records: list[StageRecord]
+) -> Validated:
+    """The true rise of the loss when each block alone is quantised, and how well the score of each solver foretells it.
+
+    The rises are kept by themselves, and so is the analysis of each solver: a run with `solver=...` shares it.
+    """
+    settings, wanted = prepared.settings, prepared.settings.validation
+    activations = settings.analysis.activations
+    facts = {
+        "format": FORMAT,
+        "model": settings.model.name,
+        "weights": source.weights_hash,
+        "blocks": [to_dict(block) for block in prepared.blocks],
+        "quantizer": component_facts(settings.quantizer),
+        "widths": list(wanted.widths),
+        "num_samples": wanted.num_samples,
+        "calibration": [settings.analysis.num_samples, settings.analysis.batch_size] if activations else [],
+        "seed": settings.options.seed,
+        **prepared.data_facts,
+    }
+    entry = _cached(prepared, VALIDATE, facts, lambda e: _measure_rises(prepared, source, e), records)
+    truth = parse_record(entry.path / "rises.json", RISES_SCHEMA, TrueRises)
+    for step, rise in enumerate(truth.rises):
+        log.log(VALIDATE, step, {key: value for key, value in to_dict(rise).items() if key not in ("block", "kind")})
+    scores = _weight_scores(prepared, source, sensitivity, log, records)
+    if activations:
+        scores += activation_scores(sensitivity.rows, wanted.widths)
+    correlations = correlate(truth.rises, scores, wanted.widths, wanted.draws, settings.options.seed)
+    return Validated(truth, tuple(scores), correlations)
+
+
+def _measure_rises(prepared: Prepared, source: FloatNetwork, entry: Entry) -> Files:
+    settings, wanted = prepared.settings, prepared.settings.validation
+    images = prepared.test_images()
+    indices = sample_indices(len(images), wanted.num_samples, settings.options.seed)
+    truth = true_rises(
+        source.network,
+        prepared.blocks,
+        settings.quantizer,
+        wanted.widths,
+        fixed_batches(images, indices, wanted.batch_size, prepared.device),
+        partial(nn.functional.cross_entropy, reduction="none"),
+        _activation_inputs(prepared),
+        entry.half_done,
+        wanted.save_every_seconds,
+    )
+    return {"rises.json": dump_record(RISES_SCHEMA, truth)}
+
+
+def _weight_scores(
+    prepared: Prepared, source: FloatNetwork, sensitivity: Sensitivity, log: RunLog, records: list[StageRecord]
+) -> list[Score]:
+    """The score of each solver, then the plain error. Each solver runs to its own end, on the weights alone."""
+    settings, widths = prepared.settings, prepared.settings.validation.widths
+    whole = dataclasses.replace(settings.analysis, activations=False, stop_when_settled=False)
+    found, seconds = {}, {}
+    for name, solver in settings.compared.items():
+        own = dataclasses.replace(prepared, settings=dataclasses.replace(settings, analysis=whole, solver=solver))
+        found[name] = _curvature(own, source, log, records, f"analysis/{name}").estimates
+        seconds[name] = records[-1].seconds
+    with measured() as cost:
+        errors = {
+            block.name: weight_errors(block_weights(source.network, block), settings.quantizer, widths)
+            for block in prepared.blocks
+        }
+    unit = gradient_seconds(main for estimates in found.values() for main in map(_main_estimate, estimates.values()))
+    scores = [curvature_score(name, sensitivity.rows, found[name], widths) for name in found]
+    costs = {**seconds, PLAIN_ERROR: cost.seconds}
+    return [
+        dataclasses.replace(score, seconds=costs[score.name], gradient_equivalents=unit and costs[score.name] / unit)
+        for score in (*scores, Score(PLAIN_ERROR, WEIGHTS, None, errors))
+    ]
 
 
 def tuning(
@@ -198,10 +304,11 @@ def tuning(
 def packing(prepared: Prepared, source: FloatNetwork, tuned: Tuned, name: str, records: list[StageRecord]) -> Packed:
     """The packed file (and ONNX on request), read back and measured on the whole test set."""
     settings = prepared.settings
+    about = about_network(settings, prepared.normalization, prepared.source.framing, prepared.example())
     facts = {"format": PACKED_SCHEMA, "finetune": tuned.entry.key, "export": component_facts(settings.export)}
+    facts |= {"about": about}
 
     def make(entry: Entry) -> Files:
-        about = about_network(settings, prepared.normalization)
         path = save(tuned.network, entry.path / "model.safetensors", about)
         restored = load(path, source.network)
         _refuse_other_outputs(tuned.network, restored, prepared.example())
@@ -219,9 +326,13 @@ def packing(prepared: Prepared, source: FloatNetwork, tuned: Tuned, name: str, r
     return Packed(entry, value, (entry.path / "model.safetensors").stat().st_size)
 
 
-def about_network(settings: Settings, normalization: Normalization) -> dict[str, Any]:
-    """What the packed file tells about its network."""
-    return {"model": settings.model.name, "dataset": settings.dataset.name, **to_dict(normalization)}
+def about_network(
+    settings: Settings, normalization: Normalization, framing: Framing, example: Tensor
+) -> dict[str, Any]:
+    """What the packed file tells about its network: enough to measure it again; `example` is one input (1, 3, H, W)."""
+    framing = dataclasses.replace(framing, size=example.shape[-1])  # images in memory keep their own size
+    names = {"model": settings.model.name, "dataset": settings.dataset.name}
+    return {**names, **to_dict(normalization), "framing": to_dict(framing)}
 
 
 def _label(stage: str, name: str) -> str:
@@ -250,7 +361,7 @@ def _cached(
         manifest = entry.manifest()
         reused = manifest is not None
         if manifest is None:
-            _refuse_gap(stage, prepared.settings.options.stages)
+            _refuse_gap(stage, prepared.settings.options)
             with measured() as cost:
                 files = make(entry)
             made: dict[str, Any] = {
@@ -266,15 +377,18 @@ def _cached(
     return entry
 
 
-def _refuse_gap(stage: str, selected: Sequence[str]) -> None:
-    """Before any work: every stage from the one to be made up to the last selected one must be selected."""
-    last = max((STAGES.index(name) for name in selected), default=-1)
+def _refuse_gap(stage: str, options: RunOptions) -> None:
+    """Before any work: every stage from the one to be made up to the last needed one must be selected."""
+    if stage == VALIDATE:  # nothing is built on it
+        return
+    selected, last = options.stages, options.last_stage()
     first = STAGES.index(stage) if stage in STAGES else 0
     absent = [name for name in STAGES[first : last + 1] if name not in selected]
     if absent:
+        wanted = [*STAGES[: last + 1], *(name for name in selected if name == VALIDATE)]
         raise UserError(
             f"stages={list(selected)} leaves out {', '.join(absent)}, whose result for these settings is not in the "
-            f"cache: give stages={list(STAGES[: last + 1])}"
+            f"cache: give stages={wanted}"
         )
 
 
@@ -335,14 +449,14 @@ def _evaluate(prepared: Prepared, network: nn.Module) -> Files:
     return {"accuracy.json": json.dumps({"accuracy": value}).encode()}
 
 
-def _analyse(prepared: Prepared, entry: Entry, log: RunLog) -> Files:
+def _analyse(prepared: Prepared, entry: Entry, log: RunLog, label: str) -> Files:
     index_of = {block.name: index for index, block in enumerate(prepared.blocks)}
-    from_first(True)  # the other processes begin as well
+    from_first((prepared.settings.solver, prepared.settings.analysis))  # the other processes begin as well
     curvature = shared_curvature(
         prepared,
         entry.half_done,
         settled=partial(_is_settled, prepared),
-        on_estimate=lambda name, estimate: _log_estimate(log, index_of[name], estimate),
+        on_estimate=lambda name, estimate: _log_estimate(log, label, index_of[name], estimate),
         warn=lambda text: print(f"note: {text}"),
     )
     return {"curvature.json": dump_record(CURVATURE_SCHEMA, curvature)}
@@ -401,6 +515,12 @@ def _analysis_batches(prepared: Prepared, part: int = 0, parts: int = 1) -> list
     return fixed_batches(images, indices[begin:end], settings.analysis.batch_size, prepared.device)
 
 
+def _activation_inputs(prepared: Prepared) -> list[Tensor]:
+    """What ranges and errors of activations come from in analysis and validation; empty where they are not wanted."""
+    wanted = prepared.settings.analysis.activations
+    return [inputs for inputs, _ in _analysis_batches(prepared)] if wanted else []
+
+
 def _calibration(prepared: Prepared, settings: FineTuning) -> list[Tensor]:
     """Training images, not augmented, that activation ranges are chosen from."""
     images = prepared.train_images(augmented=False)
@@ -425,9 +545,9 @@ def _replay(log: RunLog, stage: str, history: Sequence[Row]) -> None:
         _log_row(log, stage, row)
 
 
-def _log_estimate(log: RunLog, index: int, estimate: Estimate) -> None:
+def _log_estimate(log: RunLog, label: str, index: int, estimate: Estimate) -> None:
     values = {"curvature": estimate.value, "error": estimate.error, "products": estimate.products}
-    log.log("analysis", index, values)
+    log.log(label, index, values)
 
 
 def _to_bytes(state: Mapping[str, Any]) -> bytes:

@@ -27,7 +27,16 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from hawq.blocks import find_blocks
-from hawq.curvature import BlockGaussNewton, BlockHessian, BlockOperator, Hutchinson, Lanczos, Solver, solve_blocks
+from hawq.curvature import (
+    BlockGaussNewton,
+    BlockHessian,
+    BlockOperator,
+    Hutchinson,
+    Lanczos,
+    LowRank,
+    Solver,
+    solve_blocks,
+)
 from hawq.data import Cifar10, ImageFolder, Images, fixed_batches, sample_indices
 from hawq.measurement import measured, memory_in_use_bytes
 from hawq.models import ModelSource
@@ -156,6 +165,7 @@ def table(case: Case, quantity: str, methods: dict[str, Callable[[], Result]], r
     for name, work in methods.items():
         try:
             results[name] = timed(work)
+            print(f"{name}: {results[name].seconds:.1f} s", file=sys.stderr, flush=True)
         except ImportError as missing:
             print(f"left out: {name} ({missing})", flush=True)
     slowest = results["PyHessian"].seconds if "PyHessian" in results else None
@@ -178,15 +188,17 @@ def table(case: Case, quantity: str, methods: dict[str, Callable[[], Result]], r
     return f"\n{title}\n\n{markdown(COLUMNS, rows)}"
 
 
-def report(case: Case, peers: Sequence[str], traces: bool) -> None:
-    tight = Lanczos(1e-3, 200, start_from="random")  # λ is then known to about 1e-5
+def report(case: Case, peers: Sequence[str], traces: bool, start: str) -> None:
+    """One table of eigenvalues, one of traces; the truth of eigenvalues begins at `start`."""
+    tight = Lanczos(1e-3, 200, start_from=start)  # λ is then known to about 1e-5
     truths = {
         name: ours(case, kind, tight, "eigenvalue").values
         for name, kind in (("hessian", BlockHessian), ("ggn", BlockGaussNewton))
     }
     methods = {
         "ours": lambda: ours(case, BlockHessian, Lanczos(), "eigenvalue"),
-        "ours (ggn)": lambda: ours(case, BlockGaussNewton, Lanczos(), "eigenvalue"),
+        "ours (ggn)": lambda: ours(case, BlockGaussNewton, LowRank(), "eigenvalue"),
+        "ours (ggn by products)": lambda: ours(case, BlockGaussNewton, Lanczos(), "eigenvalue"),
         "SciPy eigsh, our products": lambda: scipy_eigsh(case),
         "curvlinops and eigsh": lambda: curvlinops_eigsh(case),
         "PyHessian": lambda: pyhessian(case, "eigenvalue"),
@@ -194,9 +206,11 @@ def report(case: Case, peers: Sequence[str], traces: bool) -> None:
     chosen = {name: work for name, work in methods.items() if name.startswith("ours") or name in peers}
     print(table(case, "largest eigenvalue", chosen, truths), flush=True)
     if traces:
-        truth = {"hessian": ours(case, BlockHessian, Hutchinson(tolerance=0.01, rank=24), "trace").values}
+        every_row = LowRank("trace", 1e-6, 10**6, curvature="hessian")  # no sketches: exact
+        truth = {"hessian": ours(case, BlockHessian, every_row, "trace").values}
         by_trace = {
-            "ours": lambda: ours(case, BlockHessian, Hutchinson(rank=8), "trace"),
+            "ours": lambda: ours(case, BlockHessian, LowRank("trace", 0.05, curvature="hessian"), "trace"),
+            "ours (by products)": lambda: ours(case, BlockHessian, Hutchinson(rank=8), "trace"),
             "PyHessian": lambda: pyhessian(case, "trace"),
         }
         print(table(case, "trace at 5 % standard error", by_trace, truth), flush=True)
@@ -246,7 +260,7 @@ def main() -> None:
     arguments = parser.parse_args()
     cases = {"resnet20": resnet20, "resnet50": resnet50}[arguments.case]
     for case, traces in cases(arguments):
-        report(case, arguments.peers, traces)
+        report(case, arguments.peers, traces, "gradient" if arguments.case == "resnet50" else "random")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
-"""The papers' tables beside ours: `python scripts/reproduce.py table1` (or table2 … table4, v2, v3, ablations).
+"""The papers' tables beside ours: `python scripts/reproduce.py table1` (or table2 … table4, v2, v3, figures).
 
-`--run ROW [override …]` runs exactly that row through train.py; `readme` writes the README's table of results anew.
+`ablations` are our own. `--run ROW [override …]` runs exactly that row through train.py; `readme` writes the README's
+table of results anew.
 """
 
 from __future__ import annotations
@@ -78,8 +79,8 @@ def with_results(readme: str, results: list[Recorded]) -> str:
 
 def ours(name: str, table: PaperTable, row: PaperRow, results: list[Recorded]) -> Ours:
     """Costs of a row computed now from a new network, and the accuracy that was recorded for it."""
-    found = [value for recorded in results if (value := recorded.accuracy_for(f"{name}/{row.id}"))]
-    accuracy = found[-1] if found else NOT_RUN
+    found = [cells for recorded in results if (cells := recorded.cells_for(f"{name}/{row.id}"))]
+    accuracy = found[-1]["accuracy %"] if found else NOT_RUN
     overrides = table.overrides(row)
     if overrides is None and row.layer_bits is None:
         return Ours(accuracy=accuracy)
@@ -92,7 +93,8 @@ def ours(name: str, table: PaperTable, row: PaperRow, results: list[Recorded]) -
     elif isinstance(parts["bits"], (Manual, UniformBits)):
         return ours_of(parts["bits"].allocate(without_curvature(blocks)).cost, float_bytes, accuracy)
     else:  # needs an analysis
-        return Ours(limit=f"our bits, ≥ {parts['bits'].target:g}", accuracy=accuracy)
+        reached = found[-1]["W-Comp"] if found else f"our bits, ≥ {parts['bits'].target:g}"
+        return Ours(limit=reached, accuracy=accuracy)
     precisions = {block.name: Precision(width, width) for block, width in zip(blocks, widths, strict=True)}
     return ours_of(plan_cost(blocks, precisions), float_bytes, accuracy)
 

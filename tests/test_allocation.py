@@ -51,7 +51,8 @@ def all_plans(sensitivity, widths, activations, tied):
 def scored(sensitivity, precisions, weighting, mixed):
     total = 0.0
     for row in sensitivity.rows:
-        bits, curvature = precisions[row.block.name], getattr(row, weighting).value
+        bits = precisions[row.block.name]
+        curvature = 1.0 if weighting == "none" else getattr(row, weighting).value
         scale = row.block.num_weights if weighting == "trace" else 1
         total += max(curvature, 0) / scale * row.weight_errors[bits.weight_bits]
         if mixed:
@@ -68,7 +69,7 @@ def scored(sensitivity, precisions, weighting, mixed):
     activations=st.sets(st.integers(2, 8), min_size=1, max_size=2),
     units=st.lists(st.sampled_from(sorted(UNITS_OF_A_PLAN)), min_size=1, max_size=3, unique=True),
     places=st.lists(st.floats(0, 1), min_size=3, max_size=3),
-    weighting=st.sampled_from(["eigenvalue", "trace"]),
+    weighting=st.sampled_from(["eigenvalue", "trace", "none"]),
     tie=st.booleans(),
 )
 def test_mixed_equals_brute_force(seed, num_blocks, widths, activations, units, places, weighting, tie):

@@ -145,6 +145,7 @@ ALEXNET.classifier = nn.Sequential(nn.Dropout(), nn.Linear(5, 2))
         (mlp(), "block", ["1", "3", "5"]),
         (Residual(), "block", ["stem", "unit", "head"]),
         (Residual(), "layer", ["stem", "unit.conv1", "unit.conv2", "head"]),
+        (Residual(), "network", ["network"]),
         (Residual(), [r"unit\.conv\d", "(stem|head)"], ["stem", "unit.conv1", "unit.conv2", "head"]),
         (Residual(), [r"unit\."], ["stem", "unit", "head"]),
         (ALEXNET, [r"features\."], ["features", "classifier.1"]),
@@ -161,7 +162,7 @@ def test_names(model, granularity, names):
     ("model", "granularity", "message"),
     [
         (nn.Sequential(nn.ReLU()), "block", "nothing to quantise"),
-        (Residual(), "channel", "'channel' is not one of block, layer"),
+        (Residual(), "channel", "'channel' is not one of block, layer, network"),
         (Residual(), [r"unit\.", "layer9"], "'layer9' matches no layer; the layers are stem, unit.conv1"),
         (Residual(), ["(unit"], r"\(unit.*not a regular expression"),
         (nn.Linear(3, 2), "block", "Sequential"),  # a lone layer has no name

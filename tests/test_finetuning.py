@@ -5,48 +5,24 @@ import copy
 import pytest
 import torch
 from memory import Killed, MemoryCheckpoint, kill_after
-from networks import Dropped, Fresh, batches_of, running
+from networks import Fresh, running
 from sensitivities import plan_of
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
+from tuning import BATCHES, CALIBRATION, prepared, same_state
 
-from hawq.allocation import UniformBits
-from hawq.blocks import find_blocks
 from hawq.errors import UserError
 from hawq.finetuning import FineTuning, Training, finetune, fit
-from hawq.quantization import LSQ, Uniform, reestimate_batch_norm, weight_errors
-from hawq.records import BlockSensitivity, Estimate, Phase, Sensitivity
-from hawq.sensitivity import block_weights
+from hawq.quantization import LSQ, Uniform, reestimate_batch_norm
+from hawq.records import Phase
 
 NUM_STEPS = 14
-BATCHES = batches_of(3, 8)
-CALIBRATION = [images for images, _ in BATCHES]
 SETTINGS = FineTuning(max_steps=NUM_STEPS, lr=0.05, checkpoint_every=3)
-
-
-def prepared():
-    """(network, sensitivity, plan) with λ = 1, 2, 3."""
-    torch.manual_seed(5)
-    model = Dropped()
-    rows = [
-        BlockSensitivity(block, Estimate(1.0 + i, 0.0, 1, True), weight_errors(block_weights(model, block), LSQ()))
-        for i, block in enumerate(find_blocks(model, CALIBRATION[0]))
-    ]
-    sensitivity = Sensitivity(tuple(rows), "power", 1, 0.0)
-    return model, sensitivity, UniformBits(3, 4, 4).allocate(sensitivity)
 
 
 def tune(settings=SETTINGS, **options):
     options = {"seed": 1, "evaluate": lambda model: float(model.training)} | options
     return finetune(*prepared(), Fresh(BATCHES), CALIBRATION, settings, **options)
-
-
-def same_state(left, right):
-    left, right = left.state_dict(), right.state_dict()
-    return left.keys() == right.keys() and all(
-        torch.equal(value, right[name]) if isinstance(value, torch.Tensor) else value == right[name]
-        for name, value in left.items()
-    )
 
 
 @pytest.mark.parametrize("quantizer", [LSQ(), Uniform()], ids=["lsq", "uniform"])

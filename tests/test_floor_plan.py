@@ -14,7 +14,7 @@ FLOORS = (
     ("records",),
     ("progress", "blocks", "unquantized"),
     ("curvature", "quantization", "costs"),
-    ("sensitivity", "allocation", "finetuning", "export", "models", "data", "evaluation"),
+    ("sensitivity", "allocation", "finetuning", "export", "models", "data", "evaluation", "validation"),
     ("report", "tracking", "artifacts", "hawq"),  # hawq: the library's front door, hawq/__init__.py
     ("config",),
     ("stages",),
@@ -28,7 +28,7 @@ KNOWN_TO = {
     "hydra": {"config", "sweep", "train"},
     "omegaconf": {"config", "sweep", "train"},
     "wandb": {"tracking"},
-    "timm": {"models", "data"},
+    "timm": {"models", "data", "finetuning"},
     "torchvision": {"models", "data"},
     "matplotlib": {"report"},
 }

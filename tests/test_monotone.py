@@ -10,7 +10,7 @@ import pytest
 from sensitivities import full_sensitivity, made_sensitivity, random_sensitivity
 
 from hawq.allocation import HawqV3, Monotone
-from hawq.records import WEIGHTINGS, Estimate, Sensitivity
+from hawq.records import MEASURED, Estimate, Sensitivity
 
 CANDIDATES = (2, 3, 5, 8)
 NUM_BLOCKS = 4
@@ -113,7 +113,7 @@ def test_values_out_of_range(values, message):
 @pytest.mark.parametrize("known", ["eigenvalue", "trace", "proxy"])
 def test_auto_weighs_with_what_the_analysis_has_found(allocator, known):
     sensitivity = full_sensitivity(3, 5, overhead_bytes=40)
-    rows = [replace(row, **{**dict.fromkeys(WEIGHTINGS), known: row.eigenvalue}) for row in sensitivity.rows]
+    rows = [replace(row, **{**dict.fromkeys(MEASURED), known: row.eigenvalue}) for row in sensitivity.rows]
     only = replace(sensitivity, rows=tuple(rows))
     plan = replace(allocator, weighting="auto").allocate(only)
     assert plan == replace(allocator, weighting=known).allocate(only)

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from runs import REPOSITORY, TINY, compose_here, finished, read_json, run_apart, run_folder, run_here, run_script
+from scipy.stats import spearmanr
 
 from hawq.config import build_settings
 from hawq.export import load
@@ -17,6 +18,7 @@ from hawq.pipeline import prepare
 from hawq.records import BitPlan, RunReport, Sensitivity, from_dict
 from hawq.stages import SENSITIVITY_SCHEMA
 from hawq.tracking import read_metrics
+from hawq.validation import Validated
 
 BLOCKS = ["conv1", *[f"layer{stage}.{unit}" for stage in (1, 2, 3) for unit in (0, 1, 2)], "fc"]
 BOTH = "baseline=direct"
@@ -226,6 +228,55 @@ def test_each_stage_builds_on_the_cache(tmp_path: Path) -> None:
     assert [stage for stage in found if found[stage]] == ["float", "evaluation", "analysis"]
     assert len(finished(tmp_path, "analysis")) == 1
     assert record(other / "plan.json", BitPlan).cost.w_comp < record(folder / "plan.json", BitPlan).cost.w_comp
+
+
+def test_validation_holds_every_score_against_the_truth(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Correlations by SciPy on what the run wrote; nothing is measured twice, also not by a run with another solver."""
+    small = "analysis.num_samples=4"
+    few = (
+        *(small, "analysis.activations=true", "validation.num_samples=30", "validation.widths=[2,8]"),
+        *("validation.draws=20", "validation.solvers=[ggn,lanczos,gradient,random]"),
+    )
+    message = run_here(tmp_path, "stages=[validate]", *few)
+    assert message is not None and "leaves out analysis" in message and "['analysis', 'validate']" in message
+    assert not any((tmp_path / "cache").rglob("manifest.json"))
+
+    assert run_here(tmp_path, "stages=[analysis,validate]", *few) is None
+    folder = run_folder(tmp_path)
+    assert not (folder / "plan.json").exists()
+    assert (folder / "figures" / "validation.png").stat().st_size > 10_000
+    result = record(folder / "validation.json", Validated)
+    names = [(score.kind, score.name) for score in result.scores]
+    assert names == [
+        *(("weights", name) for name in ("ggn", "lanczos", "gradient", "random", "error")),
+        *(("activations", name) for name in ("trace", "error")),
+    ]
+    assert len(result.truth.rises) == 2 * (len(BLOCKS) + len(BLOCKS) - 1) and result.truth.num_samples == 30
+    for found in result.correlations:
+        rises = [r for r in result.truth.rises if r.kind == found.kind and found.bits in (None, r.bits)]
+        score = next(s for s in result.scores if (s.kind, s.name) == (found.kind, found.score))
+        predicted = [score.omegas[rise.block][rise.bits] for rise in rises]
+        rho = spearmanr(predicted, [rise.loss for rise in rises]).statistic
+        assert found.spearman == pytest.approx(rho) and found.num_points == len(rises)
+        assert found.interval is not None and -1 <= found.interval[0] <= found.interval[1] <= 1
+    sensitivity = record(folder / "sensitivity.json", Sensitivity)
+    lanczos, error = (next(s for s in result.scores if s.name == name) for name in ("lanczos", "error"))
+    for row in sensitivity.rows:
+        for bits in (2, 8):
+            assert lanczos.omegas[row.block.name][bits] == pytest.approx(row.omega(bits))
+            assert error.omegas[row.block.name][bits] == row.weight_errors[bits]
+    assert all(score.seconds is not None and score.gradient_equivalents for score in result.scores[:5])
+    stages = [row["stage"] for row in read_metrics(folder)]
+    assert stages.count("validate") == len(result.truth.rises) and stages.count("analysis/ggn") == len(BLOCKS)
+    analyses = len(finished(tmp_path, "analysis"))
+    assert analyses == 5  # with activations, and each of the four solvers by weights alone
+
+    table = capsys.readouterr().out
+    assert table.count("| weights     | ") == 7 and "above 2 standard errors" in table
+    assert run_here(tmp_path, "stages=[validate,analysis,allocation]", *few, "validation.draws=10") is None
+    assert "validate: found in the cache" in capsys.readouterr().out
+    assert run_here(tmp_path, "stages=[analysis]", "solver=ggn", "solver.max_iterations=50", small) is None
+    assert len(finished(tmp_path, "analysis")) == analyses and len(finished(tmp_path, "validate")) == 1
 
 
 def test_sweep_analyses_once_for_each_seed(tmp_path: Path) -> None:

@@ -12,13 +12,23 @@ from torch.nn import functional as F
 
 import train  # noqa: F401 - once, for all the processes that are forked
 from hawq.blocks import find_blocks
-from hawq.curvature import BlockHessian, Fisher, GradientNorm, Hutchinson, Lanczos, PowerIteration, activation_traces
+from hawq.curvature import (
+    BlockHessian,
+    Fisher,
+    GradientNorm,
+    Hutchinson,
+    Lanczos,
+    LowRank,
+    PowerIteration,
+    activation_traces,
+)
 from hawq.distributed import rank
 from hawq.sensitivity import block_weights, measure_curvature
 from hawq.tracking import read_metrics
 
 SIZES = {1: (13,), 2: (9, 4), 3: (5, 8, 0)}
 SOLVERS = [Lanczos(), PowerIteration(), Hutchinson(max_products=20, rank=2), Fisher(max_draws=10), GradientNorm()]
+SOLVERS += [LowRank(rows=6), LowRank("trace", 0.2, 4, curvature="hessian")]
 
 
 def share_of(batch, processes):
@@ -128,8 +138,14 @@ def test_the_first_process_stores_and_all_go_on_from_there():
     assert in_processes(2, resumed) == straight
 
 
+VALIDATED = (
+    *("solver.max_iterations=30", "validation.solvers=[gradient,fisher]"),
+    *("validation.num_samples=8", "validation.widths=[4]", "validation.draws=10"),
+)
+
+
 def test_torchrun_gives_the_results_of_one_process(tmp_path):
-    settings = ("stages=[analysis]", "analysis.num_samples=15", "analysis.batch_size=4", "solver.max_iterations=30")
+    settings = ("stages=[analysis,validate]", "analysis.num_samples=15", "analysis.batch_size=4", *VALIDATED)
     process = run_in_two(tmp_path / "two", *settings)
     assert process.returncode == 0, process.stderr
     assert process.stdout.count("float accuracy") == process.stdout.count("Everything of this run") == 1
@@ -140,6 +156,11 @@ def test_torchrun_gives_the_results_of_one_process(tmp_path):
     rows = [read_json(folder / "sensitivity.json")["rows"] for folder in (one, two)]
     for alone, shared in zip(*rows, strict=True):
         assert shared["eigenvalue"]["value"] == pytest.approx(alone["eigenvalue"]["value"], rel=1e-5)
+    alone, shared = (read_json(folder / "validation.json") for folder in (one, two))
+    assert [score["name"] for score in shared["scores"]] == ["gradient", "fisher", "error"]
+    for ours, theirs in zip(alone["scores"], shared["scores"], strict=True):
+        for block, omegas in ours["omegas"].items():
+            assert theirs["omegas"][block] == pytest.approx(omegas, rel=1e-3)
 
 
 REFUSED = {

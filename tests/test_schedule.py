@@ -3,11 +3,13 @@
 from itertools import pairwise
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from sensitivities import made_sensitivity, plan_of
+from timm.scheduler import CosineLRScheduler, PolyLRScheduler, StepLRScheduler
 
-from hawq.finetuning import ORDERS, FineTuning, Order, Training, learning_rate, make_phases, tuning_order
+from hawq.finetuning import ORDERS, SCHEDULES, FineTuning, Order, Training, learning_rate, make_phases, tuning_order
 from hawq.records import Phase
 
 SENSITIVITY = made_sensitivity([1.0, 9.0, -5.0, 4.0], [10, 10, 10, 10])
@@ -62,13 +64,31 @@ def test_joint_is_one_phase():
     assert (phase.lr, phase.final_lr, phase.steps) == (0.1, 0.0, 10)
 
 
-@pytest.mark.parametrize(("step", "expected"), [(0, 0.4), (5, 0.25), (10, 0.1)], ids=["start", "middle", "end"])
-def test_learning_rate_is_half_a_cosine(step, expected):
-    assert learning_rate(Phase((), (), 10, 0.4, 0.1), step) == pytest.approx(expected)
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("num_steps", [1, 2, 7, 30])
+def test_learning_rate_is_timms(num_steps, schedule):
+    """timm's scheduler over one phase, its rate read after each update."""
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.4)
+    theirs = {
+        "cosine": lambda: CosineLRScheduler(optimizer, num_steps, lr_min=0.1, t_in_epochs=False),
+        "linear": lambda: PolyLRScheduler(optimizer, num_steps, power=1, lr_min=0.1, t_in_epochs=False),
+        "step": lambda: StepLRScheduler(optimizer, num_steps / 3, 0.1, t_in_epochs=False),
+        "constant": lambda: StepLRScheduler(optimizer, num_steps + 1, t_in_epochs=False),
+    }[schedule]()
+    phase = Phase((), (), num_steps, 0.4, {"step": 0.0, "constant": 0.4}.get(schedule, 0.1))
+    for step in range(num_steps):
+        theirs.step_update(step)
+        assert learning_rate(phase, step, schedule) == pytest.approx(optimizer.param_groups[0]["lr"])
 
 
-def test_constant_learning_rate():
-    assert {learning_rate(Phase((), (), 7, 0.02, 0.02), step) for step in range(7)} == {0.02}
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_a_phase_of_equal_rates_keeps_its_own(schedule):
+    assert {learning_rate(Phase((), (), 7, 0.02, 0.02), step, schedule) for step in range(7)} == {0.02}
+
+
+def test_warm_up_rises_to_the_full_rate():
+    assert [Training(warmup_steps=3).warmup(step) for step in range(5)] == [0.25, 0.5, 0.75, 1.0, 1.0]
+    assert Training().warmup(0) == 1.0
 
 
 @pytest.mark.parametrize(
@@ -93,6 +113,13 @@ def test_number_of_steps(settings, steps):
         {"label_smoothing": 1.0},
         {"eval_samples": 0},
         {"checkpoint_every": 0},
+        {"warmup_steps": -1},
+        {"ema_decay": 1.0},
+        {"ema_decay": -0.1},
+        {"clip_norm": 0.0},
+        {"clip_norm": float("nan")},
+        {"accumulate": 0},
+        {"accumulate": 129},
     ],
     ids=str,
 )
@@ -105,11 +132,28 @@ def test_values_out_of_range(kind, values):
 
 @pytest.mark.parametrize(
     "values",
+    [{"schedule": "zigzag"}, {"optimizer": "sdg"}, {"optimizer": "adahessian"}, {"precision": "half"}],
+    ids=str,
+)
+@pytest.mark.parametrize("kind", [Training, FineTuning])
+def test_unknown_names(kind, values):
+    ((key, value),) = values.items()
+    with pytest.raises(ValueError, match=f"{kind.section}.{key}='{value}' .*give .*"):
+        kind(**values)
+
+
+@pytest.mark.parametrize(
+    "values",
     [
         {"order": "upwards"},
         {"final_fraction": -0.1},
         {"final_fraction": 1.1},
         {"calibration_batches": 0},
+        {"distillation": -0.1},
+        {"distillation": 1.1},
+        {"distillation": float("nan")},
+        {"temperature": 0.0},
+        {"temperature": float("inf")},
         {"reestimate_batches": -1},
         {"freeze_batch_norm": -0.1},
         {"freeze_batch_norm": float("nan")},

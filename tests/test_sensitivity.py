@@ -9,7 +9,7 @@ from networks import NETWORKS, build, cut, explicit_gauss_newton, explicit_hessi
 from torch.nn import functional as F
 
 from hawq.blocks import find_blocks
-from hawq.curvature import OPERATORS, Fisher, GradientNorm, Hutchinson, Lanczos, PowerIteration, RandomScore
+from hawq.curvature import OPERATORS, Fisher, GradientNorm, Hutchinson, Lanczos, LowRank, PowerIteration, RandomScore
 from hawq.quantization import LSQ, Uniform, weight_errors
 from hawq.sensitivity import Analysis, analyze, block_weights, measure_curvature
 
@@ -83,6 +83,8 @@ RESUMED = {
     "trace": Hutchinson(1e-3, 30),
     "deflated trace": Hutchinson(1e-3, 30, rank=5),
     "fisher": Fisher(1e-3, 20),
+    "rows, then products": LowRank(tolerance=1e-6, rows=4),
+    "trace by rows": LowRank("trace", 1e-3, 4, curvature="hessian"),
 }
 
 
@@ -101,24 +103,25 @@ def test_a_killed_analysis_goes_on(solver, update, batches):
 class LastWords(MemoryCheckpoint):
     """The process ends when the second state of a phase was stored."""
 
-    def __init__(self, on_subset):
+    def __init__(self, opening):
         super().__init__()
-        self.on_subset, self.tick = on_subset, kill_after(2)
+        self.opening, self.tick = opening, kill_after(2)
 
     def save(self, state):
         super().save(state)
-        if state["on_subset"] == self.on_subset:
+        if state["opening"] == self.opening:
             self.tick()
 
 
 WARM = [name for name, solver in RESUMED.items() if getattr(solver, "start_from", "random") == "subset"]
+ROWS = [name for name, solver in RESUMED.items() if solver.reads == "rows"]
+PRODUCTS = [name for name in RESUMED if name != "trace by rows"]
+PHASES = {"": PRODUCTS, "subset": WARM, "rows": ROWS}
 
 
-@pytest.mark.parametrize(
-    ("name", "on_subset"), [*((name, False) for name in RESUMED), *((name, True) for name in WARM)], ids=str
-)
-def test_an_analysis_killed_in_either_phase_goes_on(name, on_subset):
-    model, checkpoint, heard = build("residual"), LastWords(on_subset), []
+@pytest.mark.parametrize(("opening", "name"), [(o, n) for o, names in PHASES.items() for n in names], ids=str)
+def test_an_analysis_killed_in_any_phase_goes_on(name, opening):
+    model, checkpoint, heard = build("residual"), LastWords(opening), []
     arguments = (model, find_blocks(model), BATCHES, F.cross_entropy, RESUMED[name], 0)
     expected = measure_curvature(*arguments)
     with pytest.raises(Killed):

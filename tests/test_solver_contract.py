@@ -6,7 +6,7 @@ import pytest
 import torch
 from spectra import SPECTRA, matrix, reload
 
-from hawq.curvature import Fisher, GradientNorm, Hutchinson, Lanczos, PowerIteration, RandomScore, solve
+from hawq.curvature import Fisher, GradientNorm, Hutchinson, Lanczos, LowRank, PowerIteration, RandomScore, solve
 from hawq.curvature.solver import STARTS
 
 SOLVERS = {
@@ -19,6 +19,9 @@ SOLVERS = {
     "hutchinson, rank 2": Hutchinson(0.2, 300, rank=2),
     "hutchinson, rank 8": Hutchinson(0.2, 300, rank=8),
     "fisher": Fisher(0.2, 60),
+    "low rank": LowRank(rows=2),
+    "low rank, no rows": LowRank(rows=0),
+    "low rank, trace": LowRank("trace", 0.2, 2),
     "gradient": GradientNorm(),
     "random": RandomScore(),
 }
@@ -26,7 +29,7 @@ EVERY = [(solver, spectrum) for solver in SOLVERS for spectrum in SPECTRA]
 
 
 def readings(solver, dense):
-    """What the solver reads of `dense`: products; a gradient; or sketches s with E ‖s‖² = Σ |diagonal|."""
+    """What the solver reads of `dense`: products; a gradient; or rows and sketches s with E ‖s‖² = Σ |diagonal|."""
     count = 0
 
     def read(state):
@@ -36,8 +39,12 @@ def readings(solver, dense):
             return dense @ state["vector"]
         if solver.reads == "gradients":
             return dense[0]
+        roots = dense.diagonal().abs().sqrt()
+        if solver.reads == "rows" and count <= solver.rows:
+            return roots * (torch.arange(len(roots)) == count - 1)
         generator = torch.Generator().manual_seed(count)
-        return dense.diagonal().abs().sqrt() * torch.randn(len(dense), generator=generator, dtype=dense.dtype)
+        roots = torch.where(torch.arange(len(roots)) < getattr(solver, "rows", 0), 0.0, roots)
+        return roots * torch.randn(len(dense), generator=generator, dtype=dense.dtype)
 
     return read
 

@@ -23,7 +23,7 @@ class Allocator(Protocol):
 
 @runtime_checkable
 class Weighted(Allocator, Protocol):
-    """An allocator whose plan depends on the curvature: the eigenvalue, the trace or the proxy, by `weighting`."""
+    """An allocator whose plan depends on the curvature: eigenvalue, trace, proxy or none of them, by `weighting`."""
 
     @property
     def weighting(self) -> str: ...

@@ -37,8 +37,8 @@ class Mixed:
         tied: lists of blocks that share their bits.
         activations: width of every block's activations, 32 for float, or "mixed".
         activation_candidates: widths to choose from when activations are mixed.
-        weighting: "eigenvalue" (HAWQ: λ_i), "trace" (HAWQ-V2: Tr(H_i)/n_i), "proxy" (what stands in for λ_i), or
-            "auto": the first of them that the analysis has found.
+        weighting: "eigenvalue" (HAWQ: λ_i), "trace" (HAWQ-V2: Tr(H_i)/n_i), "proxy" (what stands in for λ_i),
+            "none" (1: the plain error), or "auto": the first that the analysis has found.
         latency: table of milliseconds, .json or .csv, for a limit on latency.
         gap: relative distance from the optimum to stop at, 0 for a proven optimum.
         time_limit: seconds after which the best plan so far is taken, with its proven gap.

@@ -28,7 +28,7 @@ class Monotone:
         unit: "w_comp" (compression of the weights, at least), "average_bits" or "bytes" of the packed file (at most).
         candidates: widths to choose from, 2 … 8; a block's fixed width stands outside the order.
         activations: width of every block's activations, 32 for float.
-        weighting: "eigenvalue", "trace", "proxy" or "auto", as in `Mixed`.
+        weighting: "eigenvalue", "trace", "proxy", "none" or "auto", as in `Mixed`.
         order: "descending" as published, "ascending" (the ablation "HAWQ-Reverse-Precision") or "random".
         seed: of the random order.
 

@@ -8,6 +8,7 @@ from hawq.curvature.hessian import BlockHessian
 from hawq.curvature.hutchinson import Hutchinson
 from hawq.curvature.lanczos import Lanczos
 from hawq.curvature.lockstep import CurvatureCheckpoint, solve_blocks
+from hawq.curvature.low_rank import LowRank
 from hawq.curvature.operator import Batch, BlockOperator, Loss
 from hawq.curvature.power import PowerIteration
 from hawq.curvature.preflight import check_loss, check_network, fixed
@@ -27,6 +28,7 @@ __all__ = [
     "Hutchinson",
     "Lanczos",
     "Loss",
+    "LowRank",
     "PowerIteration",
     "RandomScore",
     "Solver",

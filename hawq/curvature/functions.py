@@ -1,15 +1,17 @@
 """Operations whose second derivatives PyTorch lacks, or has at a needless cost, written in others of equal value.
 
 PyTorch's double backward of a convolution always forms the derivative by its weight, wanted or not; of a frozen batch
-norm it forms terms that are zero. Here a convolution y = W ∗ x has two nodes in the graph, one for each argument, so
-the engine runs only those that lead to a wanted weight; and a frozen batch norm is the affine map that it is. Fused
-attention and the hard sigmoid have no second derivative at all; here they are plain matrix products and a ReLU6.
+norm and of a ReLU it forms terms that are zero. Here a convolution y = W ∗ x has two nodes in the graph, one for each
+argument, so the engine runs only those that lead to a wanted weight; a frozen batch norm is the affine map that it is,
+and the slope of a ReLU is a constant. Fused attention and the hard sigmoid have no second derivative at all; here they
+are plain matrix products and a ReLU6.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from math import inf
 from typing import Any
 
 import torch
@@ -19,6 +21,13 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
 _CONVOLUTIONS: dict[Any, int] = {F.conv1d: 1, F.conv2d: 2, F.conv3d: 3}  # function → spatial dimensions
+
+_RELUS = {F.relu: False, torch.relu: False, Tensor.relu: False, F.relu_: True, torch.relu_: True, Tensor.relu_: True}
+_POOLS = {F.max_pool1d, F.max_pool2d, F.max_pool3d, F.avg_pool1d, F.avg_pool2d, F.avg_pool3d} | {
+    F.adaptive_avg_pool1d,
+    F.adaptive_avg_pool2d,
+    F.adaptive_avg_pool3d,
+}
 
 
 @contextmanager
@@ -43,8 +52,14 @@ class _Rewritten(TorchFunctionMode):
             return _convolution(func, _CONVOLUTIONS[func], *args, **given)
         if func is F.batch_norm:
             return _batch_norm(*args, **given)
+        if func in _RELUS:
+            return _relu(_RELUS[func], *args, **given)
+        if func is F.hardtanh:
+            return _hardtanh(*args, **given)
+        if func in _POOLS and args and not given.get("return_indices"):
+            return _Pool.apply(args[0], lambda input: func(input, *args[1:], **given))
         if func in (F.hardsigmoid, torch._C._nn.hardsigmoid):
-            return F.relu6(args[0] + 3) / 6  # Howard et al., 1905.02244, §5.2
+            return _hardtanh(args[0] + 3, 0, 6) / 6  # Howard et al., 1905.02244, §5.2
         return func(*args, **given)
 
 
@@ -145,3 +160,48 @@ class _ByInput(torch.autograd.Function):
             missing = [size - seen for size, seen in zip(ctx.input_shape[2:], reached, strict=True)]
             by_input = torch.convolution(outer[0], weight, None, stride, padding, dilation, True, missing, groups)
         return by_input, None, outer[0], None, None
+
+
+def _relu(always_inplace: bool, input: Tensor, inplace: bool = False) -> Tensor:
+    output: Tensor = _Clamp.apply(input, 0, inf, always_inplace or inplace)
+    return output
+
+
+def _hardtanh(input: Tensor, min_val: float = -1.0, max_val: float = 1.0, inplace: bool = False) -> Tensor:
+    output: Tensor = _Clamp.apply(input, min_val, max_val, inplace)
+    return output
+
+
+class _Clamp(torch.autograd.Function):
+    """min(max(x, low), high). Its slope is a constant: no second derivative runs through it to what lies below."""
+
+    @staticmethod
+    def forward(ctx: Any, input: Tensor, low: float, high: float, inplace: bool) -> Tensor:
+        output = input.clamp_(low, high) if inplace else input.clamp(low, high)
+        if inplace:
+            ctx.mark_dirty(input)
+        ctx.save_for_backward(output)
+        ctx.ends = low, high
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor | None, ...]:
+        (output,) = ctx.saved_tensors
+        return torch.ops.aten.hardtanh_backward(outer[0], output.detach(), *ctx.ends), None, None, None
+
+
+class _Pool(torch.autograd.Function):
+    """A pooling, linear between its kinks: its slope is a constant."""
+
+    @staticmethod
+    def forward(ctx: Any, input: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
+        with torch.enable_grad():
+            ctx.input = input.detach().requires_grad_()
+            ctx.output = function(ctx.input)
+        return ctx.output.detach()
+
+    @staticmethod
+    def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor | None, ...]:
+        again = torch.is_grad_enabled()
+        (slope,) = torch.autograd.grad(ctx.output, ctx.input, outer[0], create_graph=again, retain_graph=True)
+        return slope, None

@@ -29,6 +29,10 @@ class BlockGaussNewton(BlockOperator):
     2017). For a single layer under a network that is linear between its kinks (ReLU, frozen batch norm), G_ii = H_ii.
     """
 
+    @property
+    def trace_is_gauss_newtons(self) -> bool:
+        return True
+
     def _linearize(self, outputs: Tensor, targets: Tensor, weights: Sequence[Tensor]) -> _Linearized:
         leaf = outputs.detach().requires_grad_()
         (gradient,) = torch.autograd.grad(self.loss(leaf, targets), leaf, create_graph=True, materialize_grads=True)

@@ -7,7 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from hawq.curvature.functions import second_derivatives
 from hawq.curvature.operator import BlockOperator
+from hawq.distributed import gather
 
 
 class BlockHessian(BlockOperator):
@@ -15,6 +17,26 @@ class BlockHessian(BlockOperator):
 
     By Pearlmutter's identity H_ii v = ∂(g_iᵀv)/∂W_i, g_i the gradient of block i.
     """
+
+    @property
+    def trace_is_gauss_newtons(self) -> bool:
+        """Whether ∂²z/∂w² = 0 for each single weight, so that H_ii and G_ii have the same diagonal.
+
+        True when on the graph of one sample no weight leads to its own slope ∂z/∂w.
+        """
+        return all(gather(not self.influence or self._leads_to_no_own_slope()))
+
+    def _leads_to_no_own_slope(self) -> bool:
+        weights = self._weights()
+        with self.analysis():
+            with second_derivatives():
+                outputs = self.model(self._sample(0))
+            slopes = torch.autograd.grad(outputs.sum(), weights, create_graph=True, allow_unused=True)
+            return all(
+                torch.autograd.grad(slope.sum(), weight, retain_graph=True, allow_unused=True)[0] is None
+                for slope, weight in zip(slopes, weights, strict=True)
+                if slope is not None and slope.requires_grad
+            )
 
     def _linearize(self, outputs: Tensor, targets: Tensor, weights: Sequence[Tensor]) -> dict[str, Sequence[Tensor]]:
         """g_i of every block for one batch, with the graph that a second backward needs."""

@@ -25,6 +25,8 @@ Batch = tuple[Tensor, Tensor]
 Result = TypeVar("Result")
 
 _VECTORS_KEPT = 12  # flat vectors of all weights that a solver holds at one time: a Krylov basis and its company
+_BYTES_KEPT = 2**31  # of such vectors where memory is not limited
+_WIDEST = 2048  # outputs of one sample, beyond which they are not kept
 _TRIAL_SIZES = (2, 4)
 _DRAWS = 32  # of signs; with few, two classes of equal sign would hide that a sample wavers between them
 
@@ -65,14 +67,17 @@ class BlockOperator(ABC):
         self.num_samples = sum(counts)
         if not self.num_samples:
             raise ValueError("the curvature needs at least one batch, none was given")
-        self._first_sample = sum(counts[: rank()])
+        self.first_sample = sum(counts[: rank()])
         self._batches = self._fast_layout()
         self._kept: Any = None
+        self._kept_outputs: Tensor | None = None
+        self._kept_sample: tuple[int, Tensor] | None = None
         self.seconds = dict.fromkeys(self._parameters, 0.0)
         self._passes: list[float] = []
+        self._is_limited = memory_limit_bytes is not None
         if memory_limit_bytes is not None and local:
             self._batches = _cut(self._batches, self._fitting_size(memory_limit_bytes))
-        self.mean_loss, self.influence = self._survey()
+        self.mean_loss, self.influence, self.outputs = self._survey()
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -86,6 +91,16 @@ class BlockOperator(ABC):
     def gradient_seconds(self) -> float:
         """Seconds of one forward and first backward over all samples of this process, the unit of cost."""
         return sum(self._passes) / max(len(self._passes), 1)
+
+    @property
+    def vectors_that_fit(self) -> int:
+        """Most vectors of all weights that a solver may hold at one time: few under a memory limit, else 2 GiB."""
+        return _VECTORS_KEPT if self._is_limited else max(_VECTORS_KEPT, _BYTES_KEPT // self._vector_bytes())
+
+    @property
+    def trace_is_gauss_newtons(self) -> bool:
+        """Whether Tr(C_ii) = Tr(G_ii) for every block, seen on the network's graph."""
+        return False
 
     @property
     def largest_batch(self) -> int:
@@ -119,7 +134,36 @@ class BlockOperator(ABC):
             own = signs[first : first + len(outputs)].to(outputs).view(-1, *(1,) * (outputs.dim() - 1))
             return math.sqrt(self.num_samples) * (outputs * slope * own).sum()
 
-        return self.until_it_fits(lambda: self._backwards(signed))
+        return self.until_it_fits(lambda: self._backwards(signed, keep=True))
+
+    def pulled(self, slopes: Tensor) -> dict[str, Tensor]:
+        """Σ_n J_inᵀ a_n of every block, J_in = ∂z_n/∂W_i, over the samples of all processes.
+
+        `slopes` (n, C) are the a_n of this process' samples, in their order.
+        """
+
+        def weighted(outputs: Tensor, targets: Tensor, first: int) -> Tensor:
+            begin = first - self.first_sample
+            return self.num_samples / len(outputs) * (outputs * slopes[begin : begin + len(outputs)]).sum()
+
+        return self.until_it_fits(lambda: self._backwards(weighted, keep=True))
+
+    def pulled_one(self, sample: int | None, slope: Tensor) -> dict[str, Tensor]:
+        """J_inᵀ a of every block, for one sample n of this process; None on the processes that do not hold it."""
+        totals, began = self._zeros(), time.perf_counter()
+        if sample is not None:
+            with self.analysis():
+                if self._kept_sample is None or self._kept_sample[0] != sample:
+                    self._kept_sample = sample, self.model(self._sample(sample))
+                totals = self._slopes((self._kept_sample[1] * slope).sum(), retain=True)
+        self._count_shared(totals, began)
+        add_up(list(totals.values()))
+        return totals
+
+    @property
+    def targets(self) -> Tensor:
+        """Targets of this process' samples, in their order."""
+        return torch.cat([targets for _, targets in self._batches])
 
     def subset(self, share: float) -> BlockOperator:
         """The same operator on the most influential samples only (at least one), `share` of all.
@@ -145,8 +189,8 @@ class BlockOperator(ABC):
             yield batch, len(batch[0]) / self.num_samples
 
     def release(self) -> None:
-        """Drops the graph that was kept for a single batch."""
-        self._kept = None
+        """Drops the graphs that were kept for a single batch."""
+        self._kept = self._kept_outputs = self._kept_sample = None
 
     @abstractmethod
     def _linearize(self, outputs: Tensor, targets: Tensor, weights: Sequence[Tensor]) -> Any:
@@ -198,22 +242,49 @@ class BlockOperator(ABC):
             self._kept = shared
         return shared
 
-    def _backwards(self, scalar: Callable[[Tensor, Tensor, int], Tensor]) -> dict[str, Tensor]:
-        """∂/∂W_i of the mean over all samples of `scalar`(outputs, targets, first sample), for every block."""
-        totals = {
+    def _backwards(self, scalar: Callable[[Tensor, Tensor, int], Tensor], *, keep: bool = False) -> dict[str, Tensor]:
+        """∂/∂W_i of the mean over all samples of `scalar`(outputs, targets, first sample), for every block.
+
+        With `keep` the graph of a single batch serves the next call as well.
+        """
+        totals, first, spent = self._zeros(), self.first_sample, 0.0
+        kept: Tensor | None = None
+        with self.analysis():
+            for (inputs, targets), share in self.weighted_batches():
+                began, kept = time.perf_counter(), self._kept_outputs
+                outputs = self.model(inputs) if kept is None else kept
+                if keep and len(self._batches) == 1:
+                    self._kept_outputs = outputs
+                mean = share * scalar(outputs, targets, first)
+                for name, row in self._slopes(mean, retain=outputs is self._kept_outputs).items():
+                    totals[name] += row
+                first += len(inputs)
+                spent += self._count_shared(totals, began)
+        if kept is None:
+            self._passes.append(spent)
+        add_up(list(totals.values()))
+        return totals
+
+    def _slopes(self, value: Tensor, *, retain: bool) -> dict[str, Tensor]:
+        """∂value/∂W_i of every block, each (n_i,) flat."""
+        flat = torch.autograd.grad(
+            value, self._weights(), retain_graph=retain, allow_unused=True, materialize_grads=True
+        )
+        return {name: torch.cat([row.reshape(-1) for row in rows]) for name, rows in self._by_block(flat).items()}
+
+    def _zeros(self) -> dict[str, Tensor]:
+        return {
             name: torch.cat([torch.zeros_like(weight).reshape(-1) for weight in weights])
             for name, weights in self._parameters.items()
         }
-        first = self._first_sample
-        with self.analysis():
-            for (inputs, targets), share in self.weighted_batches():
-                mean = share * scalar(self.model(inputs), targets, first)
-                flat = torch.autograd.grad(mean, self._weights(), allow_unused=True, materialize_grads=True)
-                for name, rows in self._by_block(flat).items():
-                    totals[name] += torch.cat([row.reshape(-1) for row in rows])
-                first += len(inputs)
-        add_up(list(totals.values()))
-        return totals
+
+    def _sample(self, index: int) -> Tensor:
+        """The input (1, ...) of one of this process' samples."""
+        for inputs, _ in self._batches:
+            if index < len(inputs):
+                return inputs[index : index + 1]
+            index -= len(inputs)
+        raise IndexError("this process holds fewer samples")
 
     def _weights(self) -> list[Tensor]:
         return [weight for block in self._parameters.values() for weight in block]
@@ -232,10 +303,11 @@ class BlockOperator(ABC):
         pieces = vector.split([weight.numel() for weight in weights])
         return [piece.view_as(weight) for piece, weight in zip(pieces, weights, strict=True)]
 
-    def _survey(self) -> tuple[float, list[float]]:
-        """The mean loss over all samples, and |εᵀSε| of each own one, S = ∂²L/∂z² and ε random signs."""
+    def _survey(self) -> tuple[float, list[float], Tensor | None]:
+        """The mean loss over all samples; |εᵀSε| of each own one, S = ∂²L/∂z² and ε random signs; outputs (n, C)."""
         total = torch.zeros((), dtype=torch.float64, device=self.device)
         influence: list[float] = []
+        rows: list[Tensor] = []
         with self.analysis():
             for (inputs, targets), share in self.weighted_batches():
                 with torch.no_grad():
@@ -243,13 +315,15 @@ class BlockOperator(ABC):
                 total += share * float(self.loss(outputs, targets))
                 curvature = _output_curvature(self.loss, outputs, targets)
                 influence += [1.0] * len(inputs) if curvature is None else curvature.tolist()
+                if curvature is not None and outputs.dim() == 2 and outputs.shape[1] <= _WIDEST:
+                    rows.append(outputs)
         add_up([total])
         if not math.isfinite(float(total)):
             raise UserError(
                 f"the mean loss of the analysed samples is {float(total)}: a Hessian needs a finite one, "
                 "check the weights"
             )
-        return float(total), influence
+        return float(total), influence, torch.cat(rows) if rows else None
 
     def _fast_layout(self) -> list[Batch]:
         """The batches with `_channels_last` images, unless the network cannot take them (it may `view` them)."""
@@ -279,8 +353,11 @@ class BlockOperator(ABC):
                     self._product(shared, name, vector.to(outputs))
 
         needs = {size: peak_bytes(lambda size=size: trial(size)) for size in sizes}  # type: ignore[misc]
-        kept = _VECTORS_KEPT * sum(weight.numel() * weight.element_size() for weight in self._weights())
+        kept = _VECTORS_KEPT * self._vector_bytes()
         return samples_that_fit(limit_bytes, memory_in_use_bytes(inputs.device) + kept, needs)
+
+    def _vector_bytes(self) -> int:
+        return sum(weight.numel() * weight.element_size() for weight in self._weights())
 
     def until_it_fits(self, work: Callable[[], Result]) -> Result:
         """Does `work`; when memory runs out, with batches of half the size."""

@@ -62,13 +62,14 @@ def _quiet(name: str) -> Iterator[None]:
 
 
 class _RoundAndClip(nn.Module):
-    """s · clip(round(x/s), lo, hi) in plain operators, which every exporter knows."""
+    """s · clip(round(x · (1/s)), lo, hi) in plain operators, which every exporter knows."""
 
     def __init__(self, scale: Tensor, low: Tensor, high: Tensor, *, keeps_large: bool) -> None:
         super().__init__()
         self.keeps_large = keeps_large
-        self.scale, self.low, self.high = float(scale.detach()), float(low), float(high)
+        self.scale, self.inverse = float(scale.detach()), float(scale.detach().reciprocal())
+        self.low, self.high = float(low), float(high)
 
     def forward(self, x: Tensor) -> Tensor:
-        quantized = torch.clamp(torch.round(x / self.scale), self.low, self.high) * self.scale
+        quantized = torch.clamp(torch.round(x * self.inverse), self.low, self.high) * self.scale
         return torch.where(x.abs() > self.scale * self.high, x, quantized) if self.keeps_large else quantized

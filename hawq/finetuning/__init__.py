@@ -1,12 +1,15 @@
 """Ordered quantisation-aware fine-tuning."""
 
-from hawq.finetuning.loop import RepeatedLoader, Row, TrainingCheckpoint, TrainingData, fit, learning_rate
+from hawq.finetuning.distillation import Distillation, soft_loss
+from hawq.finetuning.loop import RepeatedLoader, Row, TrainingCheckpoint, TrainingData, fit
 from hawq.finetuning.ordered import finetune
-from hawq.finetuning.schedule import ORDERS, Order, make_phases, tuning_order
+from hawq.finetuning.schedule import ORDERS, SCHEDULES, Order, learning_rate, make_phases, tuning_order
 from hawq.finetuning.settings import FineTuning, Training
 
 __all__ = [
     "ORDERS",
+    "SCHEDULES",
+    "Distillation",
     "FineTuning",
     "Order",
     "RepeatedLoader",
@@ -18,5 +21,6 @@ __all__ = [
     "fit",
     "learning_rate",
     "make_phases",
+    "soft_loss",
     "tuning_order",
 ]

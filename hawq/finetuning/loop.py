@@ -9,13 +9,18 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from hawq.errors import UserError
+from hawq.finetuning.compiling import compiled
+from hawq.finetuning.distillation import Distillation
+from hawq.finetuning.optimizer import make_optimizer
+from hawq.finetuning.schedule import learning_rate
 from hawq.finetuning.settings import Training
+from hawq.finetuning.step import Batch, Network, Objective, add_gradients, clip_gradient
 from hawq.progress import Progress
 from hawq.records import Phase
 
-Batch = tuple[Tensor, Tensor]
 Row = dict[str, Any]
 
 
@@ -77,6 +82,7 @@ def fit(
     *,
     seed: int,
     loss: Callable[[Tensor, Tensor], Tensor] | None = None,
+    distillation: Distillation | None = None,
     enter: Callable[[nn.Module, Phase], None] = lambda model, phase: None,
     begin_step: Callable[[nn.Module, int], None] = lambda model, step: None,
     watch: StepWatch | None = None,
@@ -92,6 +98,7 @@ def fit(
         phases: `enter(model, phase)` is called at the start of each, also of one without steps.
         seed: of the randomness inside the network (dropout), re-seeded at every step.
         loss: mean loss of (outputs, targets); cross-entropy with the settings' label smoothing unless given.
+        distillation: what is learnt besides.
         begin_step: called with the network in train mode and the number of steps done, before each step.
         watch: looks at the network after each step; its state is part of the checkpoint.
         evaluate: accuracy in percent, called at the end of every phase and `settings.evaluations` times between.
@@ -101,97 +108,109 @@ def fit(
     Raises:
         UserError: the loss stops being finite; names the step and the phase.
     """
-    loss = loss or nn.CrossEntropyLoss(label_smoothing=settings.label_smoothing)
-    optimizer = _make_optimizer(model, settings)
-    history: list[Row] = []
-    step, begun = 0, 0  # steps done, phases entered
+    hard = loss or nn.CrossEntropyLoss(label_smoothing=settings.label_smoothing)
+    objective = Objective(hard, distillation, settings.precision)
+    run = _Run(model, settings, watch)
     if checkpoint and (saved := checkpoint.load()):
-        model.load_state_dict(saved["model"])
-        optimizer.load_state_dict(saved["optimizer"])
-        if watch:
-            watch.load_state_dict(saved["watch"])
-        step, begun, history = saved["step"], saved["begun"], saved["history"]
+        run.restore(saved)
     total = sum(phase.steps for phase in phases)
-    batches = iter(data.batches(step)) if step < total else iter(())
+    batches = iter(data.batches(run.step)) if run.step < total else iter(())
     measured = {round(total * k / settings.evaluations) for k in range(1, settings.evaluations)}
     first = 0
-    with Progress(total, title, done=step) as progress:
+    with Progress(total, title, done=run.step) as progress:
         for index, phase in enumerate(phases):
-            if index >= begun:
+            if index >= run.begun:
                 enter(model, phase)
-                begun = index + 1
-            while step < first + phase.steps:
-                begin_step(model.train(), step)
-                row = _train_step(model, optimizer, next(batches), loss, phase, step - first, seed + step)
-                if watch:
-                    watch.after_step(model)
-                step += 1
-                history.append({"step": step, "phase": index, **row})
-                if not math.isfinite(row["loss"]):
-                    raise UserError(_diverged(title, step, phase))
-                if step == first + phase.steps or step in measured:
-                    history[-1] |= {"accuracy": evaluate(model)} if evaluate else {}
-                    history[-1] |= watch.row() if watch else {}
-                on_row(history[-1])
-                if checkpoint and step < total and step % settings.checkpoint_every == 0:
-                    checkpoint.save(_snapshot(model, optimizer, watch, step, begun, history))
-                progress.advance(1, f"phase {index + 1}/{len(phases)}, loss {row['loss']:.3f}")
-            first += phase.steps
-    return history
+                run.begin(index)
+            last = first + phase.steps
+            if settings.compile and run.step < last:
+                batch = next(batches)
+                batches = itertools.chain([batch], batches)
+                run.network = compiled(model.train(), objective, batch, seed, f"{settings.section}.compile")
+            while run.step < last:
+                begin_step(model.train(), run.step)
+                lr = learning_rate(phase, run.step - first, settings.schedule) * settings.warmup(run.step)
+                value = run.advance(objective, next(batches), lr, seed + run.step)
+                row = {"step": run.step, "phase": index, "loss": value, "lr": lr}
+                run.history.append(row)
+                if not math.isfinite(value):
+                    raise UserError(_diverged(title, run.step, phase))
+                if run.step == last or run.step in measured:
+                    row |= {"accuracy": evaluate(run.result())} if evaluate else {}
+                    row |= watch.row() if watch else {}
+                on_row(row)
+                if checkpoint and run.step < total and run.step % settings.checkpoint_every == 0:
+                    checkpoint.save(run.snapshot())
+                progress.advance(1, f"phase {index + 1}/{len(phases)}, loss {value:.3f}")
+            first = last
+    if run.average:
+        model.load_state_dict(run.average.module.state_dict())
+    return run.history
 
 
-def _train_step(
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    batch: Batch,
-    loss: Callable[[Tensor, Tensor], Tensor],
-    phase: Phase,
-    step: int,
-    seed: int,
-) -> Row:
-    lr = learning_rate(phase, step)
-    for group in optimizer.param_groups:
-        group["lr"] = lr
-    torch.manual_seed(seed)
-    value = loss(model(batch[0]), batch[1])
-    optimizer.zero_grad(set_to_none=True)
-    value.backward()  # type: ignore[no-untyped-call]
-    optimizer.step()
-    return {"loss": float(value.detach()), "lr": lr}
+class _Run:
+    """A network being trained: everything that a step changes, and that a checkpoint must hold."""
 
+    def __init__(self, model: nn.Module, settings: Training, watch: StepWatch | None) -> None:
+        self.model, self.settings, self.watch = model, settings, watch
+        self.network: Network = model  # what steps call: the model itself, or its compiled form
+        self.optimizer = make_optimizer(
+            model, settings.optimizer, settings.lr, settings.momentum, settings.weight_decay
+        )
+        self.average: AveragedModel | None = None
+        self.step, self.begun = 0, 0  # steps done, phases entered
+        self.history: list[Row] = []
 
-def learning_rate(phase: Phase, step: int) -> float:
-    """lr + ½(1 − cos(π·t/T))·(final_lr − lr) at step t of a phase of T steps."""
-    return phase.lr + 0.5 * (1 - math.cos(math.pi * step / phase.steps)) * (phase.final_lr - phase.lr)
+    def begin(self, phase: int) -> None:
+        """A phase begins, and with it the average: before, other blocks were quantised."""
+        self.begun = phase + 1
+        self.average = self._new_average()
 
+    def _new_average(self) -> AveragedModel | None:
+        """θ̄ ← d·θ̄ + (1 − d)·θ for parameters, steps of quantisers and statistics of batch norm alike."""
+        decay = self.settings.ema_decay
+        return AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True) if decay else None
 
-def _make_optimizer(model: nn.Module, settings: Training) -> torch.optim.SGD:
-    """SGD; weight decay on tensors with at least two axes that are not step sizes."""
-    decayed: list[nn.Parameter] = []
-    plain: list[nn.Parameter] = []
-    for name, parameter in model.named_parameters():
-        is_weight = parameter.dim() > 1 and not name.endswith("scale")
-        (decayed if is_weight else plain).append(parameter)
-    groups = [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": plain, "weight_decay": 0.0}]
-    return torch.optim.SGD(groups, lr=settings.lr, momentum=settings.momentum, nesterov=settings.momentum > 0)
+    def advance(self, objective: Objective, batch: Batch, lr: float, seed: int) -> float:
+        """One step; the loss before it."""
+        torch.manual_seed(seed)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.optimizer.zero_grad(set_to_none=True)
+        value = add_gradients(self.network, objective, batch, self.settings.accumulate)
+        clip_gradient(self.model, self.settings.clip_norm)
+        self.optimizer.step()
+        if self.watch:
+            self.watch.after_step(self.model)
+        if self.average:
+            self.average.update_parameters(self.model)
+        self.step += 1
+        return float(value)
 
+    def result(self) -> nn.Module:
+        """The network that the training has come to: the average of the weights where one is kept."""
+        return self.average.module if self.average else self.model
 
-def _snapshot(
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    watch: StepWatch | None,
-    step: int,
-    begun: int,
-    history: list[Row],
-) -> dict[str, Any]:
-    return {
-        "model": model.state_dict(),
-        "optimizer": optimizer.state_dict(),
-        "watch": watch.state_dict() if watch else {},
-        "step": step,
-        "begun": begun,
-        "history": history,
-    }
+    def snapshot(self) -> dict[str, Any]:
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "average": self.average.state_dict() if self.average else None,
+            "watch": self.watch.state_dict() if self.watch else None,
+            "step": self.step,
+            "begun": self.begun,
+            "history": self.history,
+        }
+
+    def restore(self, saved: dict[str, Any]) -> None:
+        self.model.load_state_dict(saved["model"])
+        self.optimizer.load_state_dict(saved["optimizer"])
+        self.average = self._new_average()
+        if self.average:
+            self.average.load_state_dict(saved["average"])
+        if self.watch:
+            self.watch.load_state_dict(saved["watch"])
+        self.step, self.begun, self.history = saved["step"], saved["begun"], saved["history"]
 
 
 def _diverged(title: str, step: int, phase: Phase) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from hawq.finetuning.distillation import Distillation
 from hawq.finetuning.loop import RepeatedLoader, Row, TrainingCheckpoint, TrainingData, fit
 from hawq.finetuning.oscillation import Oscillations
 from hawq.finetuning.schedule import make_phases
@@ -36,16 +37,16 @@ def finetune(
 
     Blocks enter by Ω_i = λ_i ‖Q(W_i) − W_i‖²₂, largest first (Algorithm 2 of 1905.03696); blocks that have entered
     stay quantised while all weights go on learning. The statistics of batch norm are measured anew where they
-    freeze, or else in the end.
+    freeze, else (and for averaged weights) in the end.
 
     Args:
-        model: the float network, left as it is.
+        model: the float network, left as it is; with `settings.distillation` also the teacher.
         sensitivity, plan: from `analyze` and `allocate`.
         data: training batches; a DataLoader will do.
         calibration: input batches (N, ...) that activation ranges are chosen from when a block enters.
         settings: `FineTuning()` unless given.
         quantizer: LSQ unless given.
-        loss: mean loss of (outputs, targets); cross-entropy unless given.
+        loss: mean loss of (outputs, targets); cross-entropy unless given. With distillation it is the hard part.
         evaluate: accuracy in percent of a network, for the history.
         checkpoint: where a half-done run is stored and found.
         on_row: hears every row of the history as it is made.
@@ -59,6 +60,8 @@ def finetune(
     quantized = attach(model, sensitivity.blocks, plan, quantizer or LSQ())
     steps = settings.num_steps(data.steps_per_epoch)
     phases = make_phases(sensitivity, plan, settings.block_order(), steps, settings.lr, seed)
+
+    teaching = Distillation(model, settings.distillation, settings.temperature) if settings.distillation else None
 
     def enter(network: nn.Module, phase: Phase) -> None:
         enable(network, phase.enters, calibration)
@@ -84,6 +87,7 @@ def finetune(
         settings,
         seed=seed,
         loss=loss,
+        distillation=teaching,
         enter=enter,
         begin_step=begin_step,
         watch=None if settings.oscillation == "ignore" else Oscillations(sensitivity.blocks, threshold),
@@ -92,6 +96,6 @@ def finetune(
         on_row=on_row,
         title=title,
     )
-    if frozen_from == steps:
+    if frozen_from == steps or settings.ema_decay:  # averaged weights are another network
         measure_batch_norm(quantized)
     return quantized, history

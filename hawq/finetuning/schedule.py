@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -9,6 +10,12 @@ import torch
 from hawq.records import FLOAT_BITS, BitPlan, Phase, Sensitivity
 
 ORDERS = ("descending", "ascending", "random", "joint")
+SCHEDULES = {  # what is left of a falling rate after the share t of its phase
+    "cosine": lambda t: 0.5 * (1 + math.cos(math.pi * t)),
+    "linear": lambda t: 1 - t,
+    "step": lambda t: 0.1 ** math.floor(3 * t),
+    "constant": lambda t: 1.0,
+}
 
 
 @dataclass(frozen=True)
@@ -59,3 +66,11 @@ def make_phases(
     each, extra = divmod(num_steps - final, len(names))
     phases = [Phase((name,), names[: index + 1], each + (index < extra), lr, lr) for index, name in enumerate(names)]
     return (*phases, Phase((), names, final, lr, 0.0))
+
+
+def learning_rate(phase: Phase, step: int, schedule: str = "cosine") -> float:
+    """final_lr + share(t/T)·(lr − final_lr) at step t of a phase of T steps; share is ½(1 + cos πt/T) for a cosine.
+
+    "step" divides by ten after each third of the phase, "constant" never falls. A phase with equal rates keeps its own.
+    """
+    return phase.final_lr + SCHEDULES[schedule](step / phase.steps) * (phase.lr - phase.final_lr)

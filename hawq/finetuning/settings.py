@@ -5,21 +5,37 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import ceil, inf
 
+from torch import nn
+
+from hawq.finetuning.optimizer import make_optimizer
 from hawq.finetuning.oscillation import OSCILLATIONS
-from hawq.finetuning.schedule import Order
+from hawq.finetuning.schedule import SCHEDULES, Order
+
+PRECISIONS = ("float32", "bfloat16")
 
 
 @dataclass(frozen=True)
 class Training:
-    """SGD with Nesterov momentum, on cross-entropy.
+    """An optimiser of timm and its schedule, on cross-entropy.
 
     Args:
         epochs: passes over the training data; 0 trains nothing (as fine-tuning: calibration only).
         max_steps: upper limit on the steps of all phases together, or None.
         batch_size: images a step.
-        lr: learning rate at the start; the last phase lowers it to zero by a half cosine.
-        momentum, weight_decay: of SGD; decay acts on weights only, not on biases, norms or step sizes.
+        optimizer: timm's name of it: sgd (Nesterov), adamw, ...
+        lr: learning rate at the start; the last phase lowers it to zero.
+        momentum: of SGD and its relatives; adamw and others have none.
+        weight_decay: acts on weights only, not on biases, norms or what quantisers learn.
+        schedule: how the last phase lowers the rate: "cosine", "linear", "step" (a tenth after each third of it),
+            "constant" (not at all).
+        warmup_steps: first steps, over which the rate rises from zero.
         label_smoothing: of the cross-entropy.
+        ema_decay: share of the old in the running average of all weights, which then is what is measured and kept;
+            None or 0 for none. The average begins anew with each phase.
+        clip_norm: greatest length of the gradient, or None.
+        accumulate: pieces that the images of a step are worked through in, to save memory; batch norm sees a piece.
+        precision: "float32", or "bfloat16" for the forward pass (autocast).
+        compile: torch.compile; checked at the start of each phase to give the same loss.
         eval_samples: test images for the curve during training (the final figure uses all), None for all.
         evaluations: how many times the curve is measured, evenly spread, besides once at the end of every phase.
         checkpoint_every: steps between two checkpoints of a half-done training.
@@ -31,10 +47,18 @@ class Training:
     epochs: float = 10.0
     max_steps: int | None = None
     batch_size: int = 128
+    optimizer: str = "sgd"
     lr: float = 0.02
     momentum: float = 0.9
     weight_decay: float = 1e-4
+    schedule: str = "cosine"
+    warmup_steps: int = 0
     label_smoothing: float = 0.0
+    ema_decay: float | None = None
+    clip_norm: float | None = None
+    accumulate: int = 1
+    precision: str = "float32"
+    compile: bool = False
     eval_samples: int | None = None
     evaluations: int = 10
     checkpoint_every: int = 50
@@ -44,13 +68,33 @@ class Training:
     def __post_init__(self) -> None:
         least = {"epochs": 0, "max_steps": 0, "batch_size": 1, "lr": 0, "weight_decay": 0}
         least |= {"eval_samples": 1, "evaluations": 0, "checkpoint_every": 1, "momentum": 0, "label_smoothing": 0}
+        least |= {"warmup_steps": 0, "ema_decay": 0, "accumulate": 1}
         for key, bound in least.items():
             value = getattr(self, key)
             if value is not None and not bound <= value < inf:
                 raise ValueError(f"{self.section}.{key}={value} is out of range: give a number from {bound} on")
-        for key in ("momentum", "label_smoothing"):
-            if getattr(self, key) >= 1:
+        for key in ("momentum", "label_smoothing", "ema_decay"):
+            if (getattr(self, key) or 0) >= 1:
                 raise ValueError(f"{self.section}.{key}={getattr(self, key)} is out of range: give less than 1")
+        if self.clip_norm is not None and not 0 < self.clip_norm < inf:
+            given = f"{self.section}.clip_norm={self.clip_norm}"
+            raise ValueError(f"{given} is out of range: give a number above 0, or null")
+        if self.accumulate > self.batch_size:
+            given = f"{self.section}.accumulate={self.accumulate}"
+            raise ValueError(f"{given} is more than the {self.batch_size} images of a step: give at most batch_size")
+        if self.precision not in PRECISIONS:
+            given = f"{self.section}.precision={self.precision!r}"
+            raise ValueError(f"{given} is unknown: give {' or '.join(PRECISIONS)}")
+        if self.schedule not in SCHEDULES:
+            raise ValueError(f"{self.section}.schedule={self.schedule!r} is unknown: give {', '.join(SCHEDULES)}")
+        try:
+            make_optimizer(nn.Linear(1, 1), self.optimizer, self.lr, self.momentum, self.weight_decay)
+        except ValueError as error:
+            raise ValueError(f"{self.section}.{error}") from error
+
+    def warmup(self, step: int) -> float:
+        """What the rate is multiplied with at a step of the whole training."""
+        return min((step + 1) / (self.warmup_steps + 1), 1.0)
 
     def num_steps(self, steps_per_epoch: int) -> int:
         """Optimiser steps in all."""
@@ -65,6 +109,8 @@ class FineTuning(Training):
     Args:
         calibration_batches: training batches that activation ranges are chosen from.
         order, final_fraction: see `Order`.
+        distillation: weight of the float parent's outputs as targets, 0 to 1; 0 reads labels alone.
+        temperature: of these targets.
         reestimate_batches: training batches that batch norm's statistics are measured anew from, once: in the end, or
             where they freeze; 0 for not at all.
         freeze_batch_norm: share of the last phase's steps, its last ones, in which these statistics stay as they are.
@@ -79,6 +125,8 @@ class FineTuning(Training):
     calibration_batches: int = 2
     order: str = "descending"
     final_fraction: float = 0.5
+    distillation: float = 0.0
+    temperature: float = 4.0
     reestimate_batches: int = 20
     freeze_batch_norm: float = 0.0
     oscillation: str = "watch"
@@ -91,6 +139,11 @@ class FineTuning(Training):
         if self.calibration_batches < 1:
             given = f"{self.section}.calibration_batches={self.calibration_batches}"
             raise ValueError(f"{given} is out of range: give a number from 1 on")
+        if not 0 <= self.distillation <= 1:
+            raise ValueError(f"{self.section}.distillation={self.distillation} is out of range: give 0 to 1")
+        if not 0 < self.temperature < inf:
+            given = f"{self.section}.temperature={self.temperature}"
+            raise ValueError(f"{given} is out of range: give a number above 0")
         if self.reestimate_batches < 0:
             given = f"{self.section}.reestimate_batches={self.reestimate_batches}"
             raise ValueError(f"{given} is out of range: give a number from 0 on")

@@ -39,7 +39,7 @@ class ModelSource:
         pretrained: take timm's pretrained weights from its hub (needs a network).
         mean, std: normalisation of the checkpoint's inputs, RGB in 0 … 1; only for files that do not carry their own.
         small_input_size: side used with small embedded images.
-        blocks: "block", "layer", or regular expressions that group layers by name (see `find_blocks`).
+        blocks: "block", "layer", "network", or regular expressions that group layers by name (see `find_blocks`).
         channels_last: memory format during training and evaluation.
 
     Raises:

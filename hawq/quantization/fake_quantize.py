@@ -7,42 +7,81 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+_PIECE = 2**18  # values that are summed in their own precision
+
 
 class _FakeQuantize(torch.autograd.Function):
-    """y = s · clip(round(x/s), lo, hi); gradients as in LSQ (1902.08153, eq. 3)."""
+    """y = s · clip(round(x/s), lo, hi), and the gradients of `fake_quantize`, from x and y alone."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, scale: Tensor, low: Tensor, high: Tensor) -> Tensor:
-        ratio = x / scale
-        codes = nearest(ratio, low, high)
-        ctx.save_for_backward(ratio, codes, scale, low, high)
-        return codes * scale
+    def forward(ctx: Any, x: Tensor, scale: Tensor, low: Tensor, high: Tensor, clip_only: bool) -> Tensor:
+        out = nearest(x, scale, low, high).mul_(scale)
+        ctx.save_for_backward(x, out, scale, low, high)
+        ctx.clip_only = clip_only
+        return out
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        ratio, codes, scale, low, high = ctx.saved_tensors
-        inside = (ratio >= low) & (ratio <= high)
-        grad_x = grads[0] * inside
-        grad_scale = None
-        if ctx.needs_input_grad[1]:  # ∂y/∂s = code − x/s inside the range, code outside
-            grad_scale = (grads[0] * codes - grad_x * ratio).sum_to_size(scale.shape)
-        return grad_x, grad_scale, None, None
+        x, out, scale, low, high = ctx.saved_tensors
+        grad, grad_scale = grads[0], None
+        in_one_pass = _is_eager_cpu(x) and scale.numel() == low.numel() == high.numel() == 1 and x.dtype == grad.dtype
+        grad_x = (_inside_in_one_pass if in_one_pass else _inside)(grad, x, low * scale, high * scale)
+        if ctx.needs_input_grad[1]:  # s · ∂y/∂s = y − x inside the range, or nothing; y outside
+            inner = out if ctx.clip_only else x
+            if in_one_pass:
+                total = _dot(grad, out) - _dot(grad_x, inner)
+            else:
+                total = (grad * out - grad_x * inner).sum_to_size(scale.shape)
+            grad_scale = total / scale
+        return grad_x, grad_scale, None, None, None
 
 
-def nearest(ratio: Tensor, low: Tensor, high: Tensor) -> Tensor:
-    """The code nearest to each ratio x/s: low, low + 1, … high."""
+def _is_eager_cpu(x: Tensor) -> bool:
+    """Whether reading a value costs nothing: a GPU would wait, and a compiler fuses plain expressions better."""
+    return x.is_cpu and not torch.compiler.is_compiling()
+
+
+def _inside(grad: Tensor, x: Tensor, least: Tensor, most: Tensor) -> Tensor:
+    """`grad` where least ≤ x ≤ most, else 0."""
+    return grad * ((x >= least) & (x <= most))
+
+
+def _inside_in_one_pass(grad: Tensor, x: Tensor, least: Tensor, most: Tensor) -> Tensor:
+    """`_inside` for one range: the gradient of hardtanh, which leaves the ends out, on a range one number wider."""
+    tiny, infinity = torch.finfo(x.dtype).tiny, torch.full_like(least, torch.inf)  # the number after 0 is no normal one
+    below, above = torch.nextafter(least - tiny, -infinity), torch.nextafter(most + tiny, infinity)
+    inside: Tensor = torch.ops.aten.hardtanh_backward(grad, x, below.item(), above.item())
+    return inside
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    """Σ a·b in one pass, summed in float64; tensors of one layout, channels last among them, are not copied."""
+    order = sorted(range(a.dim()), key=a.stride, reverse=True)
+    pieces = zip(*(tensor.permute(order).reshape(-1).split(_PIECE) for tensor in (a, b)), strict=True)
+    return torch.stack([torch.dot(p, q) for p, q in pieces]).double().sum()
+
+
+def nearest(x: Tensor, scale: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """The code nearest to each x · (1/s): low, low + 1, … high; as a new tensor."""
+    ratio = x * scale.reciprocal()
     half = low - low.floor()  # 0, or ½ for a grid without zero
-    return ((ratio - half).round() + half).clamp(low, high)
+    if not _is_eager_cpu(x) or half.any():
+        ratio.sub_(half).round_().add_(half)
+    else:
+        ratio.round_()
+    if _is_eager_cpu(x) and low.numel() == high.numel() == 1:
+        return ratio.clamp_(low.item(), high.item())  # tensors as ends take as long as all else here
+    return ratio.clamp_(low, high)
 
 
-def fake_quantize(x: Tensor, scale: Tensor, low: Tensor, high: Tensor) -> Tensor:
+def fake_quantize(x: Tensor, scale: Tensor, low: Tensor, high: Tensor, *, clip_only: bool = False) -> Tensor:
     """y = s · clip(round(x/s), lo, hi), with ∂y/∂x = 1 inside [lo·s, hi·s] and 0 outside (straight-through).
 
     `scale`, `low` and `high` broadcast against `x`; `low` ≤ 0 ≤ `high` are whole numbers, or both a half more. When
     `scale` needs a gradient it gets ∂y/∂s = clip(round(x/s)) − x/s inside the range and lo or hi outside (LSQ,
-    1902.08153, eq. 3).
+    1902.08153, eq. 3); with `clip_only` that of the clip alone, 0 inside (PACT, 1805.06085, eq. 3).
     """
-    out: Tensor = _FakeQuantize.apply(x, scale, low, high)
+    out: Tensor = _FakeQuantize.apply(x, scale, low, high, clip_only)
     return out
 
 
@@ -92,7 +131,7 @@ class FakeQuantizer(nn.Module):
     def codes(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(codes of `x`, scale, lo): `codes · scale` equals `forward(x)` bit for bit, but for large values kept."""
         scale, low, high = self.grid(x)
-        return nearest(x / scale, low, high), scale, low
+        return nearest(x, scale, low, high), scale, low
 
     def get_extra_state(self) -> dict[str, Any]:
         return {"enabled": self.enabled}

@@ -27,7 +27,10 @@ class PACT:
 
 
 class LearnedClip(FakeQuantizer):
-    """y = quantise(clip(x, 0, α)); ∂y/∂α = 1 where x ≥ α, else 0. Inputs that go below zero keep their sign."""
+    """y = quantise(clip(x, 0, α)); ∂y/∂α = 1 where x > α, else 0.
+
+    For inputs that go below zero the range is [lo/hi · α, α], and ∂y/∂α = lo/hi where x < lo/hi · α.
+    """
 
     low: Tensor
     high: Tensor
@@ -46,13 +49,8 @@ class LearnedClip(FakeQuantizer):
         self.enabled = True
 
     def grid(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        return (self._clip() / self.high).detach(), self.low, self.high
+        tiny = torch.finfo(self.alpha.dtype).tiny
+        return (self.alpha.abs() / self.high).clamp_min(tiny), self.low, self.high
 
     def forward(self, x: Tensor) -> Tensor:
-        if not self.enabled:
-            return x
-        scale, low, high = self.grid(x)
-        return fake_quantize(torch.minimum(torch.maximum(x, low * scale), self._clip()), scale, low, high)
-
-    def _clip(self) -> Tensor:
-        return self.alpha.abs().clamp_min(torch.finfo(self.alpha.dtype).tiny)
+        return fake_quantize(x, *self.grid(x), clip_only=True) if self.enabled else x

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import groupby
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from hawq.allocation import Frontier
 from hawq.records import BitPlan, Sensitivity
+from hawq.report.results import RecordedRow, phase_borders
+from hawq.validation import Rise, Score, Validated
 
 _INK, _BLUE, _ORANGE, _GREY = "#222222", "#2b6cb0", "#d9730d", "#9aa0a6"
+_SERIES = (_BLUE, _ORANGE, "#2f855a", "#b83280", "#6b46c1", "#718096")
 _DPI = 160
 
 
@@ -24,9 +30,9 @@ def sensitivity_figure(sensitivity: Sensitivity, plan: BitPlan, path: Path) -> P
     figure = Figure(figsize=(max(6.4, 0.42 * len(names) + 1.6), 6.4), layout="constrained")
     top, middle, bottom = figure.subplots(3, 1, sharex=True, height_ratios=(3, 3, 2))
     estimates = [row.curvature(plan.weighting) for row in sensitivity.rows]
-    symbol = {"eigenvalue": "λ", "trace": "Tr H", "proxy": "c"}[plan.weighting]
+    symbol = {"eigenvalue": "λ", "trace": "Tr H", "proxy": "c", "none": "1"}[plan.weighting]
     _log_points(top, [e.value for e in estimates], [e.error for e in estimates], _BLUE)
-    top.set_ylabel(f"{plan.weighting} {symbol}")
+    top.set_ylabel(f"{symbol} (weighting: {plan.weighting})")
     top.set_title(f"Sensitivity and bits per block — {plan.method}, W-Comp {plan.cost.w_comp:.2f}×", loc="left")
     _log_points(
         middle,
@@ -97,10 +103,113 @@ def frontier_figure(frontier: Frontier, plan: BitPlan, path: Path) -> Path:
     return _save(figure, (axes,), path)
 
 
-def phase_borders(history: Sequence[Mapping[str, Any]]) -> list[int]:
-    """The last step of every phase but the last one."""
-    ends = [list(rows)[-1]["step"] for _, rows in groupby(history, key=lambda row: row["phase"])]
-    return ends[:-1]
+def convergence_figure(
+    rows: Mapping[str, Sequence[RecordedRow]], float_accuracy: float, curve_images: int | None, path: Path
+) -> Path:
+    """Accuracy over fine-tuning steps of several runs (the papers' figures 4 and 5), whole and from the last phase on.
+
+    `rows` holds one row a seed under each label: the mean is drawn, and the range as a band. Dots stand where a further
+    block is quantised; the numbers at the right are those of the packed files on all test images.
+    """
+    figure = Figure(figsize=(11.5, 4.8), layout="constrained")
+    whole, ending = figure.subplots(1, 2, width_ratios=(1, 1))
+    last_phase = max((row.borders[-1] for seeds in rows.values() for row in seeds if row.borders), default=0)
+    ends = {}
+    for (label, seeds), color in zip(rows.items(), cycle(_SERIES)):
+        steps, values = _common_points(seeds)
+        middle = values.mean(0)
+        for axes in (whole, ending):
+            axes.plot(steps, middle, color=color, linewidth=1.6)
+            axes.fill_between(steps, values.min(0), values.max(0), color=color, alpha=0.15, linewidth=0)
+        at_border = np.isin(steps, seeds[0].borders[:-1])  # the last one begins the phase of all blocks
+        whole.plot(steps[at_border], middle[at_border], "o", color=color, ms=3.5)
+        result = np.mean([row.result.accuracy for row in seeds])
+        ends[f"{label}  {result:.2f}"] = (float(steps[-1]), float(middle[-1]), color)
+    shown = [y for line in ending.lines for x, y in zip(*line.get_data(), strict=True) if x > last_phase]
+    ending.set_ylim(min(shown) - 0.3, max(*shown, float_accuracy) + 0.3)
+    ending.set_xlim(last_phase, max(x for x, _, _ in ends.values()))
+    for axes in (whole, ending):
+        axes.axhline(float_accuracy, color=_INK, linewidth=1, linestyle="--")
+        axes.set_xlabel("step")
+    beside = {"transform": ending.get_yaxis_transform(), "va": "bottom", "fontsize": 8, "color": _INK}
+    ending.text(0.01, float_accuracy, f"float {float_accuracy:.2f}", **beside)
+    _label_ends(ending, ends)
+    images = "all" if curve_images is None else f"the first {curve_images:,}"
+    whole.set_ylabel(f"accuracy % on {images} test images")
+    whole.set_title("Fine-tuning; dots: one more block is quantised", loc="left")
+    ending.set_title("Once all blocks are quantised", loc="left")
+    return _save(figure, (whole, ending), path)
+
+
+def _common_points(seeds: Sequence[RecordedRow]) -> tuple[np.ndarray, np.ndarray]:
+    """(points,) steps at which every seed was measured, and (seeds, points) accuracies there."""
+    curves = [dict(row.curve) for row in seeds]
+    steps = sorted(set(curves[0]).intersection(*curves))
+    return np.array(steps), np.array([[curve[step] for step in steps] for curve in curves])
+
+
+def _label_ends(axes: Axes, ends: Mapping[str, tuple[float, float, str]]) -> None:
+    """Each line's name beside its end, moved apart where they would touch; beside the axes, so that none is cut."""
+    low, high = axes.get_ylim()
+    apart, place = 0.055 * (high - low), -np.inf
+    for label, (_, y, color) in sorted(ends.items(), key=lambda item: item[1][1]):
+        place = max(y, place + apart)
+        axes.annotate(
+            label,
+            (1, y),
+            (1.06, place),
+            xycoords=axes.get_yaxis_transform(),
+            textcoords=axes.get_yaxis_transform(),
+            color=color,
+            fontsize=9,
+            va="center",
+            arrowprops={"arrowstyle": "-", "color": color, "linewidth": 0.6},
+        )
+
+
+def validation_figure(result: Validated, path: Path) -> Path:
+    """Predicted Ω against the true rise of the loss on logarithmic axes, one panel a score, one colour a width.
+
+    Where the loss did not rise a hollow mark stands below the points; bars are standard errors.
+    """
+    panels = result.scores
+    columns = min(4, len(panels))
+    rows = -(-len(panels) // columns)
+    figure = Figure(figsize=(2.9 * columns + 0.6, 2.7 * rows + 0.9), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False).reshape(-1)
+    whole = {(found.kind, found.score): found for found in result.correlations if found.bits is None}
+    widths = list(dict.fromkeys(rise.bits for rise in result.truth.rises))
+    colors = dict(zip(widths, colormaps["viridis"](np.linspace(0.0, 0.9, len(widths))), strict=True))
+    for axes, score in zip(grid, panels, strict=False):
+        _rises_over_score(axes, score, [rise for rise in result.truth.rises if rise.kind == score.kind], colors)
+        rho = whole[score.kind, score.name].spearman
+        of = "" if score.kind == "weights" else f", {score.kind}"
+        axes.set_title(f"{score.name}{of}: ρ = {'–' if rho is None else f'{rho:.2f}'}", loc="left", fontsize=10)
+    for axes in grid[len(panels) :]:
+        axes.set_visible(False)
+    figure.supxlabel("predicted Ω", fontsize=10)
+    figure.supylabel(f"true rise of the loss, {result.truth.num_samples} held-out images", fontsize=10)
+    marks = [Line2D([], [], marker="o", ls="none", color=color, label=f"{bits} bits") for bits, color in colors.items()]
+    marks.append(Line2D([], [], marker="v", ls="none", mfc="none", color=_GREY, label="no rise"))
+    figure.legend(handles=marks, loc="outside upper center", ncols=len(marks), frameon=False, fontsize=9)
+    return _save(figure, list(grid[: len(panels)]), path)
+
+
+def _rises_over_score(axes: Axes, score: Score, rises: Sequence[Rise], colors: Mapping[int, Any]) -> None:
+    positive = [rise.loss for rise in rises if rise.loss > 0]
+    floor = min(positive, default=1.0) / 3
+    for bits, color in colors.items():
+        shown = [(score.omegas[rise.block][bits], rise) for rise in rises if rise.bits == bits]
+        up = [(omega, rise.loss, rise.loss_error) for omega, rise in shown if rise.loss > 0 < omega]
+        if up:
+            x, y, errors = zip(*up, strict=True)
+            below = [min(error, 0.9 * value) for _, value, error in up]
+            axes.errorbar(x, y, [below, errors], fmt="o", ms=4, elinewidth=0.8, color=color)
+        rest = [omega for omega, rise in shown if rise.loss <= 0 < omega]
+        axes.plot(rest, [floor] * len(rest), "v", ms=4, mfc="none", color=color)
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.tick_params(labelsize=8)
 
 
 def _save(figure: Figure, axes: Sequence[Axes], path: Path) -> Path:

@@ -19,9 +19,9 @@ NOT_RUN = "not run here"
 class PaperRow:
     """One printed row.
 
-    `mark` says what stands behind it (PDF, REPO, ABS, SEC, CALC, RECALLED), `recalled` which figures stand on memory
-    alone. `overrides` are what `train.py` is given to run it, None for systems that are not here. `layer_bits` are
-    published widths of all layers but the first and the last, which have 8 bits.
+    `mark` says what stands behind it (PDF, REPO, ABS, SEC, CALC, RECALLED; NONE: nothing is printed), `recalled` which
+    figures stand on memory alone. `overrides` are what `train.py` is given to run it, None for systems that are not
+    here. `layer_bits` are published widths of all layers but the first and the last, which have 8 bits.
     """
 
     id: str
@@ -77,18 +77,24 @@ def read_table(path: Path) -> PaperTable:
 
 
 def comparison(table: PaperTable, ours: Mapping[str, Ours]) -> str:
-    """Every row with the paper's figure beside ours, for each figure that the table prints; recalled ones say so."""
+    """Every row with the paper's figure beside ours, for each figure that the table prints; recalled ones say so.
+
+    A table that prints none, as that of our own ablations, shows accuracy and W-Comp of ours alone.
+    """
     figures = [name for name in _FIGURES if any(getattr(row, name) is not None for row in table.rows)]
     columns = ["row", "method", "w-bits", "a-bits"]
     for name in figures:
         columns += [_FIGURES[name], "ours"]
+    alone = [] if figures else ["accuracy", "w_comp"]
+    columns += [_FIGURES[name] for name in alone]
     cells = []
     for row in table.rows:
         line = [row.id, row.method, row.weights, row.activations]
         for name in figures:
             line += [_printed(row, name), _own(ours[row.id], name)]
-        cells.append([*line, row.mark, row.note])
-    return f"{table.title}\n\n{markdown([*columns, 'source', 'note'], cells)}"
+        line += [_own(ours[row.id], name) for name in alone]
+        cells.append([*line, row.mark, row.note] if figures else [*line, row.note])
+    return f"{table.title}\n\n{markdown([*columns, *(['source'] if figures else []), 'note'], cells)}"
 
 
 def _printed(row: PaperRow, name: str) -> str:

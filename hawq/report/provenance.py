@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import platform
+import re
 import subprocess
 from importlib.metadata import version
 from pathlib import Path
+
+import torch
 
 _PACKAGES = ("torch", "torchvision", "timm", "hydra-core", "omegaconf", "scipy", "safetensors")
 
@@ -14,6 +17,20 @@ def versions() -> dict[str, str]:
     """Versions of Python, of the packages that decide results, and the machine."""
     found = {package: version(package) for package in _PACKAGES}
     return {"python": platform.python_version(), "machine": f"{platform.system()} {platform.machine()}", **found}
+
+
+def hardware(device: torch.device) -> str:
+    """The GPU by its name, or the processor and how many threads are in use."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    found = re.search(r"^model name\s*: (.+)$", _text(Path("/proc/cpuinfo")), flags=re.MULTILINE)
+    threads = torch.get_num_threads()
+    name = found[1] if found else platform.processor() or platform.machine()
+    return f"{threads} thread{'s' * (threads > 1)} of {name}"
+
+
+def _text(path: Path) -> str:
+    return path.read_text() if path.is_file() else ""
 
 
 def git_commit(repository: Path) -> str | None:

@@ -3,61 +3,177 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import groupby
 from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
 
-from hawq.records import from_dict
-from hawq.report.tables import RESULT_COLUMNS, markdown
+from hawq.files import write_whole
+from hawq.records import ResultRow, RunReport, from_dict, to_dict
+from hawq.report.tables import RESULT_COLUMNS, markdown, result_cells
 
-SCHEMA = "hawq.result/1"
+SCHEMA = "hawq.result/2"
+_ACCURACY = RESULT_COLUMNS.index("accuracy %")
+
+
+@dataclass(frozen=True)
+class RecordedRow:
+    """One network: its line of the results table, and how it got there.
+
+    `steps` of fine-tuning, `curve` the (step, accuracy in percent) pairs on the way, `borders` the last step of each
+    phase but the last one: at all but the last of them a further block was quantised.
+    """
+
+    result: ResultRow
+    steps: int = 0
+    curve: tuple[tuple[int, float], ...] = ()
+    borders: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class RecordedRun:
+    """One run; `packed` names the file, beside the record, that holds its last network."""
+
+    seed: int
+    hours: float
+    git_commit: str | None
+    rows: tuple[RecordedRow, ...]
+    packed: str | None = None
 
 
 @dataclass(frozen=True)
 class Recorded:
-    """One run: what was typed, where and when, and the table it printed.
+    """What one command gave, with each seed that it was run with.
 
-    `rows` are cells in the order of `RESULT_COLUMNS`; `fills` maps a method to the paper's row that it stands for, as
-    table/row; `place` orders the runs in the README.
+    `epochs` is None where steps were counted instead; `curve_images` is the number of test images that the curves were
+    measured on, None for all; `place` orders the records in the README, None leaves one out;
+    `fills` maps a method to the paper's row that it stands for, as table/row.
+
+    Raises ValueError without runs, or when they are not about the same networks.
     """
 
-    place: int
     network: str
     command: str
-    seed: int
     hardware: str
     date: str
     versions: str
     note: str
-    rows: tuple[tuple[str, ...], ...]
+    batch_size: int
+    epochs: float | None
+    curve_images: int | None
+    runs: tuple[RecordedRun, ...]
+    place: int | None = None
     fills: dict[str, str] = field(default_factory=dict)
 
-    def accuracy_for(self, row: str) -> str | None:
-        """Accuracy of the method that fills `row` (table/row), None if none does."""
+    def __post_init__(self) -> None:
+        methods = {tuple(row.result.method for row in run.rows) for run in self.runs}
+        if len(methods) != 1:
+            raise ValueError(f"runs of one record need the same methods, here they are {sorted(methods) or 'none'}")
+
+    def cells(self) -> list[tuple[str, ...]]:
+        """By `RESULT_COLUMNS`, one line a method; of several seeds the mean, of accuracy ± the standard deviation."""
+        return [_cells([row.result for row in rows]) for rows in zip(*(run.rows for run in self.runs), strict=True)]
+
+    def cells_for(self, row: str) -> dict[str, str]:
+        """Column → cell of the method that fills `row` (table/row); empty if none does."""
         method = next((method for method, filled in self.fills.items() if filled == row), None)
-        return next((cells[RESULT_COLUMNS.index("accuracy %")] for cells in self.rows if cells[0] == method), None)
+        found = next((cells for cells in self.cells() if cells[0] == method), ())
+        return dict(zip(RESULT_COLUMNS, found, strict=False))
+
+    def circumstances(self) -> str:
+        """Seeds, steps, hours, hardware, versions and date in one line."""
+        seeds = [str(run.seed) for run in self.runs]
+        shown = f"seeds {', '.join(seeds)}: mean ± standard deviation" if len(seeds) > 1 else f"seed {seeds[0]}"
+        epochs = "" if self.epochs is None else f", {self.epochs:g} epochs"
+        steps = f"{self.runs[0].rows[-1].steps:,} steps of {self.batch_size} images{epochs}"
+        hours = f"{sum(run.hours for run in self.runs):.2g} hours on {self.hardware}"
+        return "; ".join([shown, steps, hours, self.versions, self.date])
+
+
+def _cells(results: Sequence[ResultRow]) -> tuple[str, ...]:
+    accuracies = [result.accuracy for result in results]
+    cells = result_cells(
+        replace(
+            results[0],
+            accuracy=mean(accuracies),
+            w_comp=mean(result.w_comp for result in results),
+            size_bytes=round(mean(result.size_bytes for result in results)),
+        )
+    )
+    spread = f" ± {stdev(accuracies):.2f}" if len(results) > 1 else ""
+    return (*cells[:_ACCURACY], cells[_ACCURACY] + spread, *cells[_ACCURACY + 1 :])
+
+
+def recorded_rows(folder: Path, report: RunReport) -> tuple[RecordedRow, ...]:
+    """The float network of a finished run, then every fine-tuned one with its history; the plan's own stands last."""
+    places = [folder / "direct", folder][-(len(report.rows) - 1) :]
+    rows = [RecordedRow(report.rows[0])]
+    for place, result in zip(places, report.rows[1:], strict=True):
+        history = json.loads((place / "finetune" / "history.json").read_text())
+        curve = [(row["step"], round(row["accuracy"], 3)) for row in history if "accuracy" in row]
+        steps = history[-1]["step"] if history else 0
+        rows.append(RecordedRow(result, steps, tuple(thinned(curve)), tuple(phase_borders(history))))
+    return tuple(rows)
+
+
+def thinned(curve: Sequence[tuple[int, float]], most: int = 100) -> Sequence[tuple[int, float]]:
+    """At most `most` points, evenly taken, the first and the last among them."""
+    if len(curve) <= most:
+        return curve
+    return [curve[round(place * (len(curve) - 1) / (most - 1))] for place in range(most)]
+
+
+def phase_borders(history: Sequence[Mapping[str, Any]]) -> list[int]:
+    """The last step of every phase but the last one."""
+    ends = [list(rows)[-1]["step"] for _, rows in groupby(history, key=lambda row: row["phase"])]
+    return ends[:-1]
+
+
+def read_result(path: Path) -> Recorded:
+    """One record. Raises ValueError naming the file that is none."""
+    content = json.loads(path.read_text())
+    if content.pop("schema", None) != SCHEMA:
+        raise ValueError(f"{path} is no recorded result: its schema must be {SCHEMA}")
+    return from_dict(content, Recorded)
 
 
 def read_results(folder: Path) -> list[Recorded]:
-    """All recorded runs, in their order. Raises ValueError naming the file that is none."""
-    found = []
-    for path in sorted(folder.glob("*.json")):
-        content = json.loads(path.read_text())
-        if content.pop("schema", None) != SCHEMA:
-            raise ValueError(f"{path} is no recorded result: its schema must be {SCHEMA}")
-        recorded = from_dict(content, Recorded)
-        if any(len(cells) != len(RESULT_COLUMNS) for cells in recorded.rows):
-            raise ValueError(f"{path}: each row needs {len(RESULT_COLUMNS)} cells, {', '.join(RESULT_COLUMNS)}")
-        found.append(recorded)
-    return sorted(found, key=lambda recorded: recorded.place)
+    """All records, in their order; those without a place come last. Raises ValueError naming the file that is none."""
+    found = [read_result(path) for path in sorted(folder.glob("*.json"))]
+    return sorted(found, key=lambda recorded: (recorded.place is None, recorded.place))
+
+
+def recorded_accuracy(path: Path) -> tuple[float, str] | None:
+    """Accuracy in percent that the record beside a packed file states for it, and which run that was."""
+    for record in sorted(path.resolve().parent.glob("*.json")):
+        if json.loads(record.read_text()).get("schema") != SCHEMA:
+            continue
+        for run in read_result(record).runs:
+            if run.packed == path.name:
+                return run.rows[-1].result.accuracy, f"{record.name}, seed {run.seed}"
+    return None
+
+
+def write_result(path: Path, recorded: Recorded) -> Path:
+    """Indented JSON, each list of numbers on one line."""
+    text = json.dumps({"schema": SCHEMA, **to_dict(recorded)}, indent=2, allow_nan=False, ensure_ascii=False)
+    text = re.sub(r"\[[-\d.,\s\[\]]+\]", lambda found: re.sub(r"\s+", "", found[0]).replace(",", ", "), text)
+    return write_whole(path, (text + "\n").encode())
 
 
 def readme_results(results: Sequence[Recorded]) -> str:
-    """The README's table, and a numbered note for each run."""
+    """The README's table, and a numbered note for each record; the packed files are linked."""
     cells, notes = [], []
-    for number, run in enumerate(results, start=1):
-        labels = [f"{run.network} ({number})"] + [""] * (len(run.rows) - 1)
-        cells += [(label, *row) for label, row in zip(labels, run.rows, strict=True)]
-        about = f"seed {run.seed}, {run.hardware}, {run.versions}, {run.date}"
-        notes.append(f"{number}. `{run.command}`: {run.note} ({about})")
+    for number, recorded in enumerate((one for one in results if one.place is not None), start=1):
+        lines = recorded.cells()
+        packed = recorded.runs[0].packed
+        if packed:
+            lines[-1] = (f"[{lines[-1][0]}](docs/results/{packed})", *lines[-1][1:])
+        labels = [f"{recorded.network} ({number})"] + [""] * (len(lines) - 1)
+        cells += [(label, *line) for label, line in zip(labels, lines, strict=True)]
+        note = f": {recorded.note}" if recorded.note else ""
+        notes.append(f"{number}. `{recorded.command}`{note} ({recorded.circumstances()})")
     return "\n".join([markdown(("network, data", *RESULT_COLUMNS), cells), "", *notes])

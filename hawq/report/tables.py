@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any
 
+from hawq.costs import paper_size_mib
 from hawq.records import BitPlan, Estimate, ResultRow, Sensitivity
+from hawq.validation import Validated
 
 RESULT_COLUMNS = ("method", "w-bits", "a-bits", "accuracy %", "W-Comp", "size", "A-Comp")
 
@@ -19,6 +22,20 @@ def bits_label(bits: Sequence[int]) -> str:
 def size_label(size_bytes: int) -> str:
     """Bytes on disk in KiB or MiB."""
     return f"{size_bytes / 2**10:.1f} KiB" if size_bytes < 2**20 else f"{size_bytes / 2**20:.2f} MiB"
+
+
+def result_row(plan: BitPlan, accuracy: float, size_bytes: int, float_bytes: int) -> ResultRow:
+    """The row of a packed network: `size_bytes` on disk, `float_bytes` those of the published float checkpoint."""
+    return ResultRow(
+        method=plan.method,
+        weight_bits=bits_label([precision.weight_bits for precision in plan.precisions.values()]),
+        activation_bits=bits_label([precision.activation_bits for precision in plan.precisions.values()]),
+        accuracy=accuracy,
+        w_comp=plan.cost.w_comp,
+        size_bytes=size_bytes,
+        a_comp=plan.cost.a_comp,
+        paper_size_mib=paper_size_mib(float_bytes, plan.cost.w_comp),
+    )
 
 
 def result_cells(row: ResultRow) -> tuple[str, ...]:
@@ -99,6 +116,48 @@ def plans_table(first: BitPlan, second: BitPlan) -> str:
     rows += [(name, _number(ours), _number(theirs)) for name, ours, theirs in numbers]
     table = markdown(("weight / activation bits", first.method, second.method), rows)
     return f"{table}\n{same} of {len(first.precisions)} blocks have the same bits in both"
+
+
+def validation_rows(result: Validated) -> tuple[tuple[str, ...], list[tuple[Any, ...]]]:
+    """Columns and rows: each score, its ρ at each width and over all, its gain over the plain error, and its cost."""
+    widths = list(dict.fromkeys(rise.bits for rise in result.truth.rises))
+    columns = ("score of", "solver", "weighting", *(f"ρ {bits} bits" for bits in widths))
+    columns += ("ρ all", "low", "high", "gain", "gain low", "gain high", "seconds", "gradients")
+    known = {(found.kind, found.score, found.bits): found for found in result.correlations}
+    rows = []
+    for score in result.scores:
+        whole = known[score.kind, score.name, None]
+        each = [known[score.kind, score.name, bits].spearman for bits in widths]
+        about, cost = (score.kind, score.name, score.weighting), (score.seconds, score.gradient_equivalents)
+        nothing = (None, None)
+        gain = (whole.gain, *(whole.gain_interval or nothing))
+        rows.append((*about, *each, whole.spearman, *(whole.interval or nothing), *gain, *cost))
+    return columns, rows
+
+
+def validation_table(result: Validated) -> str:
+    """The correlations of all scores, and below them what they were held against."""
+    truth = result.truth
+    title = (
+        f"Spearman's ρ of predicted Ω with the true rise of the loss on {truth.num_samples} held-out images "
+        f"(float network: loss {truth.loss:.4g}, accuracy {truth.accuracy:.2f} %); gain: over the plain error; "
+        "low and high: 95 % of the resamples of the blocks"
+    )
+    columns, rows = validation_rows(result)
+    scores = markdown(columns, [[_short(cell) for cell in row] for row in rows])
+    rises = []
+    for kind, bits in dict.fromkeys((rise.kind, rise.bits) for rise in truth.rises):
+        own = [rise for rise in truth.rises if (rise.kind, rise.bits) == (kind, bits)]
+        losses, sure = [rise.loss for rise in own], sum(rise.is_sure for rise in own)
+        ends = (f"{end:.2g}" for end in (min(losses), statistics.median(losses), max(losses)))
+        rises.append((kind, bits, *ends, f"{sure} of {len(own)}", f"{max(rise.accuracy for rise in own):.2f}"))
+    seen = ("rise of", "bits", "least", "median", "largest", "above 2 standard errors", "largest fall of accuracy")
+    return "\n\n".join((title, scores, markdown(seen, rises)))
+
+
+def _short(cell: Any) -> str:
+    """Two decimals for a number."""
+    return "–" if cell is None else f"{cell:.2f}" if isinstance(cell, float) else str(cell)
 
 
 def _number(value: float | None) -> str:

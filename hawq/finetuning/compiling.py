@@ -1,0 +1,50 @@
+"""torch.compile, checked against the network as it is."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import nn
+
+from hawq.errors import UserError
+from hawq.finetuning.step import Batch, Network, Objective, add_gradients
+
+_TOLERANCE = 0.01  # relative; another order of roundings moves a few values to the neighbouring code
+
+
+def compiled(model: nn.Module, objective: Objective, batch: Batch, seed: int, key: str) -> Network:
+    """`torch.compile` of a network in train mode, with the same random numbers; the network's state stays as it is.
+
+    Args:
+        objective, batch: the loss that must come out alike, forward and backward.
+        seed: of the randomness inside the network.
+        key: the setting that asked for it, for the message.
+
+    Raises:
+        UserError: this machine cannot compile, or the compiled network has another loss.
+    """
+    torch.compiler.reset()  # quantisers that were switched on since would count against the limit of recompilations
+    fast: Network = torch.compile(model, options={"fallback_random": True})
+    expected = _loss_once(model, model, objective, batch, seed)
+    try:
+        found = _loss_once(model, fast, objective, batch, seed)
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"{key}=true does not work here ({reason}): give {key}=false, or install a compiler") from error
+    if not math.isclose(found, expected, rel_tol=_TOLERANCE):
+        raise UserError(f"{key}=true changes the loss of a batch from {expected:.6g} to {found:.6g}: give {key}=false")
+    return fast
+
+
+def _loss_once(model: nn.Module, network: Network, objective: Objective, batch: Batch, seed: int) -> float:
+    """The loss of one forward and backward, after which gradients are gone and buffers are as before."""
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    torch.manual_seed(seed)
+    try:
+        return float(add_gradients(network, objective, batch, 1))
+    finally:
+        model.zero_grad(set_to_none=True)
+        with torch.no_grad():
+            for name, buffer in model.named_buffers():
+                buffer.copy_(before[name])

@@ -1,0 +1,43 @@
+"""Optimisers by timm's names, with weight decay on weights alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
+
+from hawq.quantization import FakeQuantizer
+
+
+def make_optimizer(model: nn.Module, name: str, lr: float, momentum: float, weight_decay: float) -> Optimizer:
+    """timm's optimiser `name`; decay acts on parameters of two axes or more that no quantiser owns.
+
+    `momentum` is that of SGD, Nesterov's where the name stands for it, and of its relatives; Adam's has none.
+
+    Raises:
+        ValueError: timm has no such optimiser, it lacks a package or device, or it needs second derivatives.
+    """
+    from timm.optim import create_optimizer_v2, get_optimizer_info  # here, because timm takes seconds to import
+
+    try:
+        info = get_optimizer_info(name)
+        nesterov: dict[str, Any] = {"nesterov": momentum > 0} if (info.defaults or {}).get("nesterov") else {}
+        if info.second_order:
+            raise ValueError("it differentiates twice")
+        groups = _parameter_groups(model, weight_decay)
+        return create_optimizer_v2(groups, name, lr=lr, momentum=momentum, weight_decay=weight_decay, **nesterov)
+    except (ValueError, AssertionError, ImportError) as error:
+        raise ValueError(
+            f"optimizer={name!r} cannot be used ({error}): give sgd, adamw or another name of timm.optim"
+        ) from error
+
+
+def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:
+    quantizers = (module for module in model.modules() if isinstance(module, FakeQuantizer))
+    owned = {id(parameter) for quantizer in quantizers for parameter in quantizer.parameters()}
+    weights: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
+    for parameter in model.parameters():
+        (weights if parameter.dim() > 1 and id(parameter) not in owned else others).append(parameter)
+    return [{"params": weights, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]

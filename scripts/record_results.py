@@ -1,0 +1,143 @@
+"""Finished runs into docs/results, with their curves; runs that differ only in the seed make one record.
+
+python scripts/record_results.py outputs/runs/A outputs/runs/B --name resnet20_cifar10 --network "ResNet20, CIFAR-10"
+
+The packed file of the first run goes beside the record. Then: `python scripts/reproduce.py readme`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from hawq.config import NOT_PART_OF_A_RESULT, REPOSITORY
+from hawq.files import write_whole
+from hawq.records import RunReport
+from hawq.report import Recorded, RecordedRun, recorded_rows, write_result
+from hawq.sweep import read_report
+
+RESULTS = REPOSITORY / "docs" / "results"
+MOST_BYTES = 2**20
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", nargs="+", type=Path, help="folders of finished runs")
+    parser.add_argument("--name", required=True, help="file name of the record, without .json")
+    parser.add_argument("--network", required=True, help="how the table calls network and data")
+    parser.add_argument("--note", default="", help="what a reader must know besides")
+    parser.add_argument("--place", type=int, help="order in the README; left out: not shown there")
+    parser.add_argument("--fills", action="append", default=[], metavar="METHOD=TABLE/ROW", help="say HAWQ=table1/hawq")
+    parser.add_argument("--hardware", help="where the runs do not say it")
+    parser.add_argument("--command", help="where another one is to be shown")
+    parser.add_argument("--without-model", action="store_true", help="leave the packed file out")
+    parser.add_argument("--replace", action="store_true", help="overwrite a record of the same name")
+    parser.add_argument("--folder", type=Path, default=RESULTS, help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    try:
+        print(f"recorded: {record(given)}")
+    except (ValueError, OSError) as error:
+        raise SystemExit(f"error: {error}") from error
+
+
+def record(given: argparse.Namespace) -> Path:
+    """Writes record and packed file. Raises ValueError or OSError before anything is written."""
+    path, model = given.folder / f"{given.name}.json", given.folder / f"{given.name}.safetensors"
+    taken = [str(file) for file in (path, model) if file.exists() and not given.replace]
+    if taken:
+        raise ValueError(f"{' and '.join(taken)} exists: give another --name, or --replace")
+    reports = [read_report(folder) for folder in given.runs]
+    refuse_different(given.runs, reports)
+    packed = None if given.without_model else (given.runs[0] / "model.safetensors").read_bytes()
+    if packed is not None and len(packed) > MOST_BYTES:
+        raise ValueError(f"the packed file of {given.runs[0]} has {len(packed):,} bytes: give --without-model")
+    recorded = make_record(given, reports, None if packed is None else model.name)
+    if packed is not None:
+        write_whole(model, packed)
+    return write_result(path, recorded)
+
+
+def make_record(given: argparse.Namespace, reports: Sequence[RunReport], packed: str | None) -> Recorded:
+    first = reports[0]
+    hardware = given.hardware or first.versions.get("hardware")
+    if hardware is None:
+        raise ValueError(f"{given.runs[0]} does not say its hardware: give --hardware")
+    settings = first.config["finetune"]
+    runs = [
+        RecordedRun(
+            seed=report.config["seed"],
+            hours=round(sum(stage.seconds for stage in report.stages) / 3600, 3),
+            git_commit=report.git_commit,
+            rows=recorded_rows(folder, report),
+            packed=packed if report is first else None,
+        )
+        for folder, report in zip(given.runs, reports, strict=True)
+    ]
+    return Recorded(
+        network=given.network,
+        command=given.command or shown_command(reports),
+        hardware=hardware,
+        date=datetime.fromtimestamp((given.runs[0] / "report.json").stat().st_mtime).date().isoformat(),
+        versions=f"torch {first.versions['torch']}",
+        note=given.note,
+        batch_size=settings["batch_size"],
+        epochs=settings["epochs"] if settings["max_steps"] is None else None,
+        curve_images=settings["eval_samples"],
+        runs=tuple(runs),
+        place=given.place,
+        fills=fills_of(given.fills, [row.method for row in first.rows]),
+    )
+
+
+def refuse_different(folders: Sequence[Path], reports: Sequence[RunReport]) -> None:
+    """Raises ValueError unless the runs differ in nothing but their seeds."""
+    first = without_seeds(reports[0].config)
+    for folder, report in zip(folders[1:], reports[1:], strict=True):
+        other = without_seeds(report.config)
+        keys = sorted(key for key in first.keys() | other.keys() if first.get(key) != other.get(key))
+        if keys:
+            raise ValueError(
+                f"{folders[0]} and {folder} differ in {', '.join(keys)}: give runs that differ in the seed"
+            )
+    seeds = [report.config["seed"] for report in reports]
+    if len(set(seeds)) < len(seeds):
+        raise ValueError(f"the runs have the seeds {seeds}: give each one once")
+
+
+def without_seeds(config: dict[str, Any]) -> dict[str, Any]:
+    """What decides a result, apart from the seeds at any depth."""
+    kept = {key: value for key, value in config.items() if key not in ("seed", *NOT_PART_OF_A_RESULT)}
+    return {key: without_seeds(value) if isinstance(value, dict) else value for key, value in kept.items()}
+
+
+def shown_command(reports: Sequence[RunReport]) -> str:
+    """The command that gives all these runs, without folders of this machine and what decides no result."""
+    seeds = ",".join(str(report.config["seed"]) for report in reports)
+    several = len(reports) > 1
+    words = []
+    for word in shlex.split(reports[0].command)[2:]:
+        key, equals, value = word.partition("=")
+        if key in NOT_PART_OF_A_RESULT or (several and key in ("-m", "--multirun", "seed")):
+            continue
+        words.append(key + equals + (Path(value).name if value.startswith(("/", "./", "../", "~")) else value))
+    return " ".join(["python train.py", *(["-m", f"seed={seeds}"] if several else []), *words])
+
+
+def fills_of(pairs: Sequence[str], methods: Sequence[str]) -> dict[str, str]:
+    """{method: table/row}. Raises ValueError for a method that the runs do not have."""
+    fills = dict(pair.rpartition("=")[::2] for pair in pairs)
+    unknown = sorted(fills.keys() - set(methods))
+    if unknown:
+        raise ValueError(f"--fills names {unknown}, which the runs do not have: give some of {list(methods)}")
+    return fills
+
+
+if __name__ == "__main__":
+    main()

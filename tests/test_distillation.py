@@ -1,0 +1,101 @@
+"""Distillation against its formula, and what it does to training."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from networks import Dropped, Fresh, build, samples
+from scipy.special import log_softmax, softmax
+from torch import nn
+from torch.nn import functional as F
+from tuning import BATCHES, CALIBRATION, prepared, same_state
+
+from hawq.finetuning import Distillation, FineTuning, Training, finetune, fit, soft_loss
+from hawq.records import Phase
+
+JOINT = (Phase((), (), 40, 0.05, 0.0),)
+
+
+def logits(*shape):
+    generator = torch.Generator().manual_seed(len(shape))
+    return [3 * torch.randn(*shape, generator=generator, dtype=torch.float64) for _ in range(2)]
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 4.0])
+@pytest.mark.parametrize("shape", [(5, 3), (2, 7, 4, 3)], ids=str)
+def test_soft_loss_is_hintons(shape, temperature):
+    student, teacher = logits(*shape)
+    p = softmax(teacher.numpy() / temperature, axis=1)
+    terms = p * (np.log(p) - log_softmax(student.numpy() / temperature, axis=1))
+    expected = temperature**2 * terms.sum(axis=1).mean()
+    assert float(soft_loss(student, teacher, temperature)) == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 4.0])
+def test_gradient_is_the_difference_of_probabilities(temperature):
+    student, teacher = logits(6, 5)
+    soft_loss(student.requires_grad_(), teacher, temperature).backward()
+    difference = softmax(student.detach().numpy() / temperature, 1) - softmax(teacher.numpy() / temperature, 1)
+    np.testing.assert_allclose(student.grad.numpy(), temperature * difference / 6, rtol=1e-10)
+
+
+def test_high_temperature_compares_centred_logits():
+    """T → ∞: T²·KL → ‖(t − t̄) − (s − s̄)‖² / (2K), matching of logits (1503.02531, §2.1)."""
+    student, teacher = logits(6, 5)
+    centred = (teacher - teacher.mean(1, keepdim=True)) - (student - student.mean(1, keepdim=True))
+    expected = float(centred.square().sum(1).mean()) / (2 * 5)
+    assert float(soft_loss(student, teacher, 1e4)) == pytest.approx(expected, rel=1e-3)
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.3, 1.0])
+def test_mix_weighs_labels_and_teacher(weight):
+    teacher, student = build("residual"), build("branches")
+    inputs, labels = samples(6)
+    outputs = student(inputs).detach()
+    hard = F.cross_entropy(outputs, labels)
+    mixed = Distillation(teacher, weight, 2.0).mix(hard, outputs, inputs)
+    soft = soft_loss(outputs, teacher(inputs).detach(), 2.0)
+    assert float(mixed) == pytest.approx(float((1 - weight) * hard + weight * soft))
+
+
+def test_teacher_is_read_in_eval_mode_and_not_changed():
+    teacher = Dropped().train()
+    teacher.body[1].eval()
+    before, modes = copy.deepcopy(teacher), [module.training for module in teacher.modules()]
+    random_before = torch.get_rng_state()
+    Distillation(teacher, 0.5, 4.0).mix(
+        torch.zeros(()), torch.zeros(8, 3, requires_grad=True), BATCHES[0][0]
+    ).backward()
+    assert same_state(teacher, before)
+    assert [module.training for module in teacher.modules()] == modes
+    assert all(parameter.grad is None for parameter in teacher.parameters())
+    assert torch.equal(torch.get_rng_state(), random_before)
+
+
+def test_training_follows_the_teacher_and_not_the_labels():
+    torch.manual_seed(3)
+    teacher, student = (nn.Sequential(nn.Flatten(), nn.Linear(108, 3)) for _ in range(2))
+    wrong = [(images, torch.zeros_like(labels)) for images, labels in BATCHES]
+    history = fit(student, JOINT, Fresh(wrong), Training(), seed=0, distillation=Distillation(teacher, 1.0, 4.0))
+    assert history[-1]["loss"] < 0.05 * history[0]["loss"]
+    images = torch.cat([images for images, _ in BATCHES])
+    assert torch.equal(teacher(images).argmax(1), student(images).argmax(1))
+
+
+def test_finetuning_distils_from_its_own_float_parent():
+    settings = FineTuning(max_steps=1, distillation=0.25, temperature=3.0, order="joint")
+    model, sensitivity, plan = prepared()
+    before = copy.deepcopy(model)
+    hards = []
+
+    def loss(outputs, targets):
+        hards.append((outputs.detach(), F.cross_entropy(outputs, targets)))
+        return hards[-1][1]
+
+    _, history = finetune(model, sensitivity, plan, Fresh(BATCHES), CALIBRATION, settings, loss=loss)
+    ((outputs, hard),) = hards
+    soft = soft_loss(outputs, before.eval()(BATCHES[0][0]), 3.0)
+    assert history[0]["loss"] == pytest.approx(float(0.75 * hard.detach() + 0.25 * soft.detach()))
+    assert same_state(model, before)
+    assert model.training

@@ -1,0 +1,88 @@
+"""The accuracy of a packed file, measured again from the file and the data set alone."""
+
+import re
+
+import numpy as np
+import pytest
+import timm
+import torch
+from runs import read_json, run_folder, run_here, run_script
+from sensitivities import plan_of
+
+import hawq.models  # noqa: F401 (registers resnet20 with timm)
+from hawq.blocks import find_blocks
+from hawq.export import save
+from hawq.quantization import quantize
+
+HALF = [0.5, 0.5, 0.5]
+ABOUT = {"model": "resnet20_projection", "dataset": "cifar10", "mean": HALF, "std": HALF}
+
+
+@pytest.fixture(scope="module")
+def material(tmp_path_factory):
+    """A quantised network and the data on which 14 of 20 labels are what it answers."""
+    folder = tmp_path_factory.mktemp("material")
+    network = timm.create_model("resnet20_projection", num_classes=10).eval()
+    images = np.random.default_rng(0).integers(0, 256, (20, 32, 32, 3), dtype=np.uint8)
+    inputs = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
+    blocks = find_blocks(network, inputs[:1])
+    small = quantize(network, blocks, plan_of(blocks, 3, 4), [inputs])
+    with torch.no_grad():
+        answers = small(inputs).argmax(1).numpy()
+    labels = np.where(np.arange(20) < 14, answers, (answers + 1) % 10)
+    np.savez(folder / "data.npz", train_images=images, train_labels=labels, test_images=images, test_labels=labels)
+    save(small, folder / "small.safetensors", ABOUT)
+    save(small, folder / "silent.safetensors")
+    (folder / "text.safetensors").write_text("hello")
+    return folder
+
+
+def cells(text):
+    """Cells of the only row of the printed table."""
+    return [cell.strip() for cell in text.splitlines()[2].strip("|").split("|")]
+
+
+def test_the_file_and_the_data_suffice(material, capsys):
+    path = material / "small.safetensors"
+    assert run_script("evaluate.py", path, f"dataset.path={material / 'data.npz'}", "threads=1", "device=cpu") is None
+    text = capsys.readouterr().out
+    assert cells(text)[1:5] == ["3", "4", "70.00", "10.67×"]
+    assert f"14 of 20 test images of cifar10 are right; {path.stat().st_size:,} bytes on disk" in text
+
+
+def test_the_file_of_a_run_is_measured_as_the_run_did(tmp_path, capsys):
+    """Embedded images keep the size that the network was trained for, which is not the default one."""
+    assert run_here(tmp_path) is None
+    folder = run_folder(tmp_path)
+    capsys.readouterr()
+    assert run_script("evaluate.py", folder / "model.safetensors", "threads=1") is None
+    row = read_json(folder / "report.json")["rows"][-1]
+    assert cells(capsys.readouterr().out)[:4] == [
+        *(row[key] for key in ("method", "weight_bits", "activation_bits")),
+        f"{row['accuracy']:.2f}",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["absent.safetensors"], "absent.safetensors does not exist"),
+        (["text.safetensors"], "is not a packed network"),
+        (["silent.safetensors"], "does not state its model, dataset, mean, std: .* hawq.load"),
+        (["small.safetensors"], "dataset.path is not set: give dataset.path="),
+        (["small.safetensors", "dataset.path=absent.npz"], "absent.npz does not exist"),
+        (
+            ["small.safetensors", "dataset=cifar100", "dataset.path={data}"],
+            "other shapes .* the 100 classes of cifar100",
+        ),
+        (["small.safetensors", "dataset.path={data}", "model.name=resnet20"], "unexpected names .*here resnet20 for"),
+        (["small.safetensors", "wrokers=1"], "wrokers is not a key of the config: did you mean workers"),
+        (["small.safetensors", "dataset=cifar1000"], "dataset=cifar1000 is not an option: did you mean cifar100"),
+        (["small.safetensors", "dataset.path={data}", "device=tpu"], "device='tpu' is unknown"),
+    ],
+)
+def test_what_does_not_fit_is_told_in_one_line(arguments, message, material):
+    name, *overrides = (argument.format(data=material / "data.npz") for argument in arguments)
+    error = run_script("evaluate.py", material / name, *overrides)
+    assert error is not None and error.startswith("error: ") and len(error.splitlines()) == 1
+    assert re.search(message, error), error

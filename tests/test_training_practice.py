@@ -1,0 +1,194 @@
+"""Averages, clipping, pieces of a batch, bfloat16, compilation: against closed forms and plain training."""
+
+import copy
+import math
+
+import pytest
+import torch
+from memory import Killed, MemoryCheckpoint, kill_after
+from networks import Dropped, Fresh, build, samples
+from torch import nn
+from torch.nn import functional as F
+from tuning import BATCHES, CALIBRATION, prepared, same_state
+
+from hawq.errors import UserError
+from hawq.finetuning import FineTuning, Training, finetune, fit
+from hawq.finetuning.step import Objective, add_gradients, clip_gradient
+from hawq.records import Phase
+
+ONE = Phase((), (), 6, 0.1, 0.1)
+
+
+def tune(settings, **options):
+    return finetune(*prepared(), Fresh(BATCHES), CALIBRATION, settings, seed=1, **options)
+
+
+def trained(settings, model=None, phases=(ONE,), **options):
+    torch.manual_seed(2)
+    model = model or Dropped()
+    return model, fit(model, phases, Fresh(BATCHES), settings, seed=3, **options)
+
+
+def weights_after_each_step(settings):
+    """The state of the network as it is trained without an average."""
+    seen = []
+
+    def evaluate(network):
+        seen.append({name: value.clone().double() for name, value in network.state_dict().items()})
+        return 0.0
+
+    trained(settings, evaluate=evaluate)
+    assert len(seen) == ONE.steps
+    return seen
+
+
+def test_average_is_the_exponential_one():
+    decay = 0.7
+    states = weights_after_each_step(Training(evaluations=ONE.steps))
+    expected = states[0]
+    for state in states[1:]:
+        expected = {name: decay * old + (1 - decay) * state[name] for name, old in expected.items()}
+    measured = []
+    model, _ = trained(Training(ema_decay=decay), evaluate=lambda network: measured.append(copy.deepcopy(network)) or 0)
+    for name, value in model.state_dict().items():
+        if value.is_floating_point():
+            torch.testing.assert_close(value.double(), expected[name], rtol=1e-5, atol=1e-7)
+    assert same_state(model, measured[-1])
+    assert not torch.equal(model.body[0].weight.double(), states[-1]["body.0.weight"])
+
+
+@pytest.mark.parametrize("off", [None, 0.0])
+def test_no_average(off):
+    assert same_state(trained(Training(ema_decay=off))[0], trained(Training())[0])
+
+
+def test_average_begins_anew_with_each_phase():
+    settings = Training(ema_decay=0.9)
+    seen = []
+    short = Phase((), (), 1, 0.1, 0.1)
+    after = [dict(trained(Training(), phases=[short] * count)[0].state_dict()) for count in (1, 2)]
+    trained(settings, phases=[short, short], evaluate=lambda network: seen.append(copy.deepcopy(network)) or 0.0)
+    for network, expected in zip(seen, after, strict=True):
+        assert all(torch.equal(value, expected[name]) for name, value in network.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"ema_decay": 0.8},
+        {"accumulate": 3, "clip_norm": 0.5},
+        {"ema_decay": 0.8, "accumulate": 2, "optimizer": "adamw", "lr": 0.01, "distillation": 0.5},
+    ],
+    ids=str,
+)
+def test_a_killed_run_ends_in_the_same_weights(options):
+    settings = FineTuning(**({"max_steps": 14, "lr": 0.05, "checkpoint_every": 3} | options))
+    network, history = tune(settings)
+    for killed_at in (5, 8, 13):  # within the phases of blocks, and within the last one
+        checkpoint = MemoryCheckpoint()
+        with pytest.raises(Killed):
+            tune(settings, checkpoint=checkpoint, on_row=kill_after(killed_at))
+        resumed, resumed_history = tune(settings, checkpoint=checkpoint)
+        assert same_state(resumed, network), f"killed at step {killed_at}"
+        assert resumed_history == history
+
+
+@pytest.mark.parametrize("parts", [2, 3, 5, 7])
+def test_pieces_add_up_to_the_gradient_of_the_batch(parts):
+    model, batch = build("branches"), samples(7)
+    objective = Objective(F.cross_entropy, None, "float32")
+    expected = F.cross_entropy(model(batch[0]), batch[1])
+    gradients = torch.autograd.grad(expected, list(model.parameters()))
+    assert float(add_gradients(model, objective, batch, parts)) == pytest.approx(float(expected.detach()), rel=1e-12)
+    for parameter, gradient in zip(model.parameters(), gradients, strict=True):
+        torch.testing.assert_close(parameter.grad, gradient, rtol=1e-10, atol=1e-14)
+
+
+def test_training_in_pieces_is_training_on_the_batch():
+    def train(accumulate):
+        return trained(Training(accumulate=accumulate, lr=0.1), model=build("branches", torch.float32))
+
+    (model, history), (expected, expected_history) = train(4), train(1)
+    for name, value in model.state_dict().items():
+        torch.testing.assert_close(value, expected.state_dict()[name], rtol=1e-4, atol=1e-6)
+    assert [row["loss"] for row in history] == pytest.approx([row["loss"] for row in expected_history], rel=1e-5)
+
+
+@pytest.mark.parametrize(("limit", "expected"), [(1.0, 1.0), (5.0, 5.0), (20.0, 13.0), (None, 13.0)])
+def test_gradient_is_shortened_as_a_whole(limit, expected):
+    layer = nn.Linear(2, 2)
+    layer.weight.grad = torch.tensor([[3.0, 4.0], [0.0, 0.0]])
+    layer.bias.grad = torch.tensor([12.0, 0.0])
+    clip_gradient(layer, limit)
+    flat = torch.cat([layer.weight.grad.reshape(-1), layer.bias.grad])
+    torch.testing.assert_close(flat, expected / 13 * torch.tensor([3.0, 4.0, 0.0, 0.0, 12.0, 0.0]))
+
+
+def test_clipping_acts_in_training():
+    """Plain gradient descent of one step moves by lr times the gradient."""
+    once = Phase((), (), 1, 0.5, 0.5)
+    settings = {"momentum": 0.0, "weight_decay": 0.0}
+    before = torch.cat([parameter.detach().reshape(-1) for parameter in trained(Training(), phases=())[0].parameters()])
+
+    def moved(**options):
+        model, _ = trained(Training(**settings, **options), phases=[once])
+        return float((torch.cat([parameter.reshape(-1) for parameter in model.parameters()]) - before).detach().norm())
+
+    assert moved() > 0.5 * 0.02
+    assert moved(clip_norm=0.02) == pytest.approx(0.5 * 0.02, rel=1e-4)
+
+
+@pytest.mark.parametrize("options", [{}, {"distillation": 0.5}], ids=str)
+def test_bfloat16_trains_nearly_alike(options):
+    settings = {"max_steps": 40, "lr": 0.05} | options
+    network, history = tune(FineTuning(**settings, precision="bfloat16"))
+    _, expected = tune(FineTuning(**settings))
+    assert history[0]["loss"] != expected[0]["loss"]
+    assert history[0]["loss"] == pytest.approx(expected[0]["loss"], rel=0.02)
+    assert all(parameter.dtype == torch.float32 for parameter in network.parameters())
+    assert sum(row["loss"] for row in history[-6:]) == pytest.approx(sum(row["loss"] for row in expected[-6:]), rel=0.1)
+
+
+def test_compiled_network_trains_alike(monkeypatch):
+    """Through all of PyTorch's tracing; the generation of C++ would take minutes."""
+    compile_network = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda model, **_: compile_network(model, backend="aot_eager"))
+    settings = {"max_steps": 4, "lr": 0.05, "order": "joint"}
+    network, history = tune(FineTuning(**settings, compile=True))
+    expected, expected_history = tune(FineTuning(**settings))
+    assert [row["loss"] for row in history] == pytest.approx([row["loss"] for row in expected_history], rel=0.02)
+    assert network.state_dict().keys() == expected.state_dict().keys()
+    torch.testing.assert_close(network.body[1].running_mean, expected.body[1].running_mean, rtol=0.05, atol=0.01)
+
+
+def wrong(model, **_):
+    return lambda inputs: 2 * model(inputs)
+
+
+def broken(model, **_):
+    def run(inputs):
+        raise RuntimeError("No working C++ compiler found\nsecond line")
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("compiler", "message"),
+    [
+        (wrong, r"training\.compile=true changes the loss of a batch from .* to .*: give training\.compile=false"),
+        (broken, r"training\.compile=true does not work here \(No working C\+\+ compiler found\): give .*=false"),
+    ],
+)
+def test_what_cannot_be_compiled_is_told(compiler, message, monkeypatch):
+    monkeypatch.setattr(torch, "compile", compiler)
+    with pytest.raises(UserError, match=message):
+        trained(Training(compile=True))
+
+
+def test_the_check_of_a_compilation_leaves_no_trace(monkeypatch):
+    monkeypatch.setattr(torch, "compile", lambda model, **_: model)
+    model, history = trained(Training(compile=True))
+    expected, expected_history = trained(Training())
+    assert same_state(model, expected)
+    assert history == expected_history
+    assert math.isfinite(history[-1]["loss"])
