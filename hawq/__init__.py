@@ -4,8 +4,8 @@ from hawq.allocation import HawqV3, Manual, Mixed, Monotone, UniformBits, alloca
 from hawq.blocks import find_blocks
 from hawq.curvature import Fisher, GradientNorm, Hutchinson, Lanczos, PowerIteration, RandomScore
 from hawq.export import export_onnx, load, packed_overhead, save
-from hawq.finetuning import FineTuning, finetune, reestimate_batch_norm
-from hawq.quantization import LSQ, Uniform, quantize
+from hawq.finetuning import FineTuning, finetune
+from hawq.quantization import LSQ, Uniform, quantize, reestimate_batch_norm
 from hawq.records import BitPlan, Block, Estimate, Phase, Precision, RunReport, Sensitivity
 from hawq.sensitivity import analyze
 

@@ -12,8 +12,8 @@ from torch.utils.data import DataLoader, TensorDataset
 from tuning import BATCHES, CALIBRATION, prepared, same_state
 
 from hawq.errors import UserError
-from hawq.finetuning import FineTuning, Training, finetune, fit, reestimate_batch_norm
-from hawq.quantization import LSQ, Uniform
+from hawq.finetuning import FineTuning, Training, finetune, fit
+from hawq.quantization import LSQ, Uniform, reestimate_batch_norm
 from hawq.records import Phase
 
 NUM_STEPS = 14

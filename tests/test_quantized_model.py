@@ -76,6 +76,25 @@ def test_blocks_enter_one_by_one():
     assert torch.equal(network.head.weight, model.head.weight)
 
 
+def test_a_block_starts_from_its_weights_and_inputs_when_it_enters():
+    """Its scale fits the weights of that moment, its input range what blocks before it let through, quantised."""
+    model = build("residual", torch.float32)
+    blocks = find_blocks(model, IMAGES[:1])
+    quantizer = Uniform(weight_range="minmax", activation_range="minmax")
+    network = attach(model, blocks, plan_of(blocks, 2), quantizer).eval()
+    enable(network, ["stem"], [IMAGES])
+    with torch.no_grad():
+        network.head.parametrizations.weight.original.mul_(3)
+        network.stem.parametrizations.weight.original.mul_(-2)
+    inputs = network.unit(network.stem(IMAGES)).mean(dim=(2, 3))  # what the head sees, the stem on its grid
+    enable(network, ["head"], [IMAGES])
+    assert torch.allclose(network.head.input_quantizer.fixed_range[:, 0], torch.stack([inputs.min(), inputs.max()]))
+    expected = quantizer.weight(2)
+    expected.initialise(3 * model.head.weight)
+    assert torch.allclose(network.head.weight, expected(3 * model.head.weight))
+    assert not torch.allclose(inputs, model.unit(model.stem(IMAGES)).mean(dim=(2, 3)), atol=0.1)
+
+
 @pytest.mark.parametrize("name", NETWORKS)
 @pytest.mark.parametrize("quantizer", QUANTIZERS, ids=repr)
 def test_a_state_dict_loads_into_a_freshly_attached_network(name, quantizer):

@@ -1,6 +1,5 @@
 """Ordered quantisation-aware fine-tuning."""
 
-from hawq.finetuning.batch_norm import freeze_batch_norm, reestimate_batch_norm
 from hawq.finetuning.distillation import Distillation, soft_loss
 from hawq.finetuning.loop import RepeatedLoader, Row, TrainingCheckpoint, TrainingData, fit
 from hawq.finetuning.ordered import finetune
@@ -20,10 +19,8 @@ __all__ = [
     "TrainingData",
     "finetune",
     "fit",
-    "freeze_batch_norm",
     "learning_rate",
     "make_phases",
-    "reestimate_batch_norm",
     "soft_loss",
     "tuning_order",
 ]

@@ -8,13 +8,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from hawq.finetuning.batch_norm import freeze_batch_norm, reestimate_batch_norm
 from hawq.finetuning.distillation import Distillation
 from hawq.finetuning.loop import RepeatedLoader, Row, TrainingCheckpoint, TrainingData, fit
 from hawq.finetuning.oscillation import Oscillations
 from hawq.finetuning.schedule import make_phases
 from hawq.finetuning.settings import FineTuning
-from hawq.quantization import LSQ, Quantizer, attach, enable
+from hawq.quantization import LSQ, Quantizer, attach, enable, freeze_batch_norm, reestimate_batch_norm
 from hawq.records import BitPlan, Phase, Sensitivity
 
 
@@ -39,7 +38,7 @@ def finetune(
 
     Blocks enter by Ω_i = λ_i ‖Q(W_i) − W_i‖²₂, largest first (Algorithm 2 of 1905.03696); blocks that have entered
     stay quantised while all weights go on learning. The statistics of batch norm are measured anew where they
-    freeze, or else in the end.
+    freeze, else (and for averaged weights) in the end.
 
     Args:
         model: the float network, left as it is; with `settings.distillation` also the teacher.
@@ -100,6 +99,6 @@ def finetune(
         on_best=on_best,
         title=title,
     )
-    if frozen_from == steps:
+    if frozen_from == steps or settings.ema_decay:  # averaged weights are another network
         measure_batch_norm(quantized)
     return quantized, history

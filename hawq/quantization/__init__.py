@@ -1,5 +1,6 @@
 """Quantisers, and how they are put into a network."""
 
+from hawq.quantization.batch_norm import CarriedBatchNorm, freeze_batch_norm, reestimate_batch_norm
 from hawq.quantization.dorefa import DoReFa
 from hawq.quantization.fake_quantize import FakeQuantizer, fake_quantize
 from hawq.quantization.lsq import LSQ
@@ -24,6 +25,7 @@ __all__ = [
     "LSQ",
     "PACT",
     "WIDTHS",
+    "CarriedBatchNorm",
     "DoReFa",
     "FakeQuantizer",
     "Quantization",
@@ -36,7 +38,9 @@ __all__ = [
     "check_plan_fits",
     "enable",
     "fake_quantize",
+    "freeze_batch_norm",
     "quantize",
+    "reestimate_batch_norm",
     "weight_errors",
     "weight_quantizer",
 ]

@@ -13,6 +13,7 @@ from torch.nn.utils import parametrize
 
 from hawq.blocks import trace_blocks, trace_layers
 from hawq.modes import eval_mode
+from hawq.quantization.batch_norm import CarriedBatchNorm
 from hawq.quantization.fake_quantize import FakeQuantizer
 from hawq.quantization.lsq import LSQ
 from hawq.records import FLOAT_BITS, IMAGE_BITS, BitPlan, Block
@@ -120,7 +121,14 @@ def weight_quantizer(layer: nn.Module) -> FakeQuantizer | None:
 
 
 def enable(model: nn.Module, names: Sequence[str], calibration: Sequence[Tensor]) -> None:
-    """Switches on the quantisers of the named blocks, ranges chosen from weights and from `calibration` inputs."""
+    """Switches on the quantisers of the named blocks, ranges chosen from weights and from `calibration` inputs.
+
+    Batch norm's statistics are carried over once the weights are quantised, so that activations are seen as they will
+    be, and again at the end.
+    """
+    if not names:
+        return
+    carried = CarriedBatchNorm(model, calibration)
     info: Quantization = model.quantization  # type: ignore[assignment]
     wanted = {layer for block in info.blocks if block.name in set(names) for layer in block.layers}
     layers = {name: module for name, module in model.named_modules() if name in wanted}
@@ -128,9 +136,11 @@ def enable(model: nn.Module, names: Sequence[str], calibration: Sequence[Tensor]
         quantizer = weight_quantizer(layer)
         if quantizer is not None:
             quantizer.initialise(layer.parametrizations.weight.original)  # type: ignore[union-attr, arg-type]
+    carried.follow()
     observed = {name: layer for name, layer in layers.items() if hasattr(layer, "input_quantizer")}
     for name, values in _observe_inputs(model, observed, calibration).items():
         observed[name].input_quantizer.initialise(values)  # type: ignore[operator, union-attr]
+    carried.follow()
 
 
 def weight_errors(weights: Sequence[Tensor], quantizer: Quantizer, widths: Sequence[int] = WIDTHS) -> dict[int, float]:

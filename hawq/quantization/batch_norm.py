@@ -1,0 +1,94 @@
+"""Statistics of batch norm: measured anew, carried over to a quantised network, frozen."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from hawq.modes import eval_mode
+
+Statistics = dict[_BatchNorm, tuple[Tensor, Tensor]]  # layer → running mean (C,), running variance (C,)
+
+
+def reestimate_batch_norm(model: nn.Module, batches: Iterable[Tensor]) -> None:
+    """Running statistics become the mean, each batch weighted alike, of what the batches (N, ...) give.
+
+    The network runs as in evaluation, quantisers on and dropout off, but for its batch norms, which normalise by the
+    batch (as `torch.optim.swa_utils.update_bn`). A layer that no batch reaches keeps what it has. The batches must be
+    augmented as in training.
+    """
+    _put(_measure(model, batches))
+
+
+def freeze_batch_norm(model: nn.Module) -> None:
+    """Normalises by the running statistics, which stay as they are, until the next `model.train()`."""
+    for norm in _known(model):
+        norm.eval()
+
+
+class CarriedBatchNorm:
+    """Running statistics that follow a change of the network: mean + (m₁ − m₀), variance · v₁ / v₀.
+
+    m₀, v₀ are measured on the batches before the change, m₁, v₁ after it. Few batches will do, and they need not be
+    augmented as in training: what they lack cancels.
+    """
+
+    def __init__(self, model: nn.Module, batches: Sequence[Tensor]) -> None:
+        self._model = model
+        self._batches = [inputs for inputs in batches if len(inputs) > 1]  # one sample alone has no statistics
+        self._known = {norm: (mean.clone(), var.clone()) for norm, (mean, var) in _known(model).items()}
+        self._before = _measure(model, self._batches)
+
+    def follow(self) -> None:
+        """Takes up the network as it is now."""
+        carried: Statistics = {}
+        for norm, (mean, var) in _measure(self._model, self._batches).items():
+            (known_mean, known_var), (mean_before, var_before) = self._known[norm], self._before[norm]
+            ratio = (var + norm.eps) / (var_before + norm.eps)
+            carried[norm] = known_mean + mean - mean_before, known_var * ratio
+        _put(carried)
+
+
+def _known(model: nn.Module) -> Statistics:
+    """The layers that keep running statistics, with these."""
+    norms = (module for module in model.modules() if isinstance(module, _BatchNorm))
+    return {
+        norm: (norm.running_mean, norm.running_var)
+        for norm in norms
+        if norm.running_mean is not None and norm.running_var is not None
+    }
+
+
+def _put(statistics: Statistics) -> None:
+    for norm, (mean, var) in statistics.items():
+        assert norm.running_mean is not None and norm.running_var is not None
+        norm.running_mean.copy_(mean)
+        norm.running_var.copy_(var)
+
+
+@torch.no_grad()
+def _measure(model: nn.Module, batches: Iterable[Tensor]) -> Statistics:
+    """What the batches give for each layer that they reach; the network is left as it is."""
+    before = {norm: {name: x.clone() for name, x in norm.named_buffers()} for norm in _known(model)}
+    momenta = {norm: norm.momentum for norm in before}
+    found: Statistics = {}
+    if not before:
+        return found
+    with eval_mode(model):
+        try:
+            for norm in before:
+                norm.train()
+                norm.reset_running_stats()
+                norm.momentum = None  # PyTorch then keeps the equal-weighted mean
+            for inputs in batches:
+                model(inputs)
+            reached = {norm: values for norm, values in _known(model).items() if norm.num_batches_tracked}
+            found = {norm: (mean.clone(), var.clone()) for norm, (mean, var) in reached.items()}
+        finally:
+            for norm, buffers in before.items():
+                norm.momentum = momenta[norm]
+                norm.load_state_dict(buffers, strict=False)
+    return found
