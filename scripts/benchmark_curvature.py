@@ -2,7 +2,7 @@
 
     pip install pyhessian curvlinops-for-pytorch
     python scripts/benchmark_curvature.py resnet20 --data cifar10.npz --checkpoint resnet20_optA_akamaster.th
-    python scripts/benchmark_curvature.py resnet50 --images FOLDER
+    python scripts/benchmark_curvature.py resnet50 --images FOLDER [--blocks layer2.0 fc]
 
 A gradient equivalent is the time of one forward and backward of the network as given, all weights, the same samples.
 `resnet50` is untrained: its batch norms have seen the images once. Peers that are not installed are left out.
@@ -256,10 +256,13 @@ def main() -> None:
     parser.add_argument("--data", help="cifar10.npz")
     parser.add_argument("--checkpoint", help="weights of ResNet20")
     parser.add_argument("--images", help="folder with val/<class>/*")
+    parser.add_argument("--blocks", nargs="*", help="only these; all unless given")
     parser.add_argument("--peers", nargs="*", default=PEERS, help=f"of {PEERS}")
     arguments = parser.parse_args()
     cases = {"resnet20": resnet20, "resnet50": resnet50}[arguments.case]
     for case, traces in cases(arguments):
+        if arguments.blocks is not None:
+            case.parameters = {name: weights for name, weights in case.parameters.items() if name in arguments.blocks}
         report(case, arguments.peers, traces, "gradient" if arguments.case == "resnet50" else "random")
 
 
