@@ -83,7 +83,7 @@ def analyze(
     activations: bool = False,
     seed: int = 0,
 ) -> Sensitivity:
-    """λ_i, and ‖Q_b(W_i) − W_i‖²₂ for b = 2 … 8, of every block (HAWQ, 1905.03696).
+    """λ_i, and ‖Q_b(W_i) − W_i‖²₂ for b = 1 … 8, of every block (HAWQ, 1905.03696).
 
     Args:
         model: the float network; it stays as it is.

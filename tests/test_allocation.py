@@ -288,15 +288,15 @@ def test_fixed_widths_narrow_the_feasible_range():
         (Mixed, {"candidates": ()}, r"bits.candidates=\[\]"),
         (Mixed, {"candidates": (2, 9)}, r"bits.candidates=\[2, 9\]"),
         (Mixed, {"activations": 16}, "bits.activations=16"),
-        (Mixed, {"activations": "some"}, "bits.activations='some' is unknown: give 2 to 8, 32 for float, or mixed"),
-        (Mixed, {"activations": "mixed", "activation_candidates": (1,)}, r"bits.activation_candidates=\[1\]"),
+        (Mixed, {"activations": "some"}, "bits.activations='some' is unknown: give 1 to 8, 32 for float, or mixed"),
+        (Mixed, {"activations": "mixed", "activation_candidates": (0,)}, r"bits.activation_candidates=\[0\]"),
         (Mixed, {"limits": {"bops": -1.0}}, "bits.limits.bops=-1"),
         (Mixed, {"limits": {"size": 1.0}}, "'size' is unknown: give w_comp"),
         (Mixed, {"overrides": {"b0": [9]}}, r"bits.overrides.b0=\[9\]"),
         (Mixed, {"weighting": "norm"}, "bits.weighting='norm'"),
         (Mixed, {"gap": 1.0}, "bits.gap=1"),
         (Mixed, {"time_limit": 0.0}, "bits.time_limit=0"),
-        (UniformBits, {"weights": 1}, r"bits.weights=\[1\]"),
+        (UniformBits, {"weights": 0}, r"bits.weights=\[0\]"),
         (UniformBits, {"ends": 16}, r"bits.ends=\[16\]"),
         (Manual, {}, "needs one source"),
         (Manual, {"weights": {"b0": 4}, "plan": "plan.json"}, "needs one source"),
@@ -325,6 +325,25 @@ def test_direct_baseline_is_the_widest_that_is_no_larger(seed, target):
     fitting = [w for w, size in sizes.items() if size <= plan.cost.weight_bytes]
     assert width == max(fitting, default=2)
     assert {precision.activation_bits for precision in direct.precisions.values()} == {5}
+
+
+def test_one_bit_is_a_candidate_like_any_other():
+    errors = [{bits: 4.0**-bits for bits in (1, 2, 4, 8)}] * 2
+    sensitivity = made_sensitivity([1.0, 100.0], [100, 100], errors)
+    plan = Mixed(12.8, candidates=(1, 2, 4, 8)).allocate(sensitivity)
+    assert plan.weight_bits() == {"b0": 1, "b1": 4}
+    assert plan.cost.w_comp == 12.8
+
+
+def test_direct_baseline_of_a_plan_with_one_bit_is_tried_with_one_bit():
+    sensitivity = made_sensitivity([1.0] * 4, [1, 100, 100, 1], [{bits: 4.0**-bits for bits in range(1, 9)}] * 4)
+    plan = UniformBits(1, 1).allocate(sensitivity)
+    assert direct_baseline(sensitivity, plan).weight_bits() == {"b0": 8, "b1": 1, "b2": 1, "b3": 8}
+
+
+def test_one_bit_that_was_not_analysed_is_told():
+    with pytest.raises(ValueError, match=r"no weight error for 1 bits: give bits.candidates=\[2, 3"):
+        Mixed(20.0, candidates=(1, 2)).allocate(made_sensitivity([1.0], [100]))
 
 
 WEIGHTS = {"b2": 2, "b0": 8, "b1": 5}

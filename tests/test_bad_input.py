@@ -40,7 +40,7 @@ MISTAKES = {
     "level": ("bits=hawq_v3 bits.level=2", ["bits.level=2", "0 to 1"]),
     "points": ("allocation.frontier_points=1", ["allocation.frontier_points=1", "2 or more, or 0"]),
     "draws": ("allocation.confidence_draws=-1", ["allocation.confidence_draws=-1", "0 or more"]),
-    "width": ("bits.candidates=[1,4]", ["bits.candidates=[1, 4]", "2 to 8"]),
+    "width": ("bits.candidates=[0,4]", ["bits.candidates=[0, 4]", "1 to 8"]),
     "share": ("finetune.final_fraction=2", ["finetune.final_fraction=2", "0 to 1"]),
     "samples": ("analysis.num_samples=0", ["analysis.num_samples=0", "1 or more"]),
     "tried width": ("validation.widths=[4,9]", ["validation.widths=[4, 9]", "[2, 3, 4, 5, 6, 7, 8]"]),

@@ -9,7 +9,8 @@ from sensitivities import plan_of
 
 from hawq.blocks import find_blocks
 from hawq.export import export_onnx, load, save
-from hawq.quantization import LSQ, PACT, DoReFa, RVQuant, Uniform, quantize
+from hawq.export.onnx import _RoundAndClip
+from hawq.quantization import LSQ, PACT, WIDTHS, DoReFa, RVQuant, Uniform, quantize
 
 IMAGES = samples(8, torch.float32)[0]
 
@@ -33,6 +34,15 @@ def test_onnx_runtime_agrees_at_any_batch_size(quantizer, traced_with, tmp_path)
     path = export_onnx(network, tmp_path / "folder" / "model.onnx", IMAGES[:traced_with])
     for size in (1, 2, 5):
         np.testing.assert_allclose(run(path, IMAGES[:size]), expected[:size], atol=1e-4)
+
+
+@pytest.mark.parametrize("bits", WIDTHS)
+@pytest.mark.parametrize("quantizer", [LSQ(), Uniform(), DoReFa(), PACT(), RVQuant(10)], ids=repr)
+def test_plain_operators_are_the_quantiser_bit_for_bit(quantizer, bits):
+    x = torch.randn(999, generator=torch.Generator().manual_seed(bits))
+    made = quantizer.activation(bits)
+    made.initialise(x)
+    assert torch.equal(_RoundAndClip(*made.grid(x), keeps_large=made.keeps_large)(x), made(x))
 
 
 def test_the_exported_network_stays_as_it_is(tmp_path):

@@ -17,7 +17,7 @@ from hawq.blocks import find_blocks
 from hawq.costs import checkpoint_bytes
 from hawq.export import load, packed_overhead, read_about, save
 from hawq.finetuning import FineTuning, finetune
-from hawq.quantization import LSQ, PACT, DoReFa, RVQuant, Uniform, quantize
+from hawq.quantization import LSQ, PACT, WIDTHS, DoReFa, RVQuant, Uniform, quantize
 from hawq.records import BlockSensitivity, Estimate, Sensitivity
 from hawq.sensitivity import analyze
 
@@ -29,7 +29,7 @@ QUANTIZERS += [DoReFa(), PACT(), RVQuant(10)]
 
 def quantized(model, quantizer=None, bits=3, activations=4):
     blocks = find_blocks(model, IMAGES[:1])
-    widths = [2 + (bits + i) % 7 for i in range(len(blocks))]
+    widths = [1 + (bits - 1 + i) % 8 for i in range(len(blocks))]
     return quantize(model, blocks, plan_of(blocks, widths, activations), [IMAGES], quantizer)
 
 
@@ -54,8 +54,8 @@ def test_outputs_are_equal_bit_for_bit(name, quantizer, tmp_path):
     assert loaded.quantization == network.quantization
 
 
-@pytest.mark.parametrize("activations", [2, 32])
-@pytest.mark.parametrize("bits", range(2, 9))
+@pytest.mark.parametrize("activations", [1, 2, 32])
+@pytest.mark.parametrize("bits", WIDTHS)
 def test_every_width(bits, activations, tmp_path):
     model = build("residual", torch.float32)
     network = quantized(model, bits=bits, activations=activations)

@@ -7,11 +7,17 @@ from sensitivities import plan_of
 from torch import nn
 
 from hawq.blocks import find_blocks
-from hawq.quantization import LSQ, Uniform, attach, enable, quantize, weight_quantizer
+from hawq.quantization import LSQ, PACT, DoReFa, RVQuant, Uniform, attach, enable, quantize, weight_quantizer
 from hawq.records import BitPlan
 
 IMAGES = samples(8, torch.float32)[0]
-QUANTIZERS = [LSQ(), LSQ(per_channel=False), Uniform(), Uniform(symmetric=False, per_channel=False)]
+QUANTIZERS = [
+    LSQ(),
+    LSQ(per_channel=False),
+    Uniform(),
+    Uniform("percentile", "percentile"),
+    Uniform(symmetric=False, per_channel=False),
+]
 
 
 def quantized(name, quantizer=None, bits=3, activations=4):
@@ -52,8 +58,9 @@ def test_layers_that_read_the_image_keep_8_bits():
     assert bits == {"unit.narrow": 8, "unit.wide": 8, "head": 2}
 
 
-def test_32_bits_stay_float():
-    model, _, network = quantized("residual", bits=32, activations=32)
+@pytest.mark.parametrize("quantizer", [LSQ(), Uniform(), DoReFa(), PACT(), RVQuant()], ids=repr)
+def test_32_bits_stay_float(quantizer):
+    model, _, network = quantized("residual", quantizer, bits=32, activations=32)
     assert torch.equal(network(IMAGES), model(IMAGES))
 
 
@@ -103,6 +110,14 @@ def test_a_state_dict_loads_into_a_freshly_attached_network(name, quantizer):
     fresh.load_state_dict(network.state_dict())
     assert torch.equal(fresh(IMAGES), network(IMAGES))
     assert not torch.equal(fresh(IMAGES), model(IMAGES))
+
+
+@pytest.mark.parametrize("quantizer", [*QUANTIZERS, DoReFa(), PACT(), RVQuant()], ids=repr)
+def test_channels_last_changes_nothing(quantizer):
+    _, _, network = quantized("residual", quantizer)
+    expected = network(IMAGES)
+    network.to(memory_format=torch.channels_last)
+    torch.testing.assert_close(network(IMAGES.to(memory_format=torch.channels_last)), expected)
 
 
 def test_a_shared_weight_stays_shared():

@@ -24,7 +24,7 @@ class HawqV3:
     Args:
         level: α, 0 … 1; the paper's low, medium and high are 0.25, 0.5 and 0.75.
         unit: what is limited: "bytes", "bops" or "latency_ms".
-        widths: the narrow and the wide width, 2 … 8.
+        widths: the narrow and the wide width, 1 … 8.
         ends: width of the first and the last block, or None where they are not apart.
         weighting: "trace" as published, or another one of `Mixed`.
         latency: table of milliseconds, .json or .csv, for unit="latency_ms".

@@ -16,7 +16,7 @@ class Manual:
     """Weight bits of every block from a map, or whole plans from a `plan.json` of another run.
 
     Args:
-        weights: block name → width, 2 … 8; every block of the model must be named.
+        weights: block name → width, 1 … 8; every block of the model must be named.
         activations: width of every block's activations, 32 for float; a plan file brings its own.
         plan: path of a `plan.json`, instead of `weights`.
         label: the method's name in tables.

@@ -8,6 +8,7 @@ from itertools import product
 from pathlib import Path
 
 from hawq.allocation.allocator import (
+    CANDIDATES,
     WIDTHS,
     check_activation_bits,
     check_solver_settings,
@@ -32,7 +33,7 @@ class Mixed:
         unit: "w_comp" or "a_comp" (compressions, at least), "average_bits" or "activation_bits" (means, at most),
             "bytes" (packed file), "bops", "peak_activation_bytes" (block with the most) or "latency_ms" (at most).
         limits: further limits by unit; None is no limit.
-        candidates: widths to choose from, 2 … 8.
+        candidates: widths to choose from, 1 … 8.
         overrides: widths for single blocks, by name; one width fixes a block.
         tied: lists of blocks that share their bits.
         activations: width of every block's activations, 32 for float, or "mixed".
@@ -51,11 +52,11 @@ class Mixed:
     target: float = 13.1
     unit: str = "w_comp"
     limits: dict[str, float | None] = field(default_factory=dict)
-    candidates: tuple[int, ...] = WIDTHS
+    candidates: tuple[int, ...] = CANDIDATES
     overrides: dict[str, list[int]] = field(default_factory=dict)
     tied: tuple[list[str], ...] = ()
     activations: int | str = 4
-    activation_candidates: tuple[int, ...] = WIDTHS
+    activation_candidates: tuple[int, ...] = CANDIDATES
     weighting: str = "auto"
     latency: str | None = None
     gap: float = 0.0
@@ -70,7 +71,8 @@ class Mixed:
         if self.activations == "mixed":
             check_widths("bits.activation_candidates", self.activation_candidates)
         elif isinstance(self.activations, str):
-            raise ValueError(f"bits.activations={self.activations!r} is unknown: give 2 to 8, 32 for float, or mixed")
+            allowed = f"{WIDTHS[0]} to {WIDTHS[-1]}, 32 for float, or mixed"
+            raise ValueError(f"bits.activations={self.activations!r} is unknown: give {allowed}")
         else:
             check_activation_bits(self.activations)
         check_solver_settings(self.weighting, self.gap, self.time_limit)

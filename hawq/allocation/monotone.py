@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hawq.allocation.allocator import WIDTHS, check_activation_bits, check_weighting, check_widths, make_plan
+from hawq.allocation.allocator import CANDIDATES, check_activation_bits, check_weighting, check_widths, make_plan
 from hawq.allocation.limits import SIZE_UNITS, check_limit, make_limits
 from hawq.allocation.problem import Group, Problem, make_groups
 from hawq.records import BitPlan, Block, Precision, Sensitivity
@@ -26,7 +26,7 @@ class Monotone:
     Args:
         target: the size limit in `unit`.
         unit: "w_comp" (compression of the weights, at least), "average_bits" or "bytes" of the packed file (at most).
-        candidates: widths to choose from, 2 … 8; a block's fixed width stands outside the order.
+        candidates: widths to choose from, 1 … 8; a block's fixed width stands outside the order.
         activations: width of every block's activations, 32 for float.
         weighting: "eigenvalue", "trace", "proxy", "none" or "auto", as in `Mixed`.
         order: "descending" as published, "ascending" (the ablation "HAWQ-Reverse-Precision") or "random".
@@ -38,7 +38,7 @@ class Monotone:
 
     target: float = 13.1
     unit: str = "w_comp"
-    candidates: tuple[int, ...] = WIDTHS
+    candidates: tuple[int, ...] = CANDIDATES
     activations: int = 4
     weighting: str = "eigenvalue"
     order: str = "descending"

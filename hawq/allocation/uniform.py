@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from hawq.allocation.allocator import WIDTHS, check_activation_bits, check_widths, make_plan
+from hawq.allocation.allocator import CANDIDATES, WIDTHS, check_activation_bits, check_widths, make_plan
 from hawq.records import BitPlan, Block, Precision, Sensitivity
 
 
@@ -14,8 +14,8 @@ class UniformBits:
     """Every block at `weights` bits, the first and the last at `ends` ("Direct" of the HAWQ papers); fixed ones stay.
 
     Args:
-        weights: width of the blocks between, 2 … 8.
-        ends: width of the first and the last block, 2 … 8.
+        weights: width of the blocks between, 1 … 8.
+        ends: width of the first and the last block, 1 … 8.
         activations: width of every block's activations, 32 for float.
 
     Raises:
@@ -45,8 +45,13 @@ class UniformBits:
 
 
 def direct_baseline(sensitivity: Sensitivity, plan: BitPlan) -> BitPlan:
-    """The widest uniform plan (ends at 8 bits) that is no larger than `plan`, or the narrowest one if none is."""
+    """The widest uniform plan (ends at 8 bits) that is no larger than `plan`, or the narrowest one if none is.
+
+    One bit is tried only where the plan has such blocks.
+    """
+    narrowest = min(precision.weight_bits for precision in plan.precisions.values())
+    widths = WIDTHS if narrowest < CANDIDATES[0] else CANDIDATES
     activations = max(precision.activation_bits for precision in plan.precisions.values())
-    plans = [UniformBits(width, 8, activations).allocate(sensitivity) for width in WIDTHS]
+    plans = [UniformBits(width, 8, activations).allocate(sensitivity) for width in widths]
     fitting = [direct for direct in plans if direct.cost.weight_bytes <= plan.cost.weight_bytes]
     return fitting[-1] if fitting else plans[0]

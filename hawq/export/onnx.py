@@ -69,7 +69,10 @@ class _RoundAndClip(nn.Module):
         self.keeps_large = keeps_large
         self.scale, self.inverse = float(scale.detach()), float(scale.detach().reciprocal())
         self.low, self.high = float(low), float(high)
+        self.offset = self.low % 1  # of a grid without zero
 
     def forward(self, x: Tensor) -> Tensor:
-        quantized = torch.clamp(torch.round(x * self.inverse), self.low, self.high) * self.scale
+        ratio = x * self.inverse
+        codes = torch.round(ratio - self.offset) + self.offset if self.offset else torch.round(ratio)
+        quantized = torch.clamp(codes, self.low, self.high) * self.scale
         return torch.where(x.abs() > self.scale * self.high, x, quantized) if self.keeps_large else quantized

@@ -28,19 +28,22 @@ class DoReFa:
         return SquashedQuantizer(bits)
 
     def activation(self, bits: int) -> FakeQuantizer:
-        return UniformQuantizer(bits, None, clip=False, symmetric=False, fixed=True)
+        return UniformQuantizer(bits, None, percentile=100.0, symmetric=False, fixed=True)
 
 
 class SquashedQuantizer(FakeQuantizer):
-    """q = m·(2·quantise(½ + t/(2m)) − 1), t = tanh(w), m = max|t|: 2^b levels from −m to m, none at zero."""
+    """q = m·(2·quantise(½ + t/(2m)) − 1), t = tanh(w), m = max|t|: 2^b levels from −m to m, none at zero.
+
+    At one bit ±mean|t| (1606.06160, eq. 7).
+    """
 
     def initialise(self, x: Tensor) -> None:
         self.enabled = True  # the range follows the weights
 
     def grid(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """For a squashed `x`."""
-        steps = 2**self.bits - 1
-        scale = 2 * x.detach().abs().max().reshape(1) / steps
+        steps, magnitudes = 2**self.bits - 1, x.detach().abs()
+        scale = 2 * (magnitudes.max() if self.bits > 1 else magnitudes.mean()).reshape(1) / steps
         high = torch.full_like(scale, steps / 2)
         return scale.clamp_min(torch.finfo(x.dtype).tiny), -high, high
 

@@ -92,7 +92,7 @@ class FakeQuantizer(nn.Module):
     of a weight and as the quantiser of a layer's input it is the same module.
 
     Args:
-        bits: width, 2 to 8.
+        bits: width, 1 to 8.
         channel_axis: axis with one scale for each index, or None for one scale in all.
     """
 

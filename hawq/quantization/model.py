@@ -18,7 +18,7 @@ from hawq.quantization.fake_quantize import FakeQuantizer
 from hawq.quantization.lsq import LSQ
 from hawq.records import FLOAT_BITS, IMAGE_BITS, BitPlan, Block
 
-WIDTHS = tuple(range(2, 9))
+WIDTHS = tuple(range(1, 9))
 _CALIBRATION_VALUES = 200_000  # activations of one layer that its range is chosen from
 
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from hawq.quantization.dorefa import SquashedQuantizer
 from hawq.quantization.fake_quantize import FakeQuantizer, fake_quantize
+from hawq.quantization.ranges import lowest_signed
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class LearnedClip(FakeQuantizer):
     @torch.no_grad()
     def initialise(self, x: Tensor) -> None:
         self.alpha.data = x.abs().max().reshape(1)
-        self.low = torch.full_like(self.alpha, -(2 ** (self.bits - 1)) if bool((x < 0).any()) else 0)
+        self.low = torch.full_like(self.alpha, lowest_signed(self.bits) if bool((x < 0).any()) else 0)
         self.high = self.low + 2**self.bits - 1
         self.enabled = True
 

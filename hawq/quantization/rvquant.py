@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from hawq.quantization.fake_quantize import FakeQuantizer
+from hawq.quantization.ranges import lowest_signed
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ class ValueAware(FakeQuantizer):
         magnitudes = x.abs().reshape(-1)
         kept = magnitudes.numel() - round(magnitudes.numel() * self.large_percent / 100)
         threshold = magnitudes.kthvalue(max(kept, 1)).values.reshape(1)
-        self.low = torch.full_like(threshold, -(2 ** (self.bits - 1)) if bool((x < 0).any()) else 0)
+        self.low = torch.full_like(threshold, lowest_signed(self.bits) if bool((x < 0).any()) else 0)
         self.high = self.low + 2**self.bits - 1
         self.scale = (threshold / self.high).clamp_min(torch.finfo(x.dtype).tiny)
         self.enabled = True

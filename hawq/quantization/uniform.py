@@ -8,9 +8,15 @@ import torch
 from torch import Tensor
 
 from hawq.quantization.fake_quantize import FakeQuantizer
-from hawq.quantization.ranges import covering_scale, integer_limits, least_squares_ratio, reduce_axes
+from hawq.quantization.ranges import (
+    covering_scale,
+    integer_limits,
+    least_squares_ratio,
+    percentile_range,
+    reduce_axes,
+)
 
-RANGES = ("minmax", "mse")
+RANGES = ("minmax", "mse", "percentile")
 
 
 @dataclass(frozen=True)
@@ -18,24 +24,29 @@ class Uniform:
     """Equal steps over the range of each tensor; weight ranges follow the weights while they are trained.
 
     Args:
-        weight_range: "minmax" covers every value (V1); "mse" clips to the range with the least squared error.
+        weight_range: "minmax" covers every value (V1), "percentile" all but the outermost ones; "mse" clips to the
+            range with the least squared error.
         activation_range: the same choice for layer inputs, made once from calibration data.
         per_channel: one weight range for each output channel instead of one for each tensor.
         symmetric: weight grid −2^(b−1) … 2^(b−1)−1 instead of one with a zero point.
+        percentile: each end of a "percentile" range leaves out 100 − `percentile` % of the values.
 
     Raises:
-        ValueError: an unknown range.
+        ValueError: an unknown range, a percentile outside 50 … 100.
     """
 
     weight_range: str = "mse"
     activation_range: str = "mse"
     per_channel: bool = True
     symmetric: bool = True
+    percentile: float = 99.9
 
     def __post_init__(self) -> None:
         for key, value in (("weight_range", self.weight_range), ("activation_range", self.activation_range)):
             if value not in RANGES:
-                raise ValueError(f"quantizer.{key}={value!r} is unknown: give {' or '.join(RANGES)}")
+                raise ValueError(f"quantizer.{key}={value!r} is unknown: give one of {', '.join(RANGES)}")
+        if not 50 < self.percentile <= 100:
+            raise ValueError(f"quantizer.percentile={self.percentile} is out of range: give more than 50, up to 100")
 
     @property
     def name(self) -> str:
@@ -43,40 +54,64 @@ class Uniform:
 
     def weight(self, bits: int) -> FakeQuantizer:
         axis = 0 if self.per_channel else None
-        return UniformQuantizer(bits, axis, clip=self.weight_range == "mse", symmetric=self.symmetric, fixed=False)
+        covered = self._covered(self.weight_range)
+        return UniformQuantizer(bits, axis, percentile=covered, symmetric=self.symmetric, fixed=False)
 
     def activation(self, bits: int) -> FakeQuantizer:
-        return UniformQuantizer(bits, None, clip=self.activation_range == "mse", symmetric=False, fixed=True)
+        covered = self._covered(self.activation_range)
+        return UniformQuantizer(bits, None, percentile=covered, symmetric=False, fixed=True)
+
+    def _covered(self, kind: str) -> float | None:
+        return {"minmax": 100.0, "mse": None, "percentile": self.percentile}[kind]
 
 
 class UniformQuantizer(FakeQuantizer):
-    """Range of the tensor times a clip ratio; `fixed` freezes the range of the data it was initialised with."""
+    """Range of the tensor, each end times a ratio; `fixed` freezes the range of the data it was initialised with.
 
-    shaped_by_data = ("ratio", "fixed_range")
-    ratio: Tensor
+    The ratios clip to a percentile of that data, or, where `percentile` is None, to the least squared error.
+    """
+
+    shaped_by_data = ("low_ratio", "high_ratio", "fixed_range")
+    low_ratio: Tensor
+    high_ratio: Tensor
     fixed_range: Tensor
 
-    def __init__(self, bits: int, channel_axis: int | None, *, clip: bool, symmetric: bool, fixed: bool) -> None:
+    def __init__(
+        self, bits: int, channel_axis: int | None, *, percentile: float | None, symmetric: bool, fixed: bool
+    ) -> None:
         super().__init__(bits, channel_axis)
-        self.clip, self.symmetric, self.fixed = clip, symmetric, fixed
-        self.register_buffer("ratio", torch.ones(1))
+        self.percentile, self.symmetric, self.fixed = percentile, symmetric, fixed
+        self.register_buffer("low_ratio", torch.ones(1))
+        self.register_buffer("high_ratio", torch.ones(1))
         self.register_buffer("fixed_range", torch.zeros(2, 1))
 
     @torch.no_grad()
     def initialise(self, x: Tensor) -> None:
+        least, most = self._range(x)
         if self.fixed:
-            self.fixed_range = torch.stack(self._range(x)).reshape(2, 1)
-        self.ratio = torch.ones(1, device=x.device)
-        scale, low, high = self.grid(x)
-        if self.clip:
-            self.ratio = least_squares_ratio(x, scale, low, high, self.channel_axis)
+            self.fixed_range = torch.stack([least, most]).reshape(2, 1)
+        self.low_ratio = self.high_ratio = torch.ones(1, dtype=x.dtype, device=x.device)
+        if self.percentile is None:
+            self.low_ratio = least_squares_ratio(x, *self.grid(x), self.channel_axis)
+            self.high_ratio = self.low_ratio.clone()
+        else:
+            low, high = percentile_range(x, self.percentile, self.channel_axis)
+            empty = (low == 0) & (high == 0)  # nearly all values are 0: the range stays as it is
+            self.low_ratio = _ratio(low, least.reshape(-1), empty).reshape(least.shape or 1)
+            self.high_ratio = _ratio(high, most.reshape(-1), empty).reshape(most.shape or 1)
         self.enabled = True
 
     def grid(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         least, most = (self.fixed_range[0], self.fixed_range[1]) if self.fixed else self._range(x.detach())
+        least, most = least * self.low_ratio, most * self.high_ratio
         low, high = integer_limits(self.bits, least, most, symmetric=self.symmetric)
-        return covering_scale(least, most, low, high) * self.ratio, low, high
+        return covering_scale(least, most, low, high), low, high
 
     def _range(self, x: Tensor) -> tuple[Tensor, Tensor]:
         axes = reduce_axes(x, self.channel_axis)
         return x.amin(axes, keepdim=self.channel_axis is not None), x.amax(axes, keepdim=self.channel_axis is not None)
+
+
+def _ratio(part: Tensor, whole: Tensor, empty: Tensor) -> Tensor:
+    """part / whole, from 0 to 1; 1 where there is nothing to divide by, and where `empty`."""
+    return torch.where(empty | (whole == 0), 1.0, part / whole).clamp(0, 1)
