@@ -212,7 +212,8 @@ def _alone(
     """A copy of `model` in which one block alone is quantised."""
     untouched = Precision(FLOAT_BITS, FLOAT_BITS)
     precisions = {block.name: precision if block.name == name else untouched for block in blocks}
-    return quantize(model, blocks, BitPlan(precisions, "alone", plan_cost(blocks, precisions)), inputs, quantizer)
+    plan = BitPlan(precisions, "alone", plan_cost(blocks, precisions))
+    return quantize(model, blocks, plan, inputs, quantizer, carry_batch_norm=False)
 
 
 def _outcomes(

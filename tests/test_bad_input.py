@@ -43,7 +43,7 @@ MISTAKES = {
     "width": ("bits.candidates=[0,4]", ["bits.candidates=[0, 4]", "1 to 8"]),
     "share": ("finetune.final_fraction=2", ["finetune.final_fraction=2", "0 to 1"]),
     "samples": ("analysis.num_samples=0", ["analysis.num_samples=0", "1 or more"]),
-    "tried width": ("validation.widths=[4,9]", ["validation.widths=[4, 9]", "[2, 3, 4, 5, 6, 7, 8]"]),
+    "tried width": ("validation.widths=[4,9]", ["validation.widths=[4, 9]", "[1, 2, 3, 4, 5, 6, 7, 8]"]),
     "tried images": ("validation.num_samples=1", ["validation.num_samples=1", "2 or more"]),
     "compared solver": ("validation.solvers=[lanczo]", ["solver=lanczo", "did you mean lanczos?", "fisher"]),
     "choice": ("solver.start_from=zero", ["solver.start_from='zero'", "random", "gradient", "subset"]),

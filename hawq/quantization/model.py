@@ -47,6 +47,8 @@ def quantize(
     plan: BitPlan,
     calibration: Sequence[Tensor],
     quantizer: Quantizer | None = None,
+    *,
+    carry_batch_norm: bool = True,
 ) -> nn.Module:
     """A fake-quantised copy of `model`: each block's weights and layer inputs on the grids that the plan gives.
 
@@ -56,6 +58,7 @@ def quantize(
         plan: from `allocate`; its block names must be those of `blocks`.
         calibration: batches of inputs (N, ...) that activation ranges are chosen from.
         quantizer: LSQ unless given.
+        carry_batch_norm: statistics of batch norm follow what quantising changes on the calibration batches.
 
     Raises:
         ValueError: the plan names other blocks than the model has, or there is no calibration batch.
@@ -65,7 +68,7 @@ def quantize(
     if any(block.macs is None for block in blocks):
         blocks = trace_blocks(model, blocks, calibration[0][:1])
     quantized = attach(model, blocks, plan, quantizer or LSQ())
-    enable(quantized, list(plan.precisions), calibration)
+    enable(quantized, list(plan.precisions), calibration, carry_batch_norm=carry_batch_norm)
     return quantized
 
 
@@ -120,7 +123,9 @@ def weight_quantizer(layer: nn.Module) -> FakeQuantizer | None:
     return first if isinstance(first, FakeQuantizer) else None
 
 
-def enable(model: nn.Module, names: Sequence[str], calibration: Sequence[Tensor]) -> None:
+def enable(
+    model: nn.Module, names: Sequence[str], calibration: Sequence[Tensor], *, carry_batch_norm: bool = True
+) -> None:
     """Switches on the quantisers of the named blocks, ranges chosen from weights and from `calibration` inputs.
 
     Batch norm's statistics are carried over once the weights are quantised, so that activations are seen as they will
@@ -128,7 +133,7 @@ def enable(model: nn.Module, names: Sequence[str], calibration: Sequence[Tensor]
     """
     if not names:
         return
-    carried = CarriedBatchNorm(model, calibration)
+    carried = CarriedBatchNorm(model, calibration if carry_batch_norm else [])
     info: Quantization = model.quantization  # type: ignore[assignment]
     wanted = {layer for block in info.blocks if block.name in set(names) for layer in block.layers}
     layers = {name: module for name, module in model.named_modules() if name in wanted}
