@@ -240,7 +240,7 @@ def test_validation_holds_every_score_against_the_truth(tmp_path: Path, capsys: 
     small = "analysis.num_samples=4"
     few = (
         *(small, "analysis.activations=true", "validation.num_samples=30", "validation.widths=[2,8]"),
-        *("validation.draws=20", "validation.solvers=[ggn,lanczos,gradient,random]"),
+        *("validation.draws=20", "validation.solvers=[power,lanczos,gradient,random]"),
     )
     message = run_here(tmp_path, "stages=[validate]", *few)
     assert message is not None and "leaves out analysis" in message and "['analysis', 'validate']" in message
@@ -253,7 +253,7 @@ def test_validation_holds_every_score_against_the_truth(tmp_path: Path, capsys: 
     result = record(folder / "validation.json", Validated)
     names = [(score.kind, score.name) for score in result.scores]
     assert names == [
-        *(("weights", name) for name in ("ggn", "lanczos", "gradient", "random", "error")),
+        *(("weights", name) for name in ("power", "lanczos", "gradient", "random", "error")),
         *(("activations", name) for name in ("trace", "error")),
     ]
     assert len(result.truth.rises) == 2 * (len(BLOCKS) + len(BLOCKS) - 1) and result.truth.num_samples == 30
@@ -272,7 +272,7 @@ def test_validation_holds_every_score_against_the_truth(tmp_path: Path, capsys: 
             assert error.omegas[row.block.name][bits] == row.weight_errors[bits]
     assert all(score.seconds is not None and score.gradient_equivalents for score in result.scores[:5])
     stages = [row["stage"] for row in read_metrics(folder)]
-    assert stages.count("validate") == len(result.truth.rises) and stages.count("analysis/ggn") == len(BLOCKS)
+    assert stages.count("validate") == len(result.truth.rises) and stages.count("analysis/power") == len(BLOCKS)
     analyses = len(finished(tmp_path, "analysis"))
     assert analyses == 5  # with activations, and each of the four solvers by weights alone
 
@@ -280,7 +280,7 @@ def test_validation_holds_every_score_against_the_truth(tmp_path: Path, capsys: 
     assert table.count("| weights     | ") == 7 and "above 2 standard errors" in table
     assert run_here(tmp_path, "stages=[validate,analysis,allocation]", *few, "validation.draws=10") is None
     assert "validate: found in the cache" in capsys.readouterr().out
-    assert run_here(tmp_path, "stages=[analysis]", "solver=ggn", "solver.max_iterations=50", small) is None
+    assert run_here(tmp_path, "stages=[analysis]", "solver=power", "solver.max_iterations=100", small) is None
     assert len(finished(tmp_path, "analysis")) == analyses and len(finished(tmp_path, "validate")) == 1
 
 
