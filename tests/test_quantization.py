@@ -117,6 +117,17 @@ def test_gradients_in_every_layout(of_x, of_grad):
     torch.testing.assert_close(got, (grad * inside, expected.detach()), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("made", [LSQ().weight, PACT().activation, DoReFa().weight], ids=["lsq", "pact", "dorefa"])
+def test_compiled_whole_it_gives_the_same(made):
+    quantizer, x = made(3), TENSORS["normal"].clone().requires_grad_()
+    quantizer.initialise(x.detach())
+    compiled = torch.compile(quantizer, backend="aot_eager", fullgraph=True)
+    wanted = (x, *quantizer.parameters())
+    expected, got = (torch.autograd.grad(each(x).square().sum(), wanted) for each in (quantizer, compiled))
+    torch.testing.assert_close(got, expected)
+    assert torch.equal(compiled(x), quantizer(x))
+
+
 @pytest.mark.parametrize("bits", WIDTHS)
 def test_nan_is_not_hidden(bits):
     quantizer = LSQ().activation(bits)
