@@ -161,3 +161,23 @@ def test_more_processes_than_images_are_refused():
         2, lambda: told(lambda: fit(Residual(), PHASES, Fresh(RAGGED), Training(batch_size=1), seed=0))
     )
     assert fails[0] == fails[1] and fails[0].startswith("training.batch_size=1 leaves some of the 2 processes")
+
+
+class Failing(Fresh):
+    """The second process cannot read its share of the third batch."""
+
+    def batches(self, first_step, part=0, parts=1):
+        for index, batch in enumerate(super().batches(first_step, part, parts)):
+            if part == 1 and index == 2:
+                raise Killed
+            yield batch
+
+
+def test_no_process_waits_for_one_that_has_failed():
+    def ended():
+        try:
+            fit(Residual(), PHASES, Failing(RAGGED), Training(), seed=0)
+        except (Killed, RuntimeError) as error:
+            return isinstance(error, Killed)
+
+    assert in_processes(2, ended) == [False, True]
