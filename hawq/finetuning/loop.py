@@ -52,7 +52,10 @@ class RepeatedLoader:
         return len(self._loader)
 
     def batches(self, first_step: int, part: int = 0, parts: int = 1) -> Iterator[Batch]:
-        """Endless batches; the loader decides their order, so only its first pass can be skipped into."""
+        """Endless batches; the loader decides their order, so only its first pass can be skipped into.
+
+        In a process group each process' loader must give the same batches, of which it takes its share.
+        """
         while True:
             for inputs, targets in itertools.islice(self._loader, first_step % len(self._loader), None):
                 own = share(len(inputs), part, parts)
@@ -197,7 +200,7 @@ class _Run:
 
     def advance(self, objective: Objective, batch: Batch, lr: float, seed: int) -> float:
         """One step; the loss before it. Raises Diverged, weights left alone, when it or its gradient is not finite."""
-        torch.manual_seed(seed + (rank() << 32))
+        torch.manual_seed(seed + (rank() << 32))  # each process draws for its own samples
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.optimizer.zero_grad(set_to_none=True)
