@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
-_PATIENCE = timedelta(days=1)  # other processes wait while the first one trains the float network
+_PATIENCE = timedelta(days=1)  # other processes wait while the first one evaluates, allocates, packs
 
 
 @contextmanager
@@ -43,10 +43,34 @@ def local_rank() -> int:
     return int(os.environ.get("LOCAL_RANK", 0))
 
 
+def share(count: int, part: int, parts: int) -> slice:
+    """One of `parts` contiguous shares of `count` samples; their sizes differ by one at most."""
+    return slice(part * count // parts, (part + 1) * count // parts)
+
+
+def total(count: int, device: torch.device) -> int:
+    """The sum of a number over all processes."""
+    if not dist.is_initialized():
+        return count
+    box = torch.tensor(count, device=device)
+    add_up([box])
+    return int(box)
+
+
 def add_up(tensors: Sequence[Tensor]) -> None:
     """Replaces each tensor by its sum over all processes; all receive the same bits."""
     for tensor in tensors if dist.is_initialized() else ():
         dist.all_reduce(tensor)
+
+
+def add_up_at_once(tensors: Sequence[Tensor]) -> None:
+    """`add_up` of many tensors, sent as one; every process must give tensors of the same shapes."""
+    if not dist.is_initialized():
+        return
+    flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
+    dist.all_reduce(flat)
+    for tensor, part in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
+        tensor.copy_(part.view(tensor.shape))
 
 
 def gather(value: Any) -> list[Any]:
@@ -66,7 +90,7 @@ def from_first(value: Any) -> Any:
     return box[0]
 
 
-def share_out(tensors: Sequence[Tensor]) -> None:
-    """Overwrites each tensor by that of the first process."""
-    for tensor in tensors if dist.is_initialized() else ():
-        dist.broadcast(tensor, src=0)
+def share_out(model: nn.Module) -> None:
+    """Overwrites all parameters and buffers by those of the first process."""
+    for tensor in (*model.parameters(), *model.buffers()) if dist.is_initialized() else ():
+        dist.broadcast(tensor.detach(), src=0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -21,7 +22,6 @@ from hawq.artifacts import PLAN_SCHEMA, Store, dump_record, fingerprint, parse_r
 from hawq.blocks import find_blocks
 from hawq.config import REPOSITORY, STAGES, VALIDATE, Settings
 from hawq.costs import checkpoint_bytes, paper_size_mib, published_bytes
-from hawq.curvature import Solver
 from hawq.distributed import from_first
 from hawq.export import packed_overhead
 from hawq.files import write_whole
@@ -45,7 +45,6 @@ from hawq.report import (
     validation_table,
     versions,
 )
-from hawq.sensitivity import Analysis
 from hawq.stages import (
     SENSITIVITY_SCHEMA,
     FloatNetwork,
@@ -56,7 +55,6 @@ from hawq.stages import (
     analysis,
     float_network,
     packing,
-    shared_curvature,
     tuning,
     validation,
 )
@@ -155,18 +153,17 @@ class Findings:
 
 
 def assist(prepared: Prepared | PreparedAllocation) -> None:
-    """What every process but the first does: its share of the analysis, when the first one comes to it."""
-    while called := _call():
-        assert isinstance(prepared, Prepared), "a sensitivity file needs no analysis"
-        solver, wanted = called
-        shared_curvature(replace(prepared, settings=replace(prepared.settings, solver=solver, analysis=wanted)))
+    """What every process but the first does: its share of analysis and training, when the first one comes to them."""
+    while work := _call():
+        assert isinstance(prepared, Prepared), "a sensitivity file needs neither"
+        work(prepared)
 
 
-def _call() -> tuple[Solver, Analysis] | None:
-    """The analysis that the first process comes to, None at its end. Leaves with it when it has ended with an error."""
+def _call() -> Callable[[Prepared], object] | None:
+    """The work that the first process comes to, None at its end. Leaves with it when it has ended with an error."""
     try:
-        called: tuple[Solver, Analysis] | None = from_first(None)
-        return called
+        work: Callable[[Prepared], object] | None = from_first(None)
+        return work
     except RuntimeError as error:
         raise SystemExit(1) from error
 

@@ -19,9 +19,9 @@ from torch.utils.data import Subset
 from hawq.allocation import Mixed, is_proven
 from hawq.artifacts import Entry, Store, dump_record, hash_tensors, parse_record
 from hawq.config import STAGES, VALIDATE, RunOptions, Settings
-from hawq.curvature import Batch, CurvatureCheckpoint
+from hawq.curvature import Batch, CurvatureCheckpoint, Solver
 from hawq.data import Images, Splits, TrainBatches, fixed_batches, sample_indices
-from hawq.distributed import from_first, rank, share_out, world_size
+from hawq.distributed import from_first, rank, share, share_out, world_size
 from hawq.errors import UserError
 from hawq.evaluation import accuracy_on
 from hawq.export import PACKED_SCHEMA, export_onnx, load, save
@@ -41,7 +41,7 @@ from hawq.records import (
     StageRecord,
     to_dict,
 )
-from hawq.sensitivity import Curvature, block_weights, combine, measure_curvature
+from hawq.sensitivity import Analysis, Curvature, block_weights, combine, measure_curvature
 from hawq.tracking import RunLog
 from hawq.validation import (
     PLAIN_ERROR,
@@ -80,6 +80,10 @@ class Prepared:
     float_parts: tuple[FloatPart, ...]
     overhead_bytes: int
     store: Store
+
+    def with_settings(self, **changed: Any) -> Prepared:
+        """The same inputs under other settings."""
+        return dataclasses.replace(self, settings=dataclasses.replace(self.settings, **changed))
 
     def prepare_image(self, *, augmented: bool = False) -> Callable[[Any], Tensor]:
         """What makes a network's input of an image of the data set."""
@@ -243,7 +247,7 @@ def _weight_scores(
     whole = dataclasses.replace(settings.analysis, activations=False, stop_when_settled=False)
     found, seconds = {}, {}
     for name, solver in settings.compared.items():
-        own = dataclasses.replace(prepared, settings=dataclasses.replace(settings, analysis=whole, solver=solver))
+        own = prepared.with_settings(analysis=whole, solver=solver)
         found[name] = _curvature(own, source, log, records, f"analysis/{name}").estimates
         seconds[name] = records[-1].seconds
     with measured() as cost:
@@ -279,15 +283,9 @@ def tuning(
 
     def make(entry: Entry) -> Files:
         best: dict[str, Any] = {}
-        network, history = finetune(
-            source.network,
-            sensitivity,
-            plan,
-            prepared.training_data(settings.batch_size),
-            _calibration(prepared, settings),
-            settings,
-            quantizer=prepared.settings.quantizer,
-            seed=seed,
+        work = partial(shared_tuning, sensitivity=sensitivity, plan=plan, settings=settings)
+        network, history = from_first(work)(
+            prepared,
             evaluate=lambda candidate: prepared.test_accuracy(candidate, settings.eval_samples),
             checkpoint=entry.half_done,
             on_row=lambda row: _log_row(log, stage, row),
@@ -304,6 +302,24 @@ def tuning(
     history = entry.read_json("history.json")
     _replay(log, stage, history)
     return Tuned(network.eval(), plan, history, entry)
+
+
+def shared_tuning(
+    prepared: Prepared, sensitivity: Sensitivity, plan: BitPlan, settings: FineTuning, **heard: Any
+) -> tuple[nn.Module, list[Row]]:
+    """Fine-tunes the first process' network; every process calls this, the first one evaluates, stores, hears of it."""
+    share_out(prepared.source.network)
+    return finetune(
+        prepared.source.network,
+        sensitivity,
+        plan,
+        prepared.training_data(settings.batch_size),
+        _calibration(prepared, settings),
+        settings,
+        quantizer=prepared.settings.quantizer,
+        seed=prepared.settings.options.seed,
+        **heard,
+    )
 
 
 def packing(prepared: Prepared, source: FloatNetwork, tuned: Tuned, name: str, records: list[StageRecord]) -> Packed:
@@ -441,15 +457,9 @@ def _tuning_facts(
 
 def _train_float(prepared: Prepared, entry: Entry, log: RunLog) -> Files:
     network, settings = prepared.source.network, prepared.settings.training
-    data = prepared.training_data(settings.batch_size)
-    phases = [Phase((), (), settings.num_steps(data.steps_per_epoch), settings.lr, 0.0)]
     best: dict[str, Any] = {}
-    history = fit(
-        network,
-        phases,
-        data,
-        settings,
-        seed=prepared.settings.options.seed,
+    history = from_first(shared_training)(
+        prepared,
         evaluate=lambda candidate: prepared.test_accuracy(candidate, settings.eval_samples),
         checkpoint=entry.half_done,
         on_row=lambda row: _log_row(log, "float", row),
@@ -466,6 +476,15 @@ def _train_float(prepared: Prepared, entry: Entry, log: RunLog) -> Files:
     return files
 
 
+def shared_training(prepared: Prepared, **heard: Any) -> list[Row]:
+    """Trains the float network; every process calls this, and the first one evaluates, stores and hears of it."""
+    settings = prepared.settings.training
+    data = prepared.training_data(settings.batch_size)
+    phases = [Phase((), (), settings.num_steps(data.steps_per_epoch), settings.lr, 0.0)]
+    seed = prepared.settings.options.seed
+    return fit(prepared.source.network, phases, data, settings, seed=seed, **heard)
+
+
 def _evaluate(prepared: Prepared, network: nn.Module) -> Files:
     value = prepared.test_accuracy(network, title="accuracy of the float network")
     return {"accuracy.json": json.dumps({"accuracy": value}).encode()}
@@ -473,10 +492,10 @@ def _evaluate(prepared: Prepared, network: nn.Module) -> Files:
 
 def _analyse(prepared: Prepared, entry: Entry, log: RunLog, label: str) -> Files:
     index_of = {block.name: index for index, block in enumerate(prepared.blocks)}
-    from_first((prepared.settings.solver, prepared.settings.analysis))  # the other processes begin as well
-    curvature = shared_curvature(
+    work = partial(shared_curvature, solver=prepared.settings.solver, wanted=prepared.settings.analysis)
+    curvature = from_first(work)(
         prepared,
-        entry.half_done,
+        checkpoint=entry.half_done,
         settled=partial(_is_settled, prepared),
         on_estimate=lambda name, estimate: _log_estimate(log, label, index_of[name], estimate),
         warn=lambda text: print(f"note: {text}"),
@@ -486,14 +505,17 @@ def _analyse(prepared: Prepared, entry: Entry, log: RunLog, label: str) -> Files
 
 def shared_curvature(
     prepared: Prepared,
+    solver: Solver,
+    wanted: Analysis,
     checkpoint: CurvatureCheckpoint | None = None,
     on_estimate: Callable[[str, Estimate], None] = lambda name, estimate: None,
     warn: Callable[[str], object] = lambda text: None,
     settled: Callable[[Curvature], bool] = lambda curvature: False,
 ) -> Curvature:
     """The curvature of the first process' network; every process calls this and reads its own share of the samples."""
+    prepared = prepared.with_settings(solver=solver, analysis=wanted)
     settings, network = prepared.settings, prepared.source.network
-    share_out(list(network.state_dict().values()))
+    share_out(network)
     return measure_curvature(
         network.eval(),
         prepared.blocks,
@@ -533,8 +555,8 @@ def _analysis_batches(prepared: Prepared, part: int = 0, parts: int = 1) -> list
     settings = prepared.settings
     images = prepared.train_images(augmented=False)
     indices = sample_indices(len(images), settings.analysis.num_samples, settings.options.seed)
-    begin, end = part * len(indices) // parts, (part + 1) * len(indices) // parts
-    return fixed_batches(images, indices[begin:end], settings.analysis.batch_size, prepared.device)
+    own = indices[share(len(indices), part, parts)]
+    return fixed_batches(images, own, settings.analysis.batch_size, prepared.device)
 
 
 def _activation_inputs(prepared: Prepared) -> list[Tensor]:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from hawq.distributed import share
 from hawq.records import Block
 
 SIDE = 6
@@ -199,5 +200,6 @@ class Fresh:
         self._batches = batches
         self.steps_per_epoch = len(batches)
 
-    def batches(self, first_step: int) -> itertools.islice:
-        return itertools.islice(itertools.cycle(self._batches), first_step % len(self._batches), None)
+    def batches(self, first_step: int, part: int = 0, parts: int = 1) -> itertools.islice:
+        own = [(x[share(len(x), part, parts)], y[share(len(y), part, parts)]) for x, y in self._batches]
+        return itertools.islice(itertools.cycle(own), first_step % len(own), None)

@@ -1,4 +1,4 @@
-"""The analysis in several processes, each with its share of the samples."""
+"""The analysis in several processes, each with its share of the samples; and whole runs under torchrun."""
 
 import contextlib
 
@@ -7,7 +7,8 @@ import torch
 from memory import Killed, MemoryCheckpoint
 from networks import build, cut, explicit_hessian, samples
 from processes import in_processes, run_in_two
-from runs import files_below, read_json, run_folder, run_here
+from runs import files_below, finished, read_json, run_folder, run_here
+from safetensors.torch import load_file
 from torch.nn import functional as F
 
 import train  # noqa: F401 - once, for all the processes that are forked
@@ -145,22 +146,32 @@ VALIDATED = (
 
 
 def test_torchrun_gives_the_results_of_one_process(tmp_path):
-    settings = ("stages=[analysis,validate]", "analysis.num_samples=15", "analysis.batch_size=4", *VALIDATED)
+    """Rounding apart, which the steps of training and then of quantisers carry on."""
+    batches = ("analysis.num_samples=15", "analysis.batch_size=4", "training.batch_size=15", "finetune.batch_size=15")
+    settings = ("stages=[analysis,validate,allocation,finetune,export,report]", *batches, *VALIDATED)
     process = run_in_two(tmp_path / "two", *settings)
     assert process.returncode == 0, process.stderr
     assert process.stdout.count("float accuracy") == process.stdout.count("Everything of this run") == 1
     assert run_here(tmp_path / "one", *settings) is None
-    assert files_below(tmp_path / "one") == files_below(tmp_path / "two")
     one, two = (run_folder(tmp_path / name) for name in ("one", "two"))
-    assert len(read_metrics(one)) == len(read_metrics(two))
+    assert files_below(one) == files_below(two)
+    for stage in ("float", "analysis", "validate", "finetune", "export"):
+        assert len(finished(tmp_path / "one", stage)) == len(finished(tmp_path / "two", stage)) > 0
+    rows = list(zip(read_metrics(one), read_metrics(two), strict=True))
+    losses = [(alone["loss"], shared["loss"]) for alone, shared in rows if alone["stage"] in ("float", "finetune")]
+    assert len(losses) == 4 and all(shared == pytest.approx(alone, rel=0.01) for alone, shared in losses)
+    assert losses[0][1] == pytest.approx(losses[0][0], rel=1e-6)
     rows = [read_json(folder / "sensitivity.json")["rows"] for folder in (one, two)]
     for alone, shared in zip(*rows, strict=True):
-        assert shared["eigenvalue"]["value"] == pytest.approx(alone["eigenvalue"]["value"], rel=1e-5)
+        assert shared["eigenvalue"]["value"] == pytest.approx(alone["eigenvalue"]["value"], rel=1e-3)
     alone, shared = (read_json(folder / "validation.json") for folder in (one, two))
     assert [score["name"] for score in shared["scores"]] == ["gradient", "fisher", "error"]
     for ours, theirs in zip(alone["scores"], shared["scores"], strict=True):
         for block, omegas in ours["omegas"].items():
             assert theirs["omegas"][block] == pytest.approx(omegas, rel=1e-3)
+    assert read_json(one / "plan.json")["precisions"] == read_json(two / "plan.json")["precisions"]
+    codes = [load_file(folder / "model.safetensors")["codes"] for folder in (one, two)]
+    assert (codes[0] == codes[1]).double().mean() > 0.99
 
 
 REFUSED = {

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from hawq.data.splits import RawImages
+from hawq.distributed import share
 
 Batch = tuple[Tensor, Tensor]
 
@@ -72,13 +73,13 @@ class TrainBatches:
     def steps_per_epoch(self) -> int:
         return len(self._images) // self._batch_size
 
-    def batches(self, first_step: int) -> Iterator[Batch]:
-        """Endless (images, labels) from `first_step` on."""
+    def batches(self, first_step: int, part: int = 0, parts: int = 1) -> Iterator[Batch]:
+        """Endless (images, labels) from `first_step` on, or one of `parts` contiguous shares of each batch."""
         epoch, offset = divmod(first_step, self.steps_per_epoch)
         while True:
             loader = DataLoader(
                 self._images,
-                batch_sampler=self._epoch(epoch)[offset:],
+                batch_sampler=[items[share(len(items), part, parts)] for items in self._epoch(epoch)[offset:]],
                 num_workers=self._workers,
                 pin_memory=self._device.type == "cuda",
             )

@@ -7,6 +7,7 @@ import math
 import torch
 from torch import nn
 
+from hawq.distributed import add_up
 from hawq.errors import UserError
 from hawq.finetuning.step import Batch, Network, Objective, add_gradients
 
@@ -42,7 +43,9 @@ def _loss_once(model: nn.Module, network: Network, objective: Objective, batch: 
     before = {name: buffer.clone() for name, buffer in model.named_buffers()}
     torch.manual_seed(seed)
     try:
-        return float(add_gradients(network, objective, batch, 1))
+        loss = add_gradients(network, objective, batch, 1)
+        add_up([loss])
+        return float(loss)
     finally:
         model.zero_grad(set_to_none=True)
         with torch.no_grad():

@@ -13,11 +13,13 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from hawq.distributed import add_up_at_once, from_first, gather, rank, share, share_out, world_size
 from hawq.errors import UserError
 from hawq.finetuning.compiling import compiled
 from hawq.finetuning.distillation import Distillation
 from hawq.finetuning.divergence import Diverged, name_culprit
 from hawq.finetuning.optimizer import make_optimizer
+from hawq.finetuning.parallel import whole_batch_norm
 from hawq.finetuning.schedule import learning_rate
 from hawq.finetuning.settings import Training
 from hawq.finetuning.step import Batch, Network, Objective, add_gradients, gradient_length
@@ -34,8 +36,8 @@ class TrainingData(Protocol):
     @property
     def steps_per_epoch(self) -> int: ...
 
-    def batches(self, first_step: int) -> Iterable[Batch]:
-        """Endless (inputs, targets) from `first_step` on, on the model's device."""
+    def batches(self, first_step: int, part: int = 0, parts: int = 1) -> Iterable[Batch]:
+        """Endless (inputs, targets) from `first_step` on, on the model's device; one of `parts` shares of each."""
         ...
 
 
@@ -49,11 +51,15 @@ class RepeatedLoader:
     def steps_per_epoch(self) -> int:
         return len(self._loader)
 
-    def batches(self, first_step: int) -> Iterator[Batch]:
-        """Endless batches; the loader decides their order, so only its first pass can be skipped into."""
+    def batches(self, first_step: int, part: int = 0, parts: int = 1) -> Iterator[Batch]:
+        """Endless batches; the loader decides their order, so only its first pass can be skipped into.
+
+        In a process group each process' loader must give the same batches, of which it takes its share.
+        """
         while True:
             for inputs, targets in itertools.islice(self._loader, first_step % len(self._loader), None):
-                yield inputs.to(self._device), targets.to(self._device)
+                own = share(len(inputs), part, parts)
+                yield inputs[own].to(self._device), targets[own].to(self._device)
             first_step = 0
 
 
@@ -97,6 +103,9 @@ def fit(
 ) -> list[Row]:
     """Trains `model` in place through all phases; returns one row a step: step, phase, loss, lr, at times accuracy.
 
+    In a process group all processes call this alike, each works on its share of every batch, and all end with the
+    network of the first. It alone needs what evaluates, stores and hears.
+
     Args:
         model: in train mode afterwards; the caller's device and memory format are kept.
         phases: `enter(model, phase)` is called at the start of each, also of one without steps.
@@ -112,26 +121,32 @@ def fit(
 
     Raises:
         UserError: the loss or its gradient stops being finite; names the step, the phase, and the first layer at fault.
+            Or there are more processes than images in a batch.
     """
+    if settings.batch_size < world_size():
+        given = f"{settings.section}.batch_size={settings.batch_size}"
+        raise UserError(f"{given} leaves some of the {world_size()} processes without an image: start fewer")
     hard = loss or nn.CrossEntropyLoss(label_smoothing=settings.label_smoothing)
     objective = Objective(hard, distillation, settings.precision)
     run = _Run(model, settings, watch)
-    if checkpoint and (saved := checkpoint.load()):
+    if saved := from_first(checkpoint.load() if checkpoint else None):
         run.restore(saved)
     total = sum(phase.steps for phase in phases)
-    batches = iter(data.batches(run.step)) if run.step < total else iter(())
+    batches = iter(data.batches(run.step, rank(), world_size())) if run.step < total else iter(())
     measured = {round(total * k / settings.evaluations) for k in range(1, settings.evaluations)}
     first = 0
-    with Progress(total, title, done=run.step) as progress:
+    with Progress(total, title, done=run.step, shown=rank() == 0) as progress:
         for index, phase in enumerate(phases):
             if index >= run.begun:
                 enter(model, phase)
+                share_out(model)
                 run.begin(index, phase)
             last = first + phase.steps
             if settings.compile and run.step < last:
                 batch = next(batches)
                 batches = itertools.chain([batch], batches)
-                run.network = compiled(model.train(), objective, batch, seed, f"{settings.section}.compile")
+                with whole_batch_norm():
+                    run.network = compiled(model.train(), objective, batch, seed, f"{settings.section}.compile")
             while run.step < last:
                 begin_step(model.train(), run.step)
                 lr = learning_rate(phase, run.step - first, settings.schedule) * settings.warmup(run.step)
@@ -185,14 +200,18 @@ class _Run:
 
     def advance(self, objective: Objective, batch: Batch, lr: float, seed: int) -> float:
         """One step; the loss before it. Raises Diverged, weights left alone, when it or its gradient is not finite."""
-        torch.manual_seed(seed)
+        torch.manual_seed(seed + (rank() << 32))  # each process draws for its own samples
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.optimizer.zero_grad(set_to_none=True)
-        value = float(add_gradients(self.network, objective, batch, self.settings.accumulate))
-        length = gradient_length(self.model)
+        with whole_batch_norm():
+            loss = add_gradients(self.network, objective, batch, self.settings.accumulate)
+        own = float(loss)
+        add_up_at_once([loss, *(parameter.grad for parameter in self.model.parameters() if parameter.grad is not None)])
+        value, length = float(loss), gradient_length(self.model)
         if not math.isfinite(value + float(length)):
-            raise Diverged(self._culprit(objective, batch[0], seed, value))
+            found = gather((math.isfinite(own), self._culprit(objective, batch[0], seed, own)))
+            raise Diverged(min(found, key=lambda pair: pair[0])[1])  # of a process whose own part is not finite
         if self.settings.clip_norm is not None:
             clip_grads_with_norm_(self.model.parameters(), self.settings.clip_norm, length)
         self.optimizer.step()
@@ -206,8 +225,9 @@ class _Run:
     def _culprit(self, objective: Objective, inputs: Tensor, seed: int, loss: float) -> str:
         """What is not finite first when the step's forward is run again."""
         torch.manual_seed(seed)
-        pieces = inputs.chunk(self.settings.accumulate)
-        return name_culprit(self.model, lambda: [objective.outputs(self.model, piece) for piece in pieces], loss)
+        pieces = inputs.tensor_split(self.settings.accumulate)
+        with whole_batch_norm():
+            return name_culprit(self.model, lambda: [objective.outputs(self.model, piece) for piece in pieces], loss)
 
     def result(self) -> nn.Module:
         """The network that the training has come to: the average of the weights where one is kept."""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
+from hawq.distributed import total, world_size
 from hawq.finetuning.distillation import Distillation
 
 Batch = tuple[Tensor, Tensor]
@@ -48,12 +49,15 @@ def add_gradients(network: Network, objective: Objective, batch: Batch, parts: i
     """Adds the gradient of the batch's loss to the parameters', one of `parts` pieces after the other; the loss.
 
     Each piece is weighted by its share of the batch, so for losses that are means over samples, and networks that see
-    each sample alone (no batch norm), the sum is the whole batch's gradient.
+    each sample alone (no batch norm), the sum is the whole batch's gradient. In a process group the batch is that of
+    all processes together, and what they find is still to be added up.
     """
     inputs, targets = batch
+    samples = total(len(inputs), inputs.device)
+    parts = min(parts, samples // world_size())  # as many on every process, none of them empty
     losses = []
-    for piece in zip(inputs.chunk(parts), targets.chunk(parts), strict=True):
-        value = objective(network, piece) * (len(piece[0]) / len(inputs))
+    for piece in zip(inputs.tensor_split(parts), targets.tensor_split(parts), strict=True):
+        value = objective(network, piece) * (len(piece[0]) / samples)
         value.backward()  # type: ignore[no-untyped-call]
         losses.append(value.detach())
     return torch.stack(losses).sum()
