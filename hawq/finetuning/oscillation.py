@@ -43,7 +43,8 @@ class Oscillations:
                 continue
             weight: Tensor = layers[name].parametrizations.weight.original  # type: ignore[union-attr, assignment]
             codes, scale, low = quantizer.codes(weight)
-            known = self._weights.get(name) or self._weights.setdefault(name, self._begin(codes))
+            stored = self._weights.get(name) or self._begin(codes)
+            known = self._weights[name] = {key: tensor.to(codes.device) for key, tensor in stored.items()}
             if self._threshold is None:
                 _follow(known, codes.half())
                 continue
