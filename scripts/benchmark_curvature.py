@@ -45,7 +45,7 @@ from hawq.report import markdown
 from hawq.sensitivity import block_weights
 
 PEERS = ["SciPy eigsh, our products", "curvlinops and eigsh", "PyHessian"]
-COLUMNS = ("method", "seconds", "gradients", "products", "peak MiB", "largest error", "speed-up over PyHessian")
+COLUMNS = ("method", "seconds", "gradients", "products, rows", "peak MiB", "largest error", "speed-up over PyHessian")
 
 
 @dataclass
