@@ -43,6 +43,33 @@ def test_all_rows_make_the_matrix(name, sizes, loss):
         torch.testing.assert_close(stacked.T @ stacked, expected, rtol=1e-8, atol=1e-10)
 
 
+def test_rows_follow_a_loss_that_weighs_its_samples():
+    """Its mean depends on who else is in the batch, so batches keep their borders."""
+    weights = torch.tensor([1.0, 5.0, 0.2], dtype=torch.float64)
+    operator = operator_of(build("residual"), loss=lambda z, y: F.cross_entropy(z, y, weights))
+    factor = OutputFactor(operator, ROWS, 0.0, seed=0)
+    rows = [factor.row(index) for index in range(factor.num_heads)]
+    vectors = {name: operator.random_vector(name, torch.Generator().manual_seed(1)) for name in operator.names}
+    for name, product in operator.products(vectors).items():
+        stacked = torch.stack([row[name] for row in rows])
+        torch.testing.assert_close(stacked.T @ (stacked @ vectors[name]), product, rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.parametrize("curvature", ["hessian", "ggn"])
+def test_samples_that_see_each_other_are_left_to_products(curvature):
+    torch.manual_seed(0)
+    norm = nn.BatchNorm1d(4, track_running_stats=False)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(108, 4), norm, nn.ReLU(), nn.Linear(4, 3)).double().eval()
+    kind, explicit = {"hessian": (BlockHessian, explicit_hessian), "ggn": (BlockGaussNewton, explicit_gauss_newton)}[
+        curvature
+    ]
+    operator = operator_of(model, kind, sizes=(7,))
+    assert not operator.sees_samples_alone
+    found = solve_blocks(operator, LowRank("trace", 0.1, curvature=curvature), seed=0)
+    for block, matrix in matrices(model, explicit=explicit).items():
+        assert abs(found[block]["trace"].value - float(matrix.trace())) <= 4 * found[block]["trace"].error + 1e-9
+
+
 @pytest.mark.parametrize("sizes", [(7,), (4, 3)], ids=str)
 @pytest.mark.parametrize("heads", [0, 5])
 def test_sketches_are_what_the_heads_leave(heads, sizes):

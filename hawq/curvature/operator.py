@@ -98,6 +98,18 @@ class BlockOperator(ABC):
         return _VECTORS_KEPT if self._is_limited else max(_VECTORS_KEPT, _BYTES_KEPT // self._vector_bytes())
 
     @property
+    def sees_samples_alone(self) -> bool:
+        """Whether each own sample has one output vector, whatever else is in its batch (no batch statistics)."""
+        if not self.influence or self.outputs is None:
+            return not self.influence
+        with self.analysis(), torch.no_grad():
+            try:
+                alone = self.model(self._sample(0))
+            except ValueError:  # statistics of a batch need more than one sample
+                return False
+        return torch.allclose(alone, self.outputs[:1], rtol=1e-3, atol=1e-5)
+
+    @property
     def trace_is_gauss_newtons(self) -> bool:
         """Whether Tr(C_ii) = Tr(G_ii) for every block, seen on the network's graph."""
         return False
@@ -159,11 +171,6 @@ class BlockOperator(ABC):
         self._count_shared(totals, began)
         add_up(list(totals.values()))
         return totals
-
-    @property
-    def targets(self) -> Tensor:
-        """Targets of this process' samples, in their order."""
-        return torch.cat([targets for _, targets in self._batches])
 
     def subset(self, share: float) -> BlockOperator:
         """The same operator on the most influential samples only (at least one), `share` of all.
@@ -332,7 +339,7 @@ class BlockOperator(ABC):
             with self.analysis(), torch.no_grad():
                 for inputs, _ in fast[:1]:
                     self.model(inputs[:1])
-        except RuntimeError:
+        except (RuntimeError, ValueError):  # also one that cannot take a single sample
             return self._batches
         return fast
 

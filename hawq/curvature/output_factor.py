@@ -50,7 +50,7 @@ class OutputFactor:
         self._drawn: tuple[int, Tensor] | None = None
         self._spectra = list(_spectra(operator)) if _size(operator) <= _ENTRIES_KEPT else None
         own: list[_Head] = []
-        total, convex = 0.0, operator.outputs is not None or not operator.influence
+        total, convex = 0.0, operator.sees_samples_alone
         for first, values, vectors in self._chunks():
             own += _heaviest(first, values, vectors, most_heads)
             total += float(values.double().sum())
@@ -61,7 +61,7 @@ class OutputFactor:
         enough = next((count for count, weight in enumerate(left) if weight <= rest * total), len(everyone))
         self._chosen = sorted(everyone[:enough], key=lambda head: (head.owner, head.sample))  # one forward a sample
         self.is_factor = all(gather(convex))
-        """Whether G is this sum: false unless each sample has one output vector, by which its loss is convex."""
+        """Whether G is this sum: each sample has one output vector, its own, by which its loss is convex."""
 
     @property
     def num_heads(self) -> int:
@@ -110,21 +110,25 @@ def _size(operator: BlockOperator) -> int:
 
 
 def _spectra(operator: BlockOperator) -> Iterator[Chunk]:
-    """S_n of this process' samples, decomposed."""
-    outputs = operator.outputs
-    if outputs is None:
+    """S_n of this process' samples, decomposed; L_n as the mean loss of its batch has it."""
+    if operator.outputs is None:
         return
-    size = outputs.shape[1]
+    size, first = operator.outputs.shape[1], 0
     chunk = max(1, _ENTRIES // size**2)
-    for first in range(0, len(outputs), chunk):
-        leaf = outputs[first : first + chunk].detach().requires_grad_()
-        targets = operator.targets[first : first + chunk]
-        loss = len(leaf) * operator.loss(leaf, targets)  # a sum over samples: each has its own curvature
+    for (inputs, targets), _ in operator.weighted_batches():
+        leaf = operator.outputs[first : first + len(inputs)].detach().requires_grad_()
+        loss = len(leaf) * operator.loss(leaf, targets)
         (slope,) = torch.autograd.grad(loss, leaf, create_graph=True, materialize_grads=True)
         axes = torch.eye(size).to(leaf)
-        rows = [torch.autograd.grad(slope, leaf, axis.expand_as(leaf), retain_graph=True)[0] for axis in axes]
-        values, vectors = torch.linalg.eigh(torch.stack(rows, dim=1))
-        yield first, values, vectors
+        for begin in range(0, len(leaf), chunk):
+            own = slice(begin, begin + chunk)
+            rows = [  # samples do not mix, so a sum over them gives each its own row
+                torch.autograd.grad(slope[own], leaf, axis.expand_as(leaf[own]), retain_graph=True)[0][own]
+                for axis in axes
+            ]
+            values, vectors = torch.linalg.eigh(torch.stack(rows, dim=1))
+            yield first + begin, values, vectors
+        first += len(leaf)
 
 
 def _heaviest(first: int, values: Tensor, vectors: Tensor, count: int) -> list[_Head]:
