@@ -162,15 +162,17 @@ def table(contestants: list[Contestant]) -> str:
     return markdown(("step", "layout", "median ms", "quartiles ms", "over float", "peak MiB"), rows)
 
 
-def networks(model: nn.Module, images: Tensor) -> dict[str, nn.Module]:
-    found = {FLOAT: copy.deepcopy(model)}
+def networks(model: nn.Module, images: Tensor) -> dict[str, Callable[[], nn.Module]]:
+    """What makes each network; a scripted one cannot be copied, so each layout has one made for it."""
+    makers: dict[str, Callable[[], nn.Module]] = {FLOAT: lambda: copy.deepcopy(model)}
     for quantizer in (LSQ(), DoReFa(), PACT(), Uniform()):
-        found[quantizer.name] = ours(model, images, quantizer)
+        makers[quantizer.name] = lambda made=quantizer: ours(model, images, made)  # type: ignore[misc]
     try:
-        found["Brevitas"] = brevitas(model, images)
+        importlib.import_module("brevitas.nn")
+        makers["Brevitas"] = lambda: brevitas(model, images)
     except ImportError as missing:
         print(f"left out: Brevitas ({missing}); pip install brevitas", flush=True)
-    return found
+    return makers
 
 
 def main() -> None:
@@ -188,11 +190,11 @@ def main() -> None:
     labels = torch.randint(10, (options.batch,), device=device)
     model = ModelSource("resnet20").build(10).network.to(device)
     contestants = []
-    for name, network in networks(model, images).items():
+    for name, make in networks(model, images).items():
         for layout in LAYOUTS:
-            contestants.append(Contestant(name, layout, copy.deepcopy(network)))
+            contestants.append(Contestant(name, layout, make()))
             if device.type == "cuda":
-                compiled: Any = torch.compile(copy.deepcopy(network))
+                compiled: Any = torch.compile(make())
                 contestants.append(Contestant(f"{name}, compiled", layout, compiled))
     measure(contestants, (images, labels), options.repeats)
     title = f"ResNet20, batch {options.batch} of random 32² images, {device}, {torch.get_num_threads()} threads"
