@@ -81,7 +81,7 @@ def test_equals_brute_force(seed, unit, level):
         ({"unit": "w_comp"}, "'w_comp' is unknown: give bytes, bops, latency_ms"),
         ({"widths": (8, 4)}, r"bits.widths=\[8, 4\]"),
         ({"widths": (4, 9)}, r"bits.widths=\[4, 9\]"),
-        ({"ends": 1}, r"bits.ends=\[1\]"),
+        ({"ends": 0}, r"bits.ends=\[0\]"),
         ({"weighting": "x"}, "bits.weighting='x'"),
     ],
 )

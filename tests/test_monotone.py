@@ -100,7 +100,7 @@ def test_many_blocks_in_no_time():
         ({"order": "sideways"}, "'sideways'.*descending, ascending, random"),
         ({"weighting": "gut"}, "'gut'.*eigenvalue, trace"),
         ({"activations": 16}, "bits.activations=16"),
-        ({"candidates": (1,)}, r"bits.candidates=\[1\]"),
+        ({"candidates": (0,)}, r"bits.candidates=\[0\]"),
         ({"target": -2}, "bits.target=-2"),
     ],
 )
