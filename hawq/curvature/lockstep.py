@@ -100,13 +100,15 @@ class _March:
         solver = self._solver
         if not isinstance(solver, LowRank):
             return "subset" if getattr(solver, "start_from", "random") == "subset" else ""
-        most = min(solver.rows, self._operator.vectors_that_fit) if solver.keeps_rows else solver.rows
-        self._factor = OutputFactor(self._operator, most, solver.rest, self._own_seed("signs"))
-        if self._factor.is_factor and (solver.curvature == "ggn" or self._operator.trace_is_gauss_newtons):
-            self._solver = replace(solver, rows=self._factor.num_heads)
-            self._solvers = dict.fromkeys(self._operator.names, self._solver)
-            return "rows"
-        self._solvers = dict.fromkeys(self._operator.names, solver.otherwise())
+        operator = self._operator
+        if operator.sees_samples_alone and (solver.curvature == "ggn" or operator.trace_is_gauss_newtons):
+            most = min(solver.rows, operator.vectors_that_fit) if solver.keeps_rows else solver.rows
+            self._factor = OutputFactor(operator, most, solver.rest, self._own_seed("signs"))
+            if self._factor.is_factor:
+                self._solver = replace(solver, rows=self._factor.num_heads)
+                self._solvers = dict.fromkeys(operator.names, self._solver)
+                return "rows"
+        self._solvers = dict.fromkeys(operator.names, solver.otherwise())
         return ""
 
     def _walk_subset(self) -> None:

@@ -99,15 +99,8 @@ class BlockOperator(ABC):
 
     @property
     def sees_samples_alone(self) -> bool:
-        """Whether each own sample has one output vector, whatever else is in its batch (no batch statistics)."""
-        if not self.influence or self.outputs is None:
-            return not self.influence
-        with self.analysis(), torch.no_grad():
-            try:
-                alone = self.model(self._sample(0))
-            except ValueError:  # statistics of a batch need more than one sample
-                return False
-        return torch.allclose(alone, self.outputs[:1], rtol=1e-3, atol=1e-5)
+        """Whether each sample has one output vector, whatever else is in its batch (no batch statistics)."""
+        return all(gather(not self.influence or self._sees_own_alone()))
 
     @property
     def trace_is_gauss_newtons(self) -> bool:
@@ -284,6 +277,16 @@ class BlockOperator(ABC):
             name: torch.cat([torch.zeros_like(weight).reshape(-1) for weight in weights])
             for name, weights in self._parameters.items()
         }
+
+    def _sees_own_alone(self) -> bool:
+        if self.outputs is None:
+            return False
+        with self.analysis(), torch.no_grad():
+            try:
+                alone = self.model(self._sample(0))
+            except ValueError:  # statistics of a batch need more than one sample
+                return False
+        return torch.allclose(alone, self.outputs[:1], rtol=1e-3, atol=1e-5)
 
     def _sample(self, index: int) -> Tensor:
         """The input (1, ...) of one of this process' samples."""

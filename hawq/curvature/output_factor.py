@@ -39,7 +39,7 @@ class OutputFactor:
     training has memorised the data, a few rows hold nearly all of G.
 
     Args:
-        operator: of either curvature; its network, loss and samples are used.
+        operator: of either curvature, which sees samples alone; its network, loss and samples are used.
         most_heads: most rows, those with the largest σ, that stand alone.
         rest: share of Σ σ that may be left to the others; with less, no more rows stand alone.
         seed: of the random signs.
@@ -50,7 +50,7 @@ class OutputFactor:
         self._drawn: tuple[int, Tensor] | None = None
         self._spectra = list(_spectra(operator)) if _size(operator) <= _ENTRIES_KEPT else None
         own: list[_Head] = []
-        total, convex = 0.0, operator.sees_samples_alone
+        total, convex = 0.0, True
         for first, values, vectors in self._chunks():
             own += _heaviest(first, values, vectors, most_heads)
             total += float(values.double().sum())
@@ -61,7 +61,7 @@ class OutputFactor:
         enough = next((count for count, weight in enumerate(left) if weight <= rest * total), len(everyone))
         self._chosen = sorted(everyone[:enough], key=lambda head: (head.owner, head.sample))  # one forward a sample
         self.is_factor = all(gather(convex))
-        """Whether G is this sum: each sample has one output vector, its own, by which its loss is convex."""
+        """Whether G is this sum: the loss of each sample is convex by its outputs."""
 
     @property
     def num_heads(self) -> int:
