@@ -54,7 +54,8 @@ def test_mix_weighs_labels_and_teacher(weight):
     inputs, labels = samples(6)
     outputs = student(inputs).detach()
     hard = F.cross_entropy(outputs, labels)
-    mixed = Distillation(teacher, weight, 2.0).mix(hard, outputs, inputs)
+    distillation = Distillation(teacher, weight, 2.0)
+    mixed = distillation.mix(hard, outputs, distillation.teach(inputs))
     soft = soft_loss(outputs, teacher(inputs).detach(), 2.0)
     assert float(mixed) == pytest.approx(float((1 - weight) * hard + weight * soft))
 
@@ -64,9 +65,9 @@ def test_teacher_is_read_in_eval_mode_and_not_changed():
     teacher.body[1].eval()
     before, modes = copy.deepcopy(teacher), [module.training for module in teacher.modules()]
     random_before = torch.get_rng_state()
-    Distillation(teacher, 0.5, 4.0).mix(
-        torch.zeros(()), torch.zeros(8, 3, requires_grad=True), BATCHES[0][0]
-    ).backward()
+    distillation = Distillation(teacher, 0.5, 4.0)
+    targets = distillation.teach(BATCHES[0][0])
+    distillation.mix(torch.zeros(()), torch.zeros(8, 3, requires_grad=True), targets).backward()
     assert same_state(teacher, before)
     assert [module.training for module in teacher.modules()] == modes
     assert all(parameter.grad is None for parameter in teacher.parameters())

@@ -16,6 +16,8 @@ from hawq.quantization.pact import LearnedClip
 QUANTIZERS = {
     "lsq": LSQ(),
     "lsq per tensor": LSQ(per_channel=False),
+    "lsq as published": LSQ(balanced_bits=0),
+    "lsq balanced": LSQ(balanced_bits=8),
     "uniform": Uniform(),
     "uniform minmax": Uniform("minmax", "minmax"),
     "uniform per tensor": Uniform(per_channel=False),
@@ -126,6 +128,61 @@ def test_compiled_whole_it_gives_the_same(made):
     expected, got = (torch.autograd.grad(each(x).square().sum(), wanted) for each in (quantizer, compiled))
     torch.testing.assert_close(got, expected)
     assert torch.equal(compiled(x), quantizer(x))
+
+
+@pytest.mark.parametrize(
+    "layout", [LAYOUTS["contiguous"], LAYOUTS["channels last"]], ids=["contiguous", "channels last"]
+)
+@pytest.mark.parametrize("bits", [2, 4, 5])
+def test_coarse_grids_stay_in_bfloat16(bits, layout):
+    """As the same numbers in float64, but for roundings to 8 significant bits."""
+    generator = torch.Generator().manual_seed(bits)
+    x = layout(torch.randn(16, 8, 12, 12, generator=generator).relu()).bfloat16().requires_grad_()
+    grad = layout(torch.randn(x.shape, generator=generator) + 0.2).bfloat16()
+    grid = torch.tensor([0.1371 * 16 / 2**bits], requires_grad=True), torch.zeros(1), torch.tensor([2.0**bits - 1])
+    y = fake_quantize(x, *grid)
+    assert y.dtype == torch.bfloat16
+    codes = (y.detach().double() / grid[0].detach()).round()
+    torch.testing.assert_close(y.double(), codes * grid[0].detach(), rtol=2**-8, atol=0)
+    ratio = x.detach().double() / grid[0].detach()
+    inside = ratio <= grid[2]
+    assert ((codes - ratio).abs()[inside] <= 0.5 + ratio[inside] * 2**-7).all()
+    got = torch.autograd.grad(y, (x, grid[0]), grad)
+    by_scale = torch.where(inside, codes - ratio, codes)
+    assert torch.equal(got[0], grad * inside)
+    noise = (grad.double() * by_scale).square().sum().sqrt()
+    assert abs(float(got[1] - (grad.double() * by_scale).sum())) < 0.2 * float(noise)
+
+
+@pytest.mark.parametrize("bits", [6, 8])
+def test_fine_grids_are_widened_from_bfloat16(bits):
+    quantizer, x = LSQ().activation(bits), torch.rand(1000).bfloat16().requires_grad_()
+    quantizer.initialise(x.detach().float())
+    y = quantizer(x)
+    assert y.dtype == torch.float32 and torch.equal(y, quantizer(x.detach().float()))
+    y.sum().backward()
+    assert x.grad.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("bits", [1, 2, 3])
+def test_balanced_weights_have_no_code_at_zero(bits):
+    quantizer, weight = LSQ(balanced_bits=2).weight(bits), torch.randn(4, 200)
+    quantizer.initialise(weight)
+    codes = sorted(set(quantizer.codes(weight)[0].flatten().tolist()))
+    assert codes == ([-4.0, -3, -2, -1, 0, 1, 2, 3] if bits == 3 else [[-0.5, 0.5], [-1.5, -0.5, 0.5, 1.5]][bits - 1])
+
+
+def test_balanced_weights_are_nearer_at_two_bits():
+    """Four levels around zero leave 0.119 σ² of a normal distribution (Max, 1960, Table II), −2 … 1 more."""
+    weight = torch.randn(1, 100_000)
+    (balanced,), (published,) = (weight_errors([weight], LSQ(balanced_bits=b), [2]).values() for b in (2, 0))
+    assert balanced / weight.numel() == pytest.approx(0.1188, rel=0.03)
+    assert published > 1.2 * balanced
+
+
+def test_balanced_width_out_of_range_is_refused():
+    with pytest.raises(ValueError, match=r"quantizer\.balanced_bits=9 is out of range: give 0 to 8"):
+        LSQ(balanced_bits=9)
 
 
 @pytest.mark.parametrize("bits", WIDTHS)

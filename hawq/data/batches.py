@@ -52,7 +52,7 @@ def _seeded(seed: int) -> Iterator[None]:
     """Python's and PyTorch's random numbers by `seed`; both generators are put back."""
     state = random.getstate()
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # not torch.manual_seed: it writes a stack trace for CUDA each time
         random.seed(seed)
         try:
             yield

@@ -28,10 +28,14 @@ class Distillation:
     weight: float
     temperature: float
 
-    def mix(self, hard: Tensor, outputs: Tensor, inputs: Tensor) -> Tensor:
-        """The loss above for a batch of inputs (N, ...), the student's outputs (N, K, ...), and their hard loss."""
+    def teach(self, inputs: Tensor) -> Tensor:
+        """The teacher's outputs (N, K, ...) for a batch of inputs (N, ...)."""
         with eval_mode(self.teacher), torch.no_grad():
-            targets = self.teacher(inputs)
+            outputs: Tensor = self.teacher(inputs)
+        return outputs
+
+    def mix(self, hard: Tensor, outputs: Tensor, targets: Tensor) -> Tensor:
+        """The loss above for the student's outputs (N, K, ...), their hard loss, and the teacher's outputs."""
         return (1 - self.weight) * hard + self.weight * soft_loss(outputs, targets, self.temperature)
 
 

@@ -35,7 +35,9 @@ class Objective:
         inputs, targets = batch
         outputs = self.outputs(network, inputs)
         hard = self.loss(outputs, targets)
-        return self.distillation.mix(hard, outputs, inputs) if self.distillation else hard
+        if not self.distillation:
+            return hard
+        return self.distillation.mix(hard, outputs, self.outputs(self.distillation.teach, inputs))
 
     def outputs(self, network: Network, inputs: Tensor) -> Tensor:
         """The network's outputs, computed in this precision."""

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 _PIECE = 2**18  # values that are summed in their own precision
+_REDUCED_LEVELS = 32  # most steps of a grid that 8 significant bits (bfloat16) tell apart well
 
 
 class _FakeQuantize(torch.autograd.Function):
@@ -15,7 +16,10 @@ class _FakeQuantize(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, scale: Tensor, low: Tensor, high: Tensor, clip_only: bool) -> Tensor:
-        out = nearest(x, scale, low, high).mul_(scale)
+        if _is_reduced(x) and not _stays_reduced(x, scale, low, high):
+            x = x.float()
+        out = nearest(x, scale, low, high)
+        out.mul_(scale.item() if _is_reduced(x) else scale)
         ctx.save_for_backward(x, out, scale, low, high)
         ctx.clip_only = clip_only
         return out
@@ -25,10 +29,13 @@ class _FakeQuantize(torch.autograd.Function):
         x, out, scale, low, high = ctx.saved_tensors
         grad, grad_scale = grads[0], None
         in_one_pass = _is_eager_cpu(x) and scale.numel() == low.numel() == high.numel() == 1 and x.dtype == grad.dtype
-        grad_x = (_inside_in_one_pass if in_one_pass else _inside)(grad, x, low * scale, high * scale)
+        inside, ends = (_inside_in_one_pass if in_one_pass else _inside), (low * scale, high * scale)
+        grad_x = inside(grad, x, *ends)
         if ctx.needs_input_grad[1]:  # s · ∂y/∂s = y − x inside the range, or nothing; y outside
             inner = out if ctx.clip_only else x
-            if in_one_pass:
+            if in_one_pass and _is_reduced(x):  # a difference of two sums would be lost in their roundings
+                total = (out - inside(inner, x, *ends)).mul_(grad).sum(dtype=torch.float32)
+            elif in_one_pass:
                 total = _dot(grad, out) - _dot(grad_x, inner)
             else:
                 total = (grad * out - grad_x * inner).sum_to_size(scale.shape)
@@ -39,6 +46,18 @@ class _FakeQuantize(torch.autograd.Function):
 def _is_eager_cpu(x: Tensor) -> bool:
     """Whether reading a value costs nothing: a GPU would wait, and a compiler fuses plain expressions better."""
     return x.is_cpu and not torch.compiler.is_compiling()
+
+
+def _is_reduced(x: Tensor) -> bool:
+    """Whether a number has so few bits that it must be widened for fine grids: bfloat16 or float16."""
+    return x.dtype in (torch.bfloat16, torch.float16)
+
+
+def _stays_reduced(x: Tensor, scale: Tensor, low: Tensor, high: Tensor) -> bool:
+    """Whether values may be quantised in their own short format: one coarse grid, on a CPU."""
+    return (
+        _is_eager_cpu(x) and scale.numel() == low.numel() == high.numel() == 1 and (high - low).item() < _REDUCED_LEVELS
+    )
 
 
 def _inside(grad: Tensor, x: Tensor, least: Tensor, most: Tensor) -> Tensor:
@@ -63,7 +82,8 @@ def _dot(a: Tensor, b: Tensor) -> Tensor:
 
 def nearest(x: Tensor, scale: Tensor, low: Tensor, high: Tensor) -> Tensor:
     """The code nearest to each x · (1/s): low, low + 1, … high; as a new tensor."""
-    ratio = x * scale.reciprocal()
+    inverse = scale.reciprocal()
+    ratio = x * (inverse.item() if _is_reduced(x) else inverse)  # a tensor would widen x again
     half = low - low.floor()  # 0, or ½ for a grid without zero
     if not _is_eager_cpu(x) or half.any():
         ratio.sub_(half).round_().add_(half)

@@ -17,16 +17,27 @@ class LSQ:
 
     Args:
         per_channel: one weight step for each output channel instead of one for each tensor.
+        balanced_bits: widths up to this one have as many weight codes below zero as above, ±½, ±1½, …, and none at
+            zero; wider ones the published −2^(b−1) … 2^(b−1)−1. 0 or 1: published codes from two bits on.
+
+    Raises:
+        ValueError: a width out of range.
     """
 
     per_channel: bool = True
+    balanced_bits: int = 2
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.balanced_bits <= 8:
+            raise ValueError(f"quantizer.balanced_bits={self.balanced_bits} is out of range: give 0 to 8")
 
     @property
     def name(self) -> str:
         return "lsq"
 
     def weight(self, bits: int) -> FakeQuantizer:
-        return LearnedStep(bits, 0 if self.per_channel else None, symmetric=True)
+        balanced = bits <= self.balanced_bits
+        return LearnedStep(bits, 0 if self.per_channel else None, symmetric=True, balanced=balanced)
 
     def activation(self, bits: int) -> FakeQuantizer:
         return LearnedStep(bits, None, symmetric=False)
@@ -39,9 +50,9 @@ class LearnedStep(FakeQuantizer):
     low: Tensor
     high: Tensor
 
-    def __init__(self, bits: int, channel_axis: int | None, *, symmetric: bool) -> None:
+    def __init__(self, bits: int, channel_axis: int | None, *, symmetric: bool, balanced: bool = False) -> None:
         super().__init__(bits, channel_axis)
-        self.symmetric = symmetric
+        self.symmetric, self.balanced = symmetric, balanced
         self.scale = nn.Parameter(torch.ones(1))
         self.register_buffer("low", torch.zeros(1))
         self.register_buffer("high", torch.ones(1))
@@ -52,6 +63,8 @@ class LearnedStep(FakeQuantizer):
         keep = self.channel_axis is not None
         least, most = x.amin(axes, keepdim=keep), x.amax(axes, keepdim=keep)
         low, high = integer_limits(self.bits, least, most, symmetric=self.symmetric)
+        if self.balanced:
+            low, high = (low - high) / 2, (high - low) / 2
         scale = covering_scale(least, most, low, high)
         self.low, self.high = low.reshape(-1)[:1], high.reshape(-1)[:1]  # a trained step keeps one integer range
         scale = scale * least_squares_ratio(x, scale, self.low, self.high, self.channel_axis)
