@@ -57,7 +57,7 @@ from hawq.validation import (
 )
 from hawq.weights import load_strictly
 
-FORMAT = 2  # raised when a stage computes something else from the same settings: old artifacts are then left alone
+FORMAT = 3  # raised when a stage computes something else from the same settings: old artifacts are then left alone
 SENSITIVITY_SCHEMA = "hawq.sensitivity/2"
 CURVATURE_SCHEMA = "hawq.curvature/2"
 RISES_SCHEMA = "hawq.rises/1"
