@@ -1,7 +1,7 @@
 """A quantised training step against the float step and against Brevitas', in one run, on random data of CIFAR's shape.
 
     pip install brevitas
-    python scripts/benchmark_training.py [--batch 128] [--repeats 15] [--threads 1] [--device cuda]
+    python scripts/benchmark_training.py [--batch 128] [--repeats 15] [--threads 1] [--device cuda] [--precision bfloat16]
 
 ResNet20 with weights of 4 bits, a step for each channel where the quantiser has one, and activations of 4 bits. Steps
 are taken in turn, one of each network, so that other work on the machine meets all alike; the table has medians, each
@@ -30,6 +30,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from hawq.blocks import find_blocks
 from hawq.costs import plan_cost
+from hawq.finetuning.settings import PRECISIONS
 from hawq.models import ModelSource
 from hawq.quantization import LSQ, PACT, DoReFa, Quantizer, Uniform, quantize
 from hawq.records import BitPlan, Precision
@@ -47,6 +48,7 @@ class Contestant:
     name: str
     layout: str
     network: nn.Module
+    precision: str
     seconds: list[float] = field(default_factory=list)
     peak_mib: float = 0.0
 
@@ -56,7 +58,9 @@ class Contestant:
 
     def step(self, images: Tensor, labels: Tensor) -> None:
         images = images.to(memory_format=LAYOUTS[self.layout])
-        loss = nn.functional.cross_entropy(self.network(images), labels)
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
+            outputs = self.network(images)
+        loss = nn.functional.cross_entropy(outputs.float(), labels)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.optimizer.step()
@@ -181,6 +185,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=15, help="steps of each network that are timed")
     parser.add_argument("--threads", type=int, help="threads of PyTorch")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--precision", default="float32", choices=PRECISIONS, help="of the forward pass (autocast)")
     options = parser.parse_args()
     if options.threads:
         torch.set_num_threads(options.threads)
@@ -192,12 +197,12 @@ def main() -> None:
     contestants = []
     for name, make in networks(model, images).items():
         for layout in LAYOUTS:
-            contestants.append(Contestant(name, layout, make()))
+            contestants.append(Contestant(name, layout, make(), options.precision))
             if device.type == "cuda":
                 compiled: Any = torch.compile(make())
-                contestants.append(Contestant(f"{name}, compiled", layout, compiled))
+                contestants.append(Contestant(f"{name}, compiled", layout, compiled, options.precision))
     measure(contestants, (images, labels), options.repeats)
-    title = f"ResNet20, batch {options.batch} of random 32² images, {device}, {torch.get_num_threads()} threads"
+    title = f"ResNet20, batch {options.batch} of random 32² images, {options.precision}, {device}, {torch.get_num_threads()} threads"
     print(f"{title}, {options.repeats} steps each\n\n{table(contestants)}")
 
 

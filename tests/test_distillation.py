@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from tuning import BATCHES, CALIBRATION, prepared, same_state
 
 from hawq.finetuning import Distillation, FineTuning, Training, finetune, fit, soft_loss
+from hawq.finetuning.step import Objective
 from hawq.records import Phase
 
 JOINT = (Phase((), (), 40, 0.05, 0.0),)
@@ -58,6 +59,17 @@ def test_mix_weighs_labels_and_teacher(weight):
     mixed = distillation.mix(hard, outputs, distillation.teach(inputs))
     soft = soft_loss(outputs, teacher(inputs).detach(), 2.0)
     assert float(mixed) == pytest.approx(float((1 - weight) * hard + weight * soft))
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_teacher_computes_in_the_precision_of_its_student(precision):
+    teacher, student = build("residual", torch.float32), build("residual", torch.float32)
+    seen = []
+    for network in (teacher, student):
+        network.register_forward_hook(lambda *arguments: seen.append(arguments[-1].dtype))
+    objective = Objective(F.cross_entropy, Distillation(teacher, 0.5, 4.0), precision)
+    objective(student, samples(6, torch.float32)).backward()
+    assert seen == [getattr(torch, precision)] * 2
 
 
 def test_teacher_is_read_in_eval_mode_and_not_changed():
