@@ -1,7 +1,7 @@
 """A quantised training step against the float step and against Brevitas', in one run, on random data of CIFAR's shape.
 
     pip install brevitas
-    python scripts/benchmark_training.py [--batch 128] [--repeats 15] [--threads 1] [--device cuda] [--precision bfloat16]
+    python scripts/benchmark_training.py [--batch 128] [--repeats 15] [--threads 1] [--device cuda] [--precision …]
 
 ResNet20 with weights of 4 bits, a step for each channel where the quantiser has one, and activations of 4 bits. Steps
 are taken in turn, one of each network, so that other work on the machine meets all alike; the table has medians, each
@@ -202,8 +202,8 @@ def main() -> None:
                 compiled: Any = torch.compile(make())
                 contestants.append(Contestant(f"{name}, compiled", layout, compiled, options.precision))
     measure(contestants, (images, labels), options.repeats)
-    title = f"ResNet20, batch {options.batch} of random 32² images, {options.precision}, {device}, {torch.get_num_threads()} threads"
-    print(f"{title}, {options.repeats} steps each\n\n{table(contestants)}")
+    title = f"ResNet20, batch {options.batch} of random 32² images, {options.precision}, {device}"
+    print(f"{title}, {torch.get_num_threads()} threads, {options.repeats} steps each\n\n{table(contestants)}")
 
 
 if __name__ == "__main__":
