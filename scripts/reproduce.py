@@ -39,6 +39,7 @@ from hawq.report import (
 
 TABLES = {path.stem: path for path in sorted((REPOSITORY / "docs" / "papers").glob("*.yaml"))}
 BEGIN, END = "<!-- made by: python scripts/reproduce.py readme -->\n", "<!-- end -->\n"
+BEGIN_ABLATIONS = "<!-- ablations, made by: python scripts/reproduce.py readme -->\n"
 
 
 def main() -> None:
@@ -55,7 +56,7 @@ def main() -> None:
     table = read_table(TABLES[given.table])
     try:
         if given.run is None:
-            print(comparison(table, {row.id: ours(given.table, table, row, results) for row in table.rows}))
+            print(beside_ours(given.table, results))
         else:
             raise SystemExit(subprocess.call(command(table, given.run, [*given.overrides, *more])))
     except ValueError as error:
@@ -71,10 +72,18 @@ def command(table: PaperTable, name: str, overrides: list[str]) -> list[str]:
 
 
 def with_results(readme: str, results: list[Recorded]) -> str:
-    """The README's text with its table of results made anew."""
-    before, _, rest = readme.partition(BEGIN)
-    after = rest.partition(END)[2]
-    return f"{before}{BEGIN}\n{readme_results(results)}\n\n{END}{after}"
+    """The README's text with its tables of results and of ablations made anew."""
+    for begin, shown in ((BEGIN, readme_results(results)), (BEGIN_ABLATIONS, beside_ours("ablations", results))):
+        before, _, rest = readme.partition(begin)
+        after = rest.partition(END)[2]
+        readme = f"{before}{begin}\n{shown}\n\n{END}{after}"
+    return readme
+
+
+def beside_ours(name: str, results: list[Recorded]) -> str:
+    """A table with every row's figures beside ours."""
+    table = read_table(TABLES[name])
+    return comparison(table, {row.id: ours(name, table, row, results) for row in table.rows})
 
 
 def ours(name: str, table: PaperTable, row: PaperRow, results: list[Recorded]) -> Ours:
