@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 _PIECE = 2**18  # values that are summed in their own precision
-_REDUCED_LEVELS = 32  # most steps of a grid that 8 significant bits (bfloat16) tell apart well
+_SHORT_CODES = 32  # most codes of a grid that 8 significant bits (bfloat16) tell apart well
 
 
 class _FakeQuantize(torch.autograd.Function):
@@ -16,10 +16,10 @@ class _FakeQuantize(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, scale: Tensor, low: Tensor, high: Tensor, clip_only: bool) -> Tensor:
-        if _is_reduced(x) and not _stays_reduced(x, scale, low, high):
+        short = _stays_short(x, scale, low, high)
+        if _is_short(x) and not short:
             x = x.float()
-        out = nearest(x, scale, low, high)
-        out.mul_(scale.item() if _is_reduced(x) else scale)
+        out = nearest(x, scale, low, high).mul_(scale.item() if short else scale)
         ctx.save_for_backward(x, out, scale, low, high)
         ctx.clip_only = clip_only
         return out
@@ -33,7 +33,7 @@ class _FakeQuantize(torch.autograd.Function):
         grad_x = inside(grad, x, *ends)
         if ctx.needs_input_grad[1]:  # s · ∂y/∂s = y − x inside the range, or nothing; y outside
             inner = out if ctx.clip_only else x
-            if in_one_pass and _is_reduced(x):  # a difference of two sums would be lost in their roundings
+            if in_one_pass and _is_short(x):  # a difference of two sums would be lost in their roundings
                 total = (out - inside(inner, x, *ends)).mul_(grad).sum(dtype=torch.float32)
             elif in_one_pass:
                 total = _dot(grad, out) - _dot(grad_x, inner)
@@ -48,16 +48,15 @@ def _is_eager_cpu(x: Tensor) -> bool:
     return x.is_cpu and not torch.compiler.is_compiling()
 
 
-def _is_reduced(x: Tensor) -> bool:
-    """Whether a number has so few bits that it must be widened for fine grids: bfloat16 or float16."""
+def _is_short(x: Tensor) -> bool:
+    """Whether a number has too few bits for fine grids: bfloat16 or float16."""
     return x.dtype in (torch.bfloat16, torch.float16)
 
 
-def _stays_reduced(x: Tensor, scale: Tensor, low: Tensor, high: Tensor) -> bool:
-    """Whether values may be quantised in their own short format: one coarse grid, on a CPU."""
-    return (
-        _is_eager_cpu(x) and scale.numel() == low.numel() == high.numel() == 1 and (high - low).item() < _REDUCED_LEVELS
-    )
+def _stays_short(x: Tensor, scale: Tensor, low: Tensor, high: Tensor) -> bool:
+    """Whether short numbers are quantised as they are: on one coarse grid, on a CPU."""
+    one = scale.numel() == low.numel() == high.numel() == 1
+    return _is_short(x) and _is_eager_cpu(x) and one and (high - low).item() < _SHORT_CODES
 
 
 def _inside(grad: Tensor, x: Tensor, least: Tensor, most: Tensor) -> Tensor:
@@ -83,7 +82,7 @@ def _dot(a: Tensor, b: Tensor) -> Tensor:
 def nearest(x: Tensor, scale: Tensor, low: Tensor, high: Tensor) -> Tensor:
     """The code nearest to each x · (1/s): low, low + 1, … high; as a new tensor."""
     inverse = scale.reciprocal()
-    ratio = x * (inverse.item() if _is_reduced(x) else inverse)  # a tensor would widen x again
+    ratio = x * (inverse.item() if _stays_short(x, scale, low, high) else inverse)  # a tensor would widen x
     half = low - low.floor()  # 0, or ½ for a grid without zero
     if not _is_eager_cpu(x) or half.any():
         ratio.sub_(half).round_().add_(half)
