@@ -18,7 +18,7 @@ def network(quantizer=None, bits=2):
     """(network of one linear layer, its quantised layer, its blocks)."""
     model = nn.Sequential(nn.Linear(NUM_WEIGHTS, 1, bias=False))
     blocks = find_blocks(model)
-    quantized = attach(model, blocks, plan_of(blocks, bits), quantizer or LSQ(per_channel=False))
+    quantized = attach(model, blocks, plan_of(blocks, bits), quantizer or LSQ(per_channel=False, balanced_bits=0))
     layer = quantized[0]
     weight_quantizer(layer).initialise(layer.parametrizations.weight.original)
     return quantized, layer, blocks
