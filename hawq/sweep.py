@@ -76,6 +76,10 @@ def read_report(folder: Path) -> RunReport:
     path = folder / "report.json"
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist: give a folder that a finished run wrote")
-    data = json.loads(path.read_text())
-    data.pop("schema", None)
+    try:
+        data = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON ({error}): give a folder that a finished run wrote") from error
+    if isinstance(data, dict):
+        data.pop("schema", None)
     return from_dict(data, RunReport)

@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 from torch import nn
 
-from hawq.config import compose_parts
+from hawq.config import REPOSITORY, compose_parts
 from hawq.costs import published_bytes
 from hawq.data import Images
 from hawq.evaluation import accuracy_on
@@ -81,12 +81,23 @@ def normalization_of(path: Path, about: dict[str, Any]) -> Normalization:
 
 
 def stated(about: dict[str, Any], overrides: list[str]) -> list[str]:
-    """What a file says, as overrides; the data set only where no other is given."""
+    """What a file says, as overrides; the data set only where no other is given.
+
+    Raises ValueError for a data set that has no option of its own: a file does not hold its splits and classes.
+    """
     found = ["tracking=none", "model=timm", f"model.name={about['model']}"]
     if "framing" in about:
         found.append(f"model.small_input_size={about['framing']['size']}")
     other = any(override.startswith("dataset=") for override in overrides)
-    return found if other else [*found, f"dataset={about['dataset']}"]
+    if other:
+        return found
+    name = about["dataset"]
+    if not (REPOSITORY / "conf" / "dataset" / f"{name}.yaml").is_file():
+        raise ValueError(
+            f"the file was measured on {name!r}, which is no option of dataset: give it as the run was given it, say "
+            f"dataset=timm dataset.name={name} dataset.num_classes=..."
+        )
+    return [*found, f"dataset={name}"]
 
 
 if __name__ == "__main__":

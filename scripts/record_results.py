@@ -124,9 +124,10 @@ def shown_command(reports: Sequence[RunReport]) -> str:
     words = []
     for word in shlex.split(reports[0].command)[2:]:
         key, equals, value = word.partition("=")
-        if key in NOT_PART_OF_A_RESULT or (several and key in ("-m", "--multirun", "seed")):
+        if key.lstrip("+~").split(".")[0] in NOT_PART_OF_A_RESULT or (several and key in ("-m", "--multirun", "seed")):
             continue
-        words.append(key + equals + (Path(value).name if value.startswith(("/", "./", "../", "~")) else value))
+        shown = key + equals + (Path(value).name if value.startswith(("/", "./", "../", "~")) else value)
+        words.append(f"'{shown}'" if set(shown) & set(' "{}$&;<>|()*?!') else shown)
     return " ".join(["python train.py", *(["-m", f"seed={seeds}"] if several else []), *words])
 
 

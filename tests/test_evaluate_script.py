@@ -32,7 +32,10 @@ def material(tmp_path_factory):
     labels = np.where(np.arange(20) < 14, answers, (answers + 1) % 10)
     np.savez(folder / "data.npz", train_images=images, train_labels=labels, test_images=images, test_labels=labels)
     save(small, folder / "small.safetensors", ABOUT)
+    save(small, folder / "timm.safetensors", ABOUT | {"dataset": "hfds/some/images"})
     save(small, folder / "silent.safetensors")
+    (folder / "odd.json").write_text("[1, 2]")
+    (folder / "torn.json").write_text('{"schema": ')
     (folder / "text.safetensors").write_text("hello")
     return folder
 
@@ -70,6 +73,7 @@ def test_the_file_of_a_run_is_measured_as_the_run_did(tmp_path, capsys):
         (["text.safetensors"], "is not a packed network"),
         (["silent.safetensors"], "does not state its model, dataset, mean, std: .* hawq.load"),
         (["small.safetensors"], "dataset.path is not set: give dataset.path="),
+        (["timm.safetensors"], "'hfds/some/images', which is no option .* dataset=timm dataset.name=hfds/some/images "),
         (["small.safetensors", "dataset.path=absent.npz"], "absent.npz does not exist"),
         (
             ["small.safetensors", "dataset=cifar100", "dataset.path={data}"],

@@ -160,8 +160,21 @@ def test_fine_grids_are_widened_from_bfloat16(bits):
     quantizer.initialise(x.detach().float())
     y = quantizer(x)
     assert y.dtype == torch.float32 and torch.equal(y, quantizer(x.detach().float()))
+    assert any(saved.data_ptr() == x.data_ptr() for saved in y.grad_fn.saved_tensors)  # no copy is kept
     y.sum().backward()
     assert x.grad.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("bits", [2, 8])
+def test_networks_of_short_numbers_stay_so(bits, dtype):
+    weight, images = torch.randn(4, 30).to(dtype).requires_grad_(), torch.rand(9, 30).to(dtype).requires_grad_()
+    for quantizer, x in ((LSQ().weight(bits), weight), (LSQ().activation(bits), images)):
+        quantizer.initialise(x.detach())
+        y = quantizer.to(dtype)(x)
+        assert y.dtype == dtype
+        y.sum().backward()
+        assert x.grad.dtype == dtype and x.grad.isfinite().all()
 
 
 @pytest.mark.parametrize("bits", [1, 2, 3])
@@ -178,6 +191,14 @@ def test_balanced_weights_are_nearer_at_two_bits():
     (balanced,), (published,) = (weight_errors([weight], LSQ(balanced_bits=b), [2]).values() for b in (2, 0))
     assert balanced / weight.numel() == pytest.approx(0.1188, rel=0.03)
     assert published > 1.2 * balanced
+
+
+def test_sparse_weights_keep_their_zeros():
+    weight = torch.randn(4, 100) * (torch.arange(100) % 2)
+    quantizer = LSQ().weight(2)
+    quantizer.initialise(weight)
+    assert not quantizer(weight)[weight == 0].any()
+    assert weight_errors([weight], LSQ(), [2]) == weight_errors([weight], LSQ(balanced_bits=0), [2])
 
 
 def test_balanced_width_out_of_range_is_refused():

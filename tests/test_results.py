@@ -1,6 +1,7 @@
 """Records in docs/results: made of run folders, kept apart, summed up over seeds."""
 
 import json
+import shlex
 import shutil
 from dataclasses import replace
 from itertools import pairwise
@@ -33,10 +34,33 @@ def with_seeds(*accuracies):
 
 
 def test_a_record_survives_its_file(tmp_path):
-    path = write_result(tmp_path / "x.json", RECORD)
-    assert read_result(path) == RECORD
+    record = replace(RECORD, command="python train.py bits.candidates=[1,2,3]", note='of [1,2] a "[3,4]"')
+    path = write_result(tmp_path / "x.json", record)
+    assert read_result(path) == record
     assert '"curve": [[100, 88.5], [200, 90.0]]' in path.read_text()
     assert from_dict(to_dict(RECORD), Recorded) == RECORD
+
+
+@pytest.mark.parametrize("text", ["[1, 2]", '{"schema": ', "{}"])
+def test_another_file_is_named(text, tmp_path):
+    path = tmp_path / "x.json"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=r"x\.json is no recorded result"):
+        read_result(path)
+    (tmp_path / "report.json").write_text(text)
+    assert run_script("plot_convergence.py", tmp_path, "--out", tmp_path / "x.png").startswith("error: ")
+
+
+def test_the_command_of_a_record_can_be_typed(folder, tmp_path):
+    words = ["+bits.overrides={fc: [8]}", "tracking.mode=offline", "hydra.verbose=true", "bits.candidates=[2,4]"]
+
+    def change(report):
+        report["command"] = shlex.join(["python", "train.py", *words])
+
+    assert recorded_with(tmp_path, another(folder, tmp_path / "other", change), "--name", "x") is None
+    command = read_result(tmp_path / "x.json").command
+    assert shlex.split(command)[2:] == [words[0], words[3]]
+    assert command == "python train.py '+bits.overrides={fc: [8]}' bits.candidates=[2,4]"
 
 
 def test_one_run_has_no_spread():

@@ -17,8 +17,6 @@ class _FakeQuantize(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, scale: Tensor, low: Tensor, high: Tensor, clip_only: bool) -> Tensor:
         short = _stays_short(x, scale, low, high)
-        if _is_short(x) and not short:
-            x = x.float()
         out = nearest(x, scale, low, high).mul_(scale.item() if short else scale)
         ctx.save_for_backward(x, out, scale, low, high)
         ctx.clip_only = clip_only
@@ -28,7 +26,8 @@ class _FakeQuantize(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, out, scale, low, high = ctx.saved_tensors
         grad, grad_scale = grads[0], None
-        in_one_pass = _is_eager_cpu(x) and scale.numel() == low.numel() == high.numel() == 1 and x.dtype == grad.dtype
+        in_one_pass = _is_eager_cpu(x) and scale.numel() == low.numel() == high.numel() == 1
+        x = x.to(grad.dtype)  # on fine grids short numbers were widened
         inside, ends = (_inside_in_one_pass if in_one_pass else _inside), (low * scale, high * scale)
         grad_x = inside(grad, x, *ends)
         if ctx.needs_input_grad[1]:  # s · ∂y/∂s = y − x inside the range, or nothing; y outside

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from hawq.quantization.fake_quantize import FakeQuantizer
+from hawq.quantization.fake_quantize import FakeQuantizer, nearest
 from hawq.quantization.ranges import covering_scale, integer_limits, least_squares_ratio, reduce_axes
 
 
@@ -17,8 +17,9 @@ class LSQ:
 
     Args:
         per_channel: one weight step for each output channel instead of one for each tensor.
-        balanced_bits: widths up to this one have as many weight codes below zero as above, ±½, ±1½, …, and none at
-            zero; wider ones the published −2^(b−1) … 2^(b−1)−1. 0 or 1: published codes from two bits on.
+        balanced_bits: up to this width a layer's weights may have as many codes below zero as above, ±½, ±1½, …, and
+            none at zero; it has them where they leave a smaller squared error than the published −2^(b−1) … 2^(b−1)−1
+            (not in sparse layers). 0 or 1: published codes from two bits on.
 
     Raises:
         ValueError: a width out of range.
@@ -62,13 +63,19 @@ class LearnedStep(FakeQuantizer):
         axes = reduce_axes(x, self.channel_axis)
         keep = self.channel_axis is not None
         least, most = x.amin(axes, keepdim=keep), x.amax(axes, keepdim=keep)
-        low, high = integer_limits(self.bits, least, most, symmetric=self.symmetric)
+        limits = integer_limits(self.bits, least, most, symmetric=self.symmetric)
+        low, high = (limit.reshape(-1)[:1] for limit in limits)  # a trained step keeps one integer range
+        grids = [(low, high), ((low - high) / 2, (high - low) / 2)][: 1 + self.balanced]
+        scales = []
+        for grid in grids:
+            covering = covering_scale(least, most, *grid)
+            scales.append(covering * least_squares_ratio(x, covering, *grid, self.channel_axis))
+        best = 0
         if self.balanced:
-            low, high = (low - high) / 2, (high - low) / 2
-        scale = covering_scale(least, most, low, high)
-        self.low, self.high = low.reshape(-1)[:1], high.reshape(-1)[:1]  # a trained step keeps one integer range
-        scale = scale * least_squares_ratio(x, scale, self.low, self.high, self.channel_axis)
-        self.scale.data = scale if keep else scale.reshape(1)
+            errors = [_squared_error(x, scale, *grid) for scale, grid in zip(scales, grids, strict=True)]
+            best = errors.index(min(errors))
+        self.low, self.high = grids[best]
+        self.scale.data = scales[best] if keep else scales[best].reshape(1)
         self.enabled = True
 
     def grid(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -82,6 +89,11 @@ class LearnedStep(FakeQuantizer):
     def bits_above_zero(self) -> int:
         """Largest positive code, Q_P of the paper, at least 1."""
         return max(2 ** (self.bits - 1) - 1, 1) if self.symmetric else 2**self.bits - 1
+
+
+def _squared_error(x: Tensor, scale: Tensor, low: Tensor, high: Tensor) -> float:
+    """‖s·clip(round(x/s), lo, hi) − x‖²."""
+    return float((nearest(x, scale, low, high) * scale - x).double().square().sum())
 
 
 def _scale_gradient(x: Tensor, factor: float) -> Tensor:

@@ -134,8 +134,11 @@ def phase_borders(history: Sequence[Mapping[str, Any]]) -> list[int]:
 
 def read_result(path: Path) -> Recorded:
     """One record. Raises ValueError naming the file that is none."""
-    content = json.loads(path.read_text())
-    if content.pop("schema", None) != SCHEMA:
+    try:
+        content = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is no recorded result: it is not JSON ({error})") from error
+    if not isinstance(content, dict) or content.pop("schema", None) != SCHEMA:
         raise ValueError(f"{path} is no recorded result: its schema must be {SCHEMA}")
     return from_dict(content, Recorded)
 
@@ -149,9 +152,11 @@ def read_results(folder: Path) -> list[Recorded]:
 def recorded_accuracy(path: Path) -> tuple[float, str] | None:
     """Accuracy in percent that the record beside a packed file states for it, and which run that was."""
     for record in sorted(path.resolve().parent.glob("*.json")):
-        if json.loads(record.read_text()).get("schema") != SCHEMA:
+        try:
+            runs = read_result(record).runs
+        except ValueError:  # some other file
             continue
-        for run in read_result(record).runs:
+        for run in runs:
             if run.packed == path.name:
                 return run.rows[-1].result.accuracy, f"{record.name}, seed {run.seed}"
     return None
@@ -160,8 +165,13 @@ def recorded_accuracy(path: Path) -> tuple[float, str] | None:
 def write_result(path: Path, recorded: Recorded) -> Path:
     """Indented JSON, each list of numbers on one line."""
     text = json.dumps({"schema": SCHEMA, **to_dict(recorded)}, indent=2, allow_nan=False, ensure_ascii=False)
-    text = re.sub(r"\[[-\d.,\s\[\]]+\]", lambda found: re.sub(r"\s+", "", found[0]).replace(",", ", "), text)
+    text = re.sub(r'"(?:[^"\\]|\\.)*"|\[[-\d.,\s\[\]]+\]', _on_one_line, text)
     return write_whole(path, (text + "\n").encode())
+
+
+def _on_one_line(found: re.Match[str]) -> str:
+    """A list of numbers without line breaks; a string as it is."""
+    return found[0] if found[0].startswith('"') else re.sub(r"\s+", "", found[0]).replace(",", ", ")
 
 
 def readme_results(results: Sequence[Recorded]) -> str:
