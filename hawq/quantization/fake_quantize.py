@@ -26,7 +26,7 @@ class _FakeQuantize(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, out, scale, low, high = ctx.saved_tensors
         grad, grad_scale = grads[0], None
-        in_one_pass = _is_eager_cpu(x) and scale.numel() == low.numel() == high.numel() == 1
+        in_one_pass = _is_in_one_pass(x, scale, low, high)
         x = x.to(grad.dtype)  # on fine grids short numbers were widened
         inside, ends = (_inside_in_one_pass if in_one_pass else _inside), (low * scale, high * scale)
         grad_x = inside(grad, x, *ends)
@@ -47,6 +47,11 @@ def _is_eager_cpu(x: Tensor) -> bool:
     return x.is_cpu and not torch.compiler.is_compiling()
 
 
+def _is_in_one_pass(x: Tensor, scale: Tensor, low: Tensor, high: Tensor) -> bool:
+    """Whether all values share one grid, whose numbers may be read."""
+    return _is_eager_cpu(x) and scale.numel() == low.numel() == high.numel() == 1
+
+
 def _is_short(x: Tensor) -> bool:
     """Whether a number has too few bits for fine grids: bfloat16 or float16."""
     return x.dtype in (torch.bfloat16, torch.float16)
@@ -54,8 +59,7 @@ def _is_short(x: Tensor) -> bool:
 
 def _stays_short(x: Tensor, scale: Tensor, low: Tensor, high: Tensor) -> bool:
     """Whether short numbers are quantised as they are: on one coarse grid, on a CPU."""
-    one = scale.numel() == low.numel() == high.numel() == 1
-    return _is_short(x) and _is_eager_cpu(x) and one and (high - low).item() < _SHORT_CODES
+    return _is_short(x) and _is_in_one_pass(x, scale, low, high) and (high - low).item() < _SHORT_CODES
 
 
 def _inside(grad: Tensor, x: Tensor, least: Tensor, most: Tensor) -> Tensor:
