@@ -102,7 +102,7 @@ def ours(name: str, table: PaperTable, row: PaperRow, results: list[Recorded]) -
     elif isinstance(parts["bits"], (Manual, UniformBits)):
         return ours_of(parts["bits"].allocate(without_curvature(blocks)).cost, float_bytes, accuracy)
     else:  # needs an analysis
-        reached = found[-1]["W-Comp"] if found else f"our bits, ≥ {parts['bits'].target:g}"
+        reached = found[-1]["W-Comp"].removesuffix("×") if found else f"our bits, ≥ {parts['bits'].target:g}"
         return Ours(limit=reached, accuracy=accuracy)
     precisions = {block.name: Precision(width, width) for block, width in zip(blocks, widths, strict=True)}
     return ours_of(plan_cost(blocks, precisions), float_bytes, accuracy)
