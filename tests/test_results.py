@@ -92,6 +92,14 @@ def test_the_readme_shows_records_with_a_place_and_links_their_files():
     assert "](" not in readme_results([replace(RECORD, runs=(replace(RUN, packed=None),))])
 
 
+def test_records_of_one_parent_show_its_float_row_once():
+    other_float = replace(RUN, rows=(replace(FLOAT, result=replace(FLOAT.result, accuracy=90.0)), RUN.rows[1]))
+    others = [replace(RECORD, network="another"), replace(RECORD, network="another", runs=(other_float,))]
+    shown = readme_results([RECORD, RECORD, *others]).splitlines()
+    first_cells = [line.split("|")[1].strip() for line in shown if line.startswith("| ")][1:]
+    assert first_cells == ["ResNet20, CIFAR-10 (1)", "", "ResNet20, CIFAR-10 (2)", "another (3)", "", "another (4)", ""]
+
+
 def test_runs_of_one_record_are_about_the_same_networks():
     with pytest.raises(ValueError, match="need the same methods"):
         replace(RECORD, runs=(RUN, replace(RUN, rows=(FLOAT,))))

@@ -175,15 +175,21 @@ def _on_one_line(found: re.Match[str]) -> str:
 
 
 def readme_results(results: Sequence[Recorded]) -> str:
-    """The README's table, and a numbered note for each record; the packed files are linked."""
+    """The README's table, and a numbered note for each record; the packed files are linked.
+
+    Records that follow each other and share a network and its float row show that row once.
+    """
     cells, notes = [], []
+    parent = None
     for number, recorded in enumerate((one for one in results if one.place is not None), start=1):
         lines = recorded.cells()
         packed = recorded.runs[0].packed
         if packed:
             lines[-1] = (f"[{lines[-1][0]}](docs/results/{packed})", *lines[-1][1:])
-        labels = [f"{recorded.network} ({number})"] + [""] * (len(lines) - 1)
-        cells += [(label, *line) for label, line in zip(labels, lines, strict=True)]
+        known, parent = parent, (recorded.network, lines[0])
+        shown = lines[1:] if parent == known else lines
+        labels = [f"{recorded.network} ({number})"] + [""] * (len(shown) - 1)
+        cells += [(label, *line) for label, line in zip(labels, shown, strict=True)]
         note = f": {recorded.note}" if recorded.note else ""
         notes.append(f"{number}. `{recorded.command}`{note} ({recorded.circumstances()})")
     return "\n".join([markdown(("network, data", *RESULT_COLUMNS), cells), "", *notes])
