@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import pickle
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +23,7 @@ from hawq.records import Record, from_dict, to_dict
 MANIFEST = "manifest.json"
 PLAN_SCHEMA = "hawq.plan/1"
 _SCHEMA = "hawq.artifact/1"
+_SPENT = "spent_seconds"
 
 
 def fingerprint(value: Any) -> str:
@@ -67,6 +69,7 @@ class Entry:
 
     def __init__(self, path: Path, stage: str, key: str) -> None:
         self.path, self.stage, self.key = path, stage, key
+        self.half_done = HalfDone(path)
 
     def manifest(self) -> dict[str, Any] | None:
         """The manifest of a finished artifact, all files verified; None when it is not finished.
@@ -108,10 +111,6 @@ class Entry:
         write_json(self.path / MANIFEST, header | dict(facts))
         self.half_done.clear()
 
-    @property
-    def half_done(self) -> HalfDone:
-        return HalfDone(self.path)
-
     def files(self) -> list[Path]:
         """The files that the manifest of a finished artifact names."""
         manifest = self.manifest()
@@ -130,10 +129,14 @@ class Entry:
 
 
 class HalfDone:
-    """The newest half-done state of a stage, in a file whose name holds its own checksum."""
+    """The newest half-done state of a stage, in a file whose name holds its own checksum.
+
+    `earlier_seconds` is what the state that `load` found had taken, in all processes that worked on it.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        self.earlier_seconds, self._begun = 0.0, time.monotonic()
 
     def _files(self) -> list[Path]:
         return sorted(self._folder.glob("progress-*.pt"))
@@ -142,7 +145,7 @@ class HalfDone:
         """Writes the new state whole, and only then removes the older one."""
         older = self._files()
         buffer = io.BytesIO()
-        torch.save(state, buffer)
+        torch.save({**state, _SPENT: self.earlier_seconds + time.monotonic() - self._begun}, buffer)
         data = buffer.getvalue()
         number = max((int(path.stem.split("-")[1]) for path in older), default=0) + 1
         name = f"progress-{number:08d}-{hashlib.sha256(data).hexdigest()[:16]}.pt"
@@ -162,6 +165,7 @@ class HalfDone:
             state: dict[str, Any] = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
         except (pickle.UnpicklingError, RuntimeError) as error:
             raise UserError(f"{files[-1]} cannot be read ({error}): move it away and run again") from error
+        self.earlier_seconds, self._begun = state.pop(_SPENT, 0.0), time.monotonic()
         return state
 
     def clear(self) -> None:

@@ -397,7 +397,7 @@ def _cached(
             with measured() as cost:
                 files = make(entry)
             made: dict[str, Any] = {
-                "seconds": cost.seconds,
+                "seconds": round(entry.half_done.earlier_seconds + cost.seconds, 2),
                 "peak_memory_mib": cost.peak_memory_mib,
                 "depends_on": dict(facts),
             }

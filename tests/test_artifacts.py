@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from hawq.artifacts import MANIFEST, Entry, Store, dump_record, fingerprint, hash_tensors, parse_record
+from hawq.artifacts import MANIFEST, Entry, HalfDone, Store, dump_record, fingerprint, hash_tensors, parse_record
 from hawq.errors import UserError
 from hawq.records import Estimate
 
@@ -144,6 +144,26 @@ def test_newest_half_done_state_wins(entry: Entry, tmp_path: Path) -> None:
     assert state is not None and state["step"] == 2 and torch.equal(state["weights"], torch.zeros(3))
     entry.half_done.save({"step": 3})
     assert len(states_of(entry)) == 1 and entry.half_done.load() == {"step": 3}
+
+
+def test_time_of_ended_processes_counts(entry: Entry, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr("hawq.artifacts.time.monotonic", lambda: now[0])
+
+    def found() -> HalfDone:
+        again = HalfDone(entry.path)
+        assert again.load() == {"step": 1} and again.load() == {"step": 1}
+        return again
+
+    first = HalfDone(entry.path)
+    now[0] += 30
+    first.save({"step": 1})
+    now[0] += 500  # nobody works
+    second = found()
+    assert second.earlier_seconds == 30
+    now[0] += 10
+    second.save({"step": 1})
+    assert found().earlier_seconds == 40
 
 
 @pytest.mark.parametrize("damage", [lambda data: data[:-10], lambda data: data[:100] + b"x" + data[101:]])

@@ -12,9 +12,10 @@ import pytest
 import torch
 from runs import REPOSITORY, command_line, finished, run_folder
 
-from hawq.artifacts import parse_record
+from hawq.artifacts import HalfDone, parse_record
 from hawq.records import Sensitivity
 from hawq.stages import SENSITIVITY_SCHEMA
+from hawq.sweep import read_report
 from hawq.tracking import read_metrics
 
 LONG_ENOUGH = (
@@ -87,7 +88,13 @@ def rows(folder: Path) -> list[tuple[object, ...]]:
 @pytest.mark.parametrize("stage", ["analysis", "finetune"])
 def test_killed_run_ends_where_an_undisturbed_one_does(stage: str, undisturbed: Path, tmp_path: Path) -> None:
     kill_in(stage, tmp_path)
+    state = HalfDone(half_done(tmp_path, stage)[-1].parent)
+    kept = state.load()
+    assert kept is not None and 0 < state.earlier_seconds < 200
+    state.earlier_seconds += 1000
+    state.save(kept)
     folder, text = finish(tmp_path)
+    assert 1000 < next(row.seconds for row in read_report(folder).stages if row.stage == stage) < 1400
     assert ("analysis: found in the cache" in text) == (stage == "finetune")
     assert not half_done(tmp_path, stage) and len(finished(tmp_path, stage)) == 1
     assert sensitivity(folder) == sensitivity(undisturbed)

@@ -180,14 +180,14 @@ def readme_results(results: Sequence[Recorded]) -> str:
     Records that follow each other and share a network and its float row show that row once.
     """
     cells, notes = [], []
-    parent = None
+    parent: tuple[str, tuple[str, ...]] | None = None
     for number, recorded in enumerate((one for one in results if one.place is not None), start=1):
         lines = recorded.cells()
         packed = recorded.runs[0].packed
         if packed:
             lines[-1] = (f"[{lines[-1][0]}](docs/results/{packed})", *lines[-1][1:])
-        known, parent = parent, (recorded.network, lines[0])
-        shown = lines[1:] if parent == known else lines
+        shown = lines[1:] if parent == (recorded.network, lines[0]) else lines
+        parent = (recorded.network, lines[0])
         labels = [f"{recorded.network} ({number})"] + [""] * (len(shown) - 1)
         cells += [(label, *line) for label, line in zip(labels, shown, strict=True)]
         note = f": {recorded.note}" if recorded.note else ""
