@@ -155,6 +155,7 @@ class HalfDone:
 
     def load(self) -> dict[str, Any] | None:
         """The newest state, or None. Raises UserError naming a damaged file."""
+        self.earlier_seconds, self._begun = 0.0, time.monotonic()
         files = self._files()
         if not files:
             return None
@@ -165,7 +166,7 @@ class HalfDone:
             state: dict[str, Any] = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
         except (pickle.UnpicklingError, RuntimeError) as error:
             raise UserError(f"{files[-1]} cannot be read ({error}): move it away and run again") from error
-        self.earlier_seconds, self._begun = state.pop(_SPENT, 0.0), time.monotonic()
+        self.earlier_seconds = state.pop(_SPENT, 0.0)
         return state
 
     def clear(self) -> None:
