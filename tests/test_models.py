@@ -17,11 +17,13 @@ from hawq.weights import load_strictly
 WEIGHTS = Path(__file__).parents[2] / "shared" / "data" / "weights"
 IMAGENET = Normalization((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 CIFAR = Normalization((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
+APOT = Normalization((0.491, 0.482, 0.447), (0.247, 0.243, 0.262))
 OWN = Normalization((0.5, 0.25, 0.125), (0.5, 0.5, 0.25))
 PUBLISHED = [
     ("resnet20", "resnet20_optA_akamaster.th", IMAGENET),
     ("resnet20_projection", "resnet20_optB_pyhessian.pkl", CIFAR),
     ("resnet20_projection", "resnet20_optB_bsq.pth.tar", CIFAR),
+    ("resnet20_projection", "resnet20_optB_apot.pth.tar", APOT),
 ]
 
 

@@ -36,6 +36,8 @@ class _Known:
 
 _CIFAR_PYHESSIAN = Normalization((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
 
+_CIFAR_APOT = Normalization((0.491, 0.482, 0.447), (0.247, 0.243, 0.262))
+
 _KNOWN_BY_SHA256 = {
     # akamaster/pytorch_resnet_cifar10, pretrained_models/resnet20-12fca82f.th: option A, head `linear`
     "12fca82f0bebc4135bf1f32f6e3710e61d5108578464b84fd6d7f5c1b04036c8": _Known(
@@ -45,6 +47,8 @@ _KNOWN_BY_SHA256 = {
     "540b6fa4571068396e1e95c9159b14449dc2d18fa120476b209834b38214a719": _Known(lambda name: name, _CIFAR_PYHESSIAN),
     # yanghr/BSQ, checkpoints/cifar10/resnet-20/model_best.pth.tar: option B
     "0bce40d695b9fc6c75666b442e70a690f339c379abbbd905e673beefa55d552b": _Known(lambda name: name, _CIFAR_PYHESSIAN),
+    # yhhhli/APoT_Quantization, CIFAR10/result/res20_32bit/model_best.pth.tar: option B
+    "f2d107bcd63ce2fcfb9b6f43f367dc80003e395b378111fedc7f9244fd90bfc6": _Known(lambda name: name, _CIFAR_APOT),
 }
 
 
