@@ -11,10 +11,10 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from hawq.config import build_settings, config_keys, explain, leave_no_empty_folder, register_resolvers
 from hawq.distributed import process_group, rank
 from hawq.errors import UserError
-from hawq.pipeline import assist, prepare, run
+from hawq.experiment.config import build_settings, config_keys, explain, leave_no_empty_folder, register_resolvers
+from hawq.experiment.pipeline import assist, prepare, run
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")

@@ -1,6 +1,6 @@
 """HAWQ: Hessian-aware mixed-precision quantisation of vision networks (1905.03696, 1911.03852, 2011.10680)."""
 
-from hawq.allocation import HawqV3, Manual, Mixed, Monotone, UniformBits, allocate
+from hawq.allocation import HawqV3, IntegerProgram, Manual, Monotone, UniformBits, allocate
 from hawq.blocks import find_blocks
 from hawq.curvature import Fisher, GradientNorm, Hutchinson, Lanczos, PowerIteration, RandomScore
 from hawq.export import export_onnx, load, packed_overhead, save
@@ -21,9 +21,9 @@ __all__ = [
     "GradientNorm",
     "HawqV3",
     "Hutchinson",
+    "IntegerProgram",
     "Lanczos",
     "Manual",
-    "Mixed",
     "Monotone",
     "Phase",
     "PowerIteration",

@@ -43,28 +43,28 @@ def local_rank() -> int:
     return int(os.environ.get("LOCAL_RANK", 0))
 
 
-def share(count: int, part: int, parts: int) -> slice:
+def shard(count: int, part: int, parts: int) -> slice:
     """One of `parts` contiguous shares of `count` samples; their sizes differ by one at most."""
     return slice(part * count // parts, (part + 1) * count // parts)
 
 
-def total(count: int, device: torch.device) -> int:
+def all_reduce_sum(count: int, device: torch.device) -> int:
     """The sum of a number over all processes."""
     if not dist.is_initialized():
         return count
     box = torch.tensor(count, device=device)
-    add_up([box])
+    all_reduce([box])
     return int(box)
 
 
-def add_up(tensors: Sequence[Tensor]) -> None:
+def all_reduce(tensors: Sequence[Tensor]) -> None:
     """Replaces each tensor by its sum over all processes; all receive the same bits."""
     for tensor in tensors if dist.is_initialized() else ():
         dist.all_reduce(tensor)
 
 
-def add_up_at_once(tensors: Sequence[Tensor]) -> None:
-    """`add_up` of many tensors, sent as one; every process must give tensors of the same shapes."""
+def all_reduce_coalesced(tensors: Sequence[Tensor]) -> None:
+    """`all_reduce` of many tensors, sent as one; every process must give tensors of the same shapes."""
     if not dist.is_initialized():
         return
     flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
@@ -73,7 +73,7 @@ def add_up_at_once(tensors: Sequence[Tensor]) -> None:
         tensor.copy_(part.view(tensor.shape))
 
 
-def gather(value: Any) -> list[Any]:
+def all_gather(value: Any) -> list[Any]:
     """The values of all processes, by rank."""
     if not dist.is_initialized():
         return [value]
@@ -82,7 +82,7 @@ def gather(value: Any) -> list[Any]:
     return values
 
 
-def from_first(value: Any) -> Any:
+def broadcast(value: Any) -> Any:
     """The value of the first process, on every process."""
     box = [value]
     if dist.is_initialized():
@@ -90,7 +90,7 @@ def from_first(value: Any) -> Any:
     return box[0]
 
 
-def share_out(model: nn.Module) -> None:
+def broadcast_parameters(model: nn.Module) -> None:
     """Overwrites all parameters and buffers by those of the first process."""
     for tensor in (*model.parameters(), *model.buffers()) if dist.is_initialized() else ():
         dist.broadcast(tensor.detach(), src=0)

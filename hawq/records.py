@@ -196,7 +196,7 @@ class Normalization:
 
 
 @dataclass(frozen=True)
-class Framing:
+class Preprocessing:
     """How a picture of any size becomes a network's input: its shorter side is resized to size / crop, and the middle
     size × size is cut out.
     """

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from hawq.blocks import trace_blocks
+from hawq.components import component
 from hawq.curvature import (
     OPERATORS,
     Batch,
@@ -30,6 +31,7 @@ from hawq.records import Block, BlockSensitivity, Estimate, Sensitivity
 _ACTIVATION_TOLERANCE, _ACTIVATION_DRAWS = 0.05, 100
 
 
+@component("analysis/analysis", not_in_key=("batch_size", "save_every_seconds"))
 @dataclass(frozen=True)
 class Analysis:
     """How much data the Hessian sees.

@@ -14,12 +14,13 @@ import torch
 from scipy.stats import rankdata, spearmanr
 from torch import Tensor, nn
 
+from hawq.components import component
 from hawq.costs import plan_cost
 from hawq.curvature import Batch, CurvatureCheckpoint
 from hawq.errors import UserError
 from hawq.modes import analysis_mode
 from hawq.progress import Progress
-from hawq.quantization import WIDTHS, Quantizer, quantize
+from hawq.quantization import BIT_WIDTHS, Quantizer, quantize
 from hawq.records import (
     FLOAT_BITS,
     MEASURED,
@@ -37,6 +38,7 @@ PLAIN_ERROR = "error"
 _SURE = 2  # standard errors that a rise must be away from zero
 
 
+@component("validate/validation", not_in_key=("batch_size", "save_every_seconds"))
 @dataclass(frozen=True)
 class Validation:
     """How the scores are tried.
@@ -55,7 +57,7 @@ class Validation:
 
     num_samples: int
     batch_size: int
-    widths: tuple[int, ...]
+    bit_widths: tuple[int, ...]
     solvers: tuple[str, ...]
     draws: int
     save_every_seconds: float
@@ -64,15 +66,17 @@ class Validation:
         for key, least in (("num_samples", 2), ("batch_size", 1), ("draws", 1), ("save_every_seconds", 0)):
             if not getattr(self, key) >= least:
                 raise ValueError(f"validation.{key}={getattr(self, key)} is out of range: give {least} or more")
-        for key in ("widths", "solvers"):
+        for key in ("bit_widths", "solvers"):
             if len(set(getattr(self, key))) < max(len(getattr(self, key)), 1):
                 raise ValueError(f"validation.{key}={list(getattr(self, key))} must name at least one, none twice")
-        if not set(self.widths) <= set(WIDTHS):
-            raise ValueError(f"validation.widths={list(self.widths)} is out of range: give some of {list(WIDTHS)}")
+        if not set(self.bit_widths) <= set(BIT_WIDTHS):
+            raise ValueError(
+                f"validation.bit_widths={list(self.bit_widths)} is out of range: give some of {list(BIT_WIDTHS)}"
+            )
 
 
 @dataclass(frozen=True)
-class Rise:
+class LossIncrease:
     """What quantising the `kind` of one block alone to `bits` does, everything else float.
 
     `loss` is the rise of the mean loss, `accuracy` the fall of accuracy in points; each with the standard error of the
@@ -94,13 +98,13 @@ class Rise:
 
 
 @dataclass(frozen=True)
-class TrueRises:
+class LossIncreases:
     """All rises, in network order, and the float network they are measured from: its mean loss and accuracy."""
 
     num_samples: int
     loss: float
     accuracy: float
-    rises: tuple[Rise, ...]
+    increases: tuple[LossIncrease, ...]
 
 
 @dataclass(frozen=True)
@@ -142,22 +146,22 @@ class Correlation:
 class Validated:
     """Everything that was found."""
 
-    truth: TrueRises
+    truth: LossIncreases
     scores: tuple[Score, ...]
     correlations: tuple[Correlation, ...]
 
 
-def true_rises(
+def loss_increases(
     model: nn.Module,
     blocks: Sequence[Block],
     quantizer: Quantizer,
-    widths: Sequence[int],
+    bit_widths: Sequence[int],
     batches: Sequence[Batch],
     loss: Callable[[Tensor, Tensor], Tensor],
     calibration: Sequence[Tensor] = (),
     checkpoint: CurvatureCheckpoint | None = None,
     save_every_seconds: float = 20.0,
-) -> TrueRises:
+) -> LossIncreases:
     """Quantises each block alone, at each width, and measures what that does to the loss of each image.
 
     Args:
@@ -176,29 +180,33 @@ def true_rises(
     if len(float_losses) < 2:
         raise UserError("validation needs two held-out images or more: their differences give the standard error")
     kept = checkpoint.load() if checkpoint else None
-    rises = [from_dict(row, Rise) for row in kept["rises"]] if kept else []
-    ready, saved = {rise.block for rise in rises}, time.monotonic()
-    trials = {block.name: list(_trials(block, widths, bool(calibration))) for block in blocks}
-    with Progress(sum(map(len, trials.values())), "validation", done=len(rises)) as progress:
+    increases = [from_dict(row, LossIncrease) for row in kept["increases"]] if kept else []
+    ready, saved = {rise.block for rise in increases}, time.monotonic()
+    trials = {block.name: list(_trials(block, bit_widths, bool(calibration))) for block in blocks}
+    with Progress(sum(map(len, trials.values())), "validation", done=len(increases)) as progress:
         for name in (block.name for block in blocks if block.name not in ready):
             for kind, bits, precision in trials[name]:
                 inputs = calibration if kind == ACTIVATIONS else [batches[0][0][:1]]  # weights need no calibration
                 losses, hits = _outcomes(_alone(model, blocks, name, precision, quantizer, inputs), batches, loss)
                 if not bool(losses.isfinite().all()):
                     raise UserError(f"with the {kind} of block {name!r} at {bits} bits the loss is not finite")
-                rises.append(Rise(name, kind, bits, *_mean(losses - float_losses), *_mean(100 * (float_hits - hits))))
-                progress.advance(1, f"{name} at {bits} bits: {rises[-1].loss:+.2g}")
+                increases.append(
+                    LossIncrease(name, kind, bits, *_mean(losses - float_losses), *_mean(100 * (float_hits - hits)))
+                )
+                progress.advance(1, f"{name} at {bits} bits: {increases[-1].loss:+.2g}")
             if checkpoint and time.monotonic() - saved >= save_every_seconds:
-                checkpoint.save({"rises": [to_dict(rise) for rise in rises]})
+                checkpoint.save({"increases": [to_dict(rise) for rise in increases]})
                 saved = time.monotonic()
-    return TrueRises(len(float_losses), float(float_losses.mean()), 100 * float(float_hits.mean()), tuple(rises))
+    return LossIncreases(
+        len(float_losses), float(float_losses.mean()), 100 * float(float_hits.mean()), tuple(increases)
+    )
 
 
-def _trials(block: Block, widths: Sequence[int], activations: bool) -> Iterator[tuple[str, int, Precision]]:
+def _trials(block: Block, bit_widths: Sequence[int], activations: bool) -> Iterator[tuple[str, int, Precision]]:
     """What is tried of one block; one that reads only the image has no activations of its own."""
-    yield from ((WEIGHTS, bits, Precision(bits, FLOAT_BITS)) for bits in widths)
+    yield from ((WEIGHTS, bits, Precision(bits, FLOAT_BITS)) for bits in bit_widths)
     if activations and block.num_activations:
-        yield from ((ACTIVATIONS, bits, Precision(FLOAT_BITS, bits)) for bits in widths)
+        yield from ((ACTIVATIONS, bits, Precision(FLOAT_BITS, bits)) for bits in bit_widths)
 
 
 def _alone(
@@ -235,14 +243,14 @@ def _mean(differences: Tensor) -> tuple[float, float]:
 
 
 def curvature_score(
-    name: str, rows: Sequence[BlockSensitivity], found: Mapping[str, Mapping[str, Estimate]], widths: Sequence[int]
+    name: str, rows: Sequence[BlockSensitivity], found: Mapping[str, Mapping[str, Estimate]], bit_widths: Sequence[int]
 ) -> Score:
     """Ω_i(b) with the errors of `rows` and the curvature that a solver found, whose main estimate stands first."""
     weighting = next(iter(found[rows[0].block.name]))
     mains = [found[row.block.name][weighting] for row in rows]
     nothing: dict[str, Any] = dict.fromkeys(MEASURED)
     scored = [replace(row, **(nothing | {weighting: main})) for row, main in zip(rows, mains, strict=True)]
-    omegas = {row.block.name: {bits: row.omega(bits, weighting) for bits in widths} for row in scored}
+    omegas = {row.block.name: {bits: row.omega(bits, weighting) for bits in bit_widths} for row in scored}
     return Score(name, WEIGHTS, weighting, omegas)
 
 
@@ -252,11 +260,11 @@ def gradient_seconds(estimates: Iterable[Estimate]) -> float | None:
     return statistics.median(known) if known else None
 
 
-def activation_scores(rows: Sequence[BlockSensitivity], widths: Sequence[int]) -> tuple[Score, Score]:
+def activation_scores(rows: Sequence[BlockSensitivity], bit_widths: Sequence[int]) -> tuple[Score, Score]:
     """Ω^a of HAWQ-V2 and the plain error ‖Q(a) − a‖², of the blocks that have activations of their own."""
     own = [row for row in rows if row.block.num_activations]
-    omegas = {row.block.name: {bits: row.activation_omega(bits) for bits in widths} for row in own}
-    errors = {row.block.name: {bits: (row.activation_errors or {})[bits] for bits in widths} for row in own}
+    omegas = {row.block.name: {bits: row.activation_omega(bits) for bits in bit_widths} for row in own}
+    errors = {row.block.name: {bits: (row.activation_errors or {})[bits] for bits in bit_widths} for row in own}
     return (
         Score("trace", ACTIVATIONS, "activation_trace", omegas),
         Score(PLAIN_ERROR, ACTIVATIONS, None, errors),
@@ -264,7 +272,7 @@ def activation_scores(rows: Sequence[BlockSensitivity], widths: Sequence[int]) -
 
 
 def correlate(
-    rises: Sequence[Rise], scores: Sequence[Score], widths: Sequence[int], draws: int, seed: int
+    increases: Sequence[LossIncrease], scores: Sequence[Score], bit_widths: Sequence[int], draws: int, seed: int
 ) -> tuple[Correlation, ...]:
     """Spearman's ρ of every score with the true rise of the loss, at each width and over all of them.
 
@@ -273,17 +281,17 @@ def correlate(
     """
     found = []
     for kind in dict.fromkeys(score.kind for score in scores):
-        known = {(rise.block, rise.bits): rise.loss for rise in rises if rise.kind == kind}
+        known = {(rise.block, rise.bits): rise.loss for rise in increases if rise.kind == kind}
         names = list(dict.fromkeys(name for name, _ in known))
-        truth = np.array([[known[name, bits] for bits in widths] for name in names])  # (blocks, widths)
+        truth = np.array([[known[name, bits] for bits in bit_widths] for name in names])  # (blocks, widths)
         resamples = np.random.default_rng(seed).integers(len(names), size=(draws, len(names)))
         own = {
-            score.name: np.array([[score.omegas[name][bits] for bits in widths] for name in names])
+            score.name: np.array([[score.omegas[name][bits] for bits in bit_widths] for name in names])
             for score in scores
             if score.kind == kind
         }
-        for bits in (*widths, None):
-            columns = slice(None) if bits is None else [widths.index(bits)]
+        for bits in (*bit_widths, None):
+            columns = slice(None) if bits is None else [bit_widths.index(bits)]
             found += _compare(kind, bits, truth[:, columns], {s: v[:, columns] for s, v in own.items()}, resamples)
     return tuple(found)
 

@@ -18,34 +18,34 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from hawq.allocation import Mixed
+from hawq.allocation import IntegerProgram
 from hawq.records import Block, BlockSensitivity, Estimate, Sensitivity
 from hawq.report import markdown
 
-WIDTHS = tuple(range(2, 9))
+BIT_WIDTHS = tuple(range(2, 9))
 
 
-def make_instance(num_blocks: int, seed: int) -> tuple[Sensitivity, Mixed]:
+def make_instance(num_blocks: int, seed: int) -> tuple[Sensitivity, IntegerProgram]:
     """Sizes and MACs as in convolutional networks, λ over four decades, errors near n_i · 4^−b, two tight limits."""
     rng = np.random.default_rng(seed)
     rows = []
     for index in range(num_blocks):
         size = int(math.exp(rng.uniform(math.log(1e3), math.log(2e6))))
         block = Block(f"b{index}", (f"b{index}",), size, size * int(rng.choice([1, 4, 16, 49, 196, 784])), 1000)
-        errors = sorted((size * 4.0**-bits * math.exp(rng.normal(0, 0.2)) for bits in WIDTHS), reverse=True)
+        errors = sorted((size * 4.0**-bits * math.exp(rng.normal(0, 0.2)) for bits in BIT_WIDTHS), reverse=True)
         estimate = Estimate(float(10 ** rng.uniform(-2, 2)), 0.0, 1, True)
-        rows.append(BlockSensitivity(block, estimate, dict(zip(WIDTHS, errors, strict=True))))
+        rows.append(BlockSensitivity(block, estimate, dict(zip(BIT_WIDTHS, errors, strict=True))))
     bops = sum(row.block.macs or 0 for row in rows) * 4  # at one weight bit
-    return Sensitivity(tuple(rows), "benchmark", 1, 0.0), Mixed(3.44, "average_bits", {"bops": 3.8 * bops})
+    return Sensitivity(tuple(rows), "benchmark", 1, 0.0), IntegerProgram(3.44, "average_bits", {"bops": 3.8 * bops})
 
 
-def ours(sensitivity: Sensitivity, allocator: Mixed, seconds: float) -> float:
+def ours(sensitivity: Sensitivity, allocator: IntegerProgram, seconds: float) -> float:
     plan = allocator.allocate(sensitivity)
     assert plan.objective is not None and plan.gap is not None and plan.gap < 1e-9, "not proven"
     return plan.objective
 
 
-def with_pulp(sensitivity: Sensitivity, allocator: Mixed, seconds: float) -> float:
+def with_pulp(sensitivity: Sensitivity, allocator: IntegerProgram, seconds: float) -> float:
     """The same program, as HAWQ-V3 states it in PuLP, solved by CBC to a gap of zero."""
     import pulp
 
@@ -65,15 +65,15 @@ def with_pulp(sensitivity: Sensitivity, allocator: Mixed, seconds: float) -> flo
     return float(pulp.value(program.objective))
 
 
-def by_listing(sensitivity: Sensitivity, allocator: Mixed, seconds: float) -> float:
+def by_listing(sensitivity: Sensitivity, allocator: IntegerProgram, seconds: float) -> float:
     """The best of all lists that fall along S, one after the other (HAWQ-V2's way of searching)."""
     rows = sorted(sensitivity.rows, key=lambda row: -row.score_by("eigenvalue"))
     limits = allocator.problem(sensitivity.blocks, None).limits
-    scores = np.array([[row.omega(bits) for bits in WIDTHS[::-1]] for row in rows])
-    sizes = np.array([[row.block.num_weights * bits for bits in WIDTHS[::-1]] for row in rows])
-    bops = np.array([[(row.block.macs or 0) * bits * 4 for bits in WIDTHS[::-1]] for row in rows])
+    scores = np.array([[row.omega(bits) for bits in BIT_WIDTHS[::-1]] for row in rows])
+    sizes = np.array([[row.block.num_weights * bits for bits in BIT_WIDTHS[::-1]] for row in rows])
+    bops = np.array([[(row.block.macs or 0) * bits * 4 for bits in BIT_WIDTHS[::-1]] for row in rows])
     best, places, deadline = math.inf, np.arange(len(rows)), time.perf_counter() + seconds
-    for count, list_ in enumerate(combinations_with_replacement(range(len(WIDTHS)), len(rows))):
+    for count, list_ in enumerate(combinations_with_replacement(range(len(BIT_WIDTHS)), len(rows))):
         columns = np.array(list_)
         fits = sizes[places, columns].sum() <= limits[0].total and bops[places, columns].sum() <= limits[1].total
         if fits:
@@ -83,7 +83,9 @@ def by_listing(sensitivity: Sensitivity, allocator: Mixed, seconds: float) -> fl
     return best
 
 
-def timed(method: Callable[..., float], instance: tuple[Sensitivity, Mixed], seconds: float) -> tuple[float, float]:
+def timed(
+    method: Callable[..., float], instance: tuple[Sensitivity, IntegerProgram], seconds: float
+) -> tuple[float, float]:
     """(milliseconds, Σ Ω), both infinite when the time is up."""
     started = time.perf_counter()
     try:
@@ -109,7 +111,7 @@ def main() -> None:
         instances = [make_instance(num_blocks, seed) for seed in range(options.instances)]
         timed(ours, instances[0], options.seconds)  # the first call loads libraries
         best = [ours(*instance, options.seconds) for instance in instances]
-        lists = f"{math.comb(num_blocks + len(WIDTHS) - 1, len(WIDTHS) - 1):.1e} monotone lists"
+        lists = f"{math.comb(num_blocks + len(BIT_WIDTHS) - 1, len(BIT_WIDTHS) - 1):.1e} monotone lists"
         for name, method, share in (
             ("ours", ours, instances),
             ("PuLP/CBC", with_pulp, instances),

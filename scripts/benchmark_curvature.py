@@ -39,8 +39,8 @@ from hawq.curvature import (
 )
 from hawq.data import Cifar10, ImageFolder, Images, fixed_batches, sample_indices
 from hawq.measurement import measured, memory_in_use_bytes
-from hawq.models import ModelSource
-from hawq.records import Framing
+from hawq.models import ModelSpec
+from hawq.records import Preprocessing
 from hawq.report import markdown
 from hawq.sensitivity import block_weights
 
@@ -218,11 +218,11 @@ def report(case: Case, peers: Sequence[str], traces: bool, start: str) -> None:
 
 def resnet20(arguments: argparse.Namespace) -> Iterator[tuple[Case, bool]]:
     """The first 128 training images of CIFAR-10, by blocks (with traces) and by layers."""
-    source = ModelSource("resnet20", checkpoint=arguments.checkpoint).build(10)
+    source = ModelSpec("resnet20", checkpoint=arguments.checkpoint).build(10)
     assert source.normalization is not None
     data = Cifar10(arguments.data)
     splits = data.open()
-    images = Images(splits.train_images, splits.train_labels, data.prepare(source.framing, source.normalization))
+    images = Images(splits.train_images, splits.train_labels, data.prepare(source.preprocessing, source.normalization))
     (batch,) = fixed_batches(images, range(128), 128, torch.device("cpu"))
     model = source.network.eval()
     for granularity in ("block", "layer"):
@@ -234,11 +234,11 @@ def resnet20(arguments: argparse.Namespace) -> Iterator[tuple[Case, bool]]:
 def resnet50(arguments: argparse.Namespace) -> Iterator[tuple[Case, bool]]:
     """16 images of 160² from a folder with val/<class>/*."""
     torch.manual_seed(0)
-    model = ModelSource("resnet50").build(1000).network
+    model = ModelSpec("resnet50").build(1000).network
     data = ImageFolder(arguments.images)
     splits = data.open()
     images = Images(
-        splits.test_images, splits.test_labels, data.prepare(Framing(160, 0.875, "bilinear"), data.normalization)
+        splits.test_images, splits.test_labels, data.prepare(Preprocessing(160, 0.875, "bilinear"), data.normalization)
     )
     (batch,) = fixed_batches(images, sample_indices(len(images), 16, 0), 16, torch.device("cpu"))
     for module in model.modules():

@@ -31,7 +31,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from hawq.blocks import find_blocks
 from hawq.costs import plan_cost
 from hawq.finetuning.settings import PRECISIONS
-from hawq.models import ModelSource
+from hawq.models import ModelSpec
 from hawq.quantization import LSQ, PACT, DoReFa, Quantizer, Uniform, quantize
 from hawq.records import BitPlan, Precision
 from hawq.report import markdown
@@ -193,7 +193,7 @@ def main() -> None:
     device = torch.device(options.device)
     images = torch.randn(options.batch, 3, 32, 32, device=device)
     labels = torch.randint(10, (options.batch,), device=device)
-    model = ModelSource("resnet20").build(10).network.to(device)
+    model = ModelSpec("resnet20").build(10).network.to(device)
     contestants = []
     for name, make in networks(model, images).items():
         for layout in LAYOUTS:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from hawq.sweep import jobs_table
+from hawq.experiment.sweep import jobs_table
 
 
 def main() -> None:

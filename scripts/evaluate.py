@@ -16,12 +16,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 from torch import nn
 
-from hawq.config import REPOSITORY, compose_parts
 from hawq.costs import published_bytes
 from hawq.data import Images
 from hawq.evaluation import accuracy_on
+from hawq.experiment.config import REPOSITORY, compose_parts
 from hawq.export import load, read_about
-from hawq.records import Framing, Normalization, from_dict
+from hawq.records import Normalization, Preprocessing, from_dict
 from hawq.report import recorded_accuracy, result_row, results_table
 
 
@@ -49,13 +49,14 @@ def evaluate(path: Path, overrides: list[str]) -> str:
         torch.set_num_threads(options.threads)
     device, splits = options.torch_device(), dataset.open()
     source = parts["model"].build(splits.num_classes)
-    framing = from_dict(about["framing"], Framing) if "framing" in about else source.framing
+    stored = about.get("preprocessing", about.get("framing"))  # its name until 2026-11
+    preprocessing = from_dict(stored, Preprocessing) if stored else source.preprocessing
     try:
         network: nn.Module = load(path, source.network.to(device, memory_format=torch.channels_last))
     except ValueError as error:
         here = f"{parts['model'].name} for the {splits.num_classes} classes of {dataset.name}"
         raise ValueError(f"{error} (here {here})") from error
-    images = Images(splits.test_images, splits.test_labels, dataset.prepare(framing, normalization))
+    images = Images(splits.test_images, splits.test_labels, dataset.prepare(preprocessing, normalization))
     accuracy = accuracy_on(network, images, device, options.workers, f"accuracy of {path.name}")
     size_bytes = path.stat().st_size
     row = result_row(network.quantization.plan, accuracy, size_bytes, published_bytes(source.network.state_dict()))  # type: ignore
@@ -86,8 +87,8 @@ def stated(about: dict[str, Any], overrides: list[str]) -> list[str]:
     Raises ValueError for a data set that has no option of its own: a file does not hold its splits and classes.
     """
     found = ["tracking=none", "model=timm", f"model.name={about['model']}"]
-    if "framing" in about:
-        found.append(f"model.small_input_size={about['framing']['size']}")
+    if stored := about.get("preprocessing", about.get("framing")):  # its name until 2026-11
+        found.append(f"model.small_input_size={stored['size']}")
     other = any(override.startswith("dataset=") for override in overrides)
     if other:
         return found

@@ -15,10 +15,10 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from hawq.allocation.latency import SCHEMA
-from hawq.artifacts import dump_record, write_json
+from hawq.experiment.artifacts import dump_record, write_json
+from hawq.experiment.stages import SENSITIVITY_SCHEMA
 from hawq.files import write_whole
 from hawq.records import Block, BlockSensitivity, Estimate, Sensitivity
-from hawq.stages import SENSITIVITY_SCHEMA
 
 
 def import_sensitivity(layers: list[dict[str, Any]]) -> Sensitivity:

@@ -13,8 +13,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from hawq.experiment.sweep import read_report
 from hawq.report import RecordedRow, convergence_figure, read_result, recorded_rows
-from hawq.sweep import read_report
 
 
 def main() -> None:

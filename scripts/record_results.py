@@ -17,11 +17,11 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from hawq.config import NOT_PART_OF_A_RESULT, REPOSITORY
+from hawq.experiment.config import NOT_PART_OF_A_RESULT, REPOSITORY
+from hawq.experiment.sweep import read_report
 from hawq.files import write_whole
 from hawq.records import RunReport
 from hawq.report import Recorded, RecordedRun, recorded_rows, write_result
-from hawq.sweep import read_report
 
 RESULTS = REPOSITORY / "docs" / "results"
 MOST_BYTES = 2**20

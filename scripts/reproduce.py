@@ -20,10 +20,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from hawq.allocation import Manual, UniformBits
 from hawq.blocks import find_blocks
-from hawq.config import REPOSITORY, compose_parts
 from hawq.costs import paper_size_mib, plan_cost, published_bytes
-from hawq.models import ModelSource
-from hawq.quantization import WIDTHS
+from hawq.experiment.config import REPOSITORY, compose_parts
+from hawq.models import ModelSpec
+from hawq.quantization import BIT_WIDTHS
 from hawq.records import FLOAT_BITS, Block, BlockSensitivity, Cost, Estimate, Precision, Sensitivity
 from hawq.report import (
     NOT_RUN,
@@ -96,15 +96,15 @@ def ours(name: str, table: PaperTable, row: PaperRow, results: list[Recorded]) -
     parts = compose_parts([*(overrides or [f"experiment={table.experiment}"]), "dataset.path=none"])
     blocks, float_bytes = measure(parts["model"], table.num_classes)
     if row.layer_bits is not None:
-        widths = [int(width) for width in f"8{row.layer_bits}8"]
+        bit_widths = [int(width) for width in f"8{row.layer_bits}8"]
     elif not parts["options"].stages:
-        widths = [FLOAT_BITS] * len(blocks)
+        bit_widths = [FLOAT_BITS] * len(blocks)
     elif isinstance(parts["bits"], (Manual, UniformBits)):
         return ours_of(parts["bits"].allocate(without_curvature(blocks)).cost, float_bytes, accuracy)
     else:  # needs an analysis
         reached = found[-1]["W-Comp"].removesuffix("×") if found else f"our bits, ≥ {parts['bits'].target:g}"
         return Ours(limit=reached, accuracy=accuracy)
-    precisions = {block.name: Precision(width, width) for block, width in zip(blocks, widths, strict=True)}
+    precisions = {block.name: Precision(width, width) for block, width in zip(blocks, bit_widths, strict=True)}
     return ours_of(plan_cost(blocks, precisions), float_bytes, accuracy)
 
 
@@ -114,16 +114,16 @@ def ours_of(cost: Cost, float_bytes: int, accuracy: str) -> Ours:
 
 def without_curvature(blocks: Sequence[Block]) -> Sensitivity:
     """What an allocator that asks for nothing but blocks is given."""
-    nothing, errors = Estimate(0.0, 0.0, 0, True), dict.fromkeys(WIDTHS, 0.0)
+    nothing, errors = Estimate(0.0, 0.0, 0, True), dict.fromkeys(BIT_WIDTHS, 0.0)
     return Sensitivity(tuple(BlockSensitivity(block, nothing, errors) for block in blocks), "none", 0, 0.0)
 
 
 @cache
-def measure(source: ModelSource, num_classes: int) -> tuple[tuple[Block, ...], int]:
+def measure(source: ModelSpec, num_classes: int) -> tuple[tuple[Block, ...], int]:
     """Blocks of a network without memory, traced at its own input size; and bytes of its float checkpoint."""
     with torch.device("meta"):
         model = replace(source, checkpoint=None, source=None).build(num_classes)
-        side = model.framing.size
+        side = model.preprocessing.size
         blocks = find_blocks(model.network, torch.empty(1, 3, side, side), granularity=source.blocks)
     return blocks, published_bytes(model.network.to_empty(device="cpu").state_dict())
 

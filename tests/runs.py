@@ -80,7 +80,7 @@ def run_script(name: str, *arguments: object) -> str | None:
 
 def compose_here(*overrides: str) -> DictConfig:
     """The composed config, as `train.py` would hand it to `build_settings`."""
-    from hawq.config import register_resolvers
+    from hawq.experiment.config import register_resolvers
 
     register_resolvers()
     GlobalHydra.instance().clear()

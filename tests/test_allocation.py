@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sensitivities import full_sensitivity, made_sensitivity, plan_of, random_sensitivity
 
-from hawq.allocation import Manual, Mixed, Monotone, UniformBits, allocate, direct_baseline
+from hawq.allocation import IntegerProgram, Manual, Monotone, UniformBits, allocate, direct_baseline
 from hawq.costs import plan_cost
 from hawq.records import Precision, to_dict
 
@@ -39,10 +39,10 @@ def met(cost, targets):
     )
 
 
-def all_plans(sensitivity, widths, activations, tied):
+def all_plans(sensitivity, bit_widths, activations, tied):
     """(Σ Ω by its definition, cost) of every assignment."""
     names = [block.name for block in sensitivity.blocks]
-    for bits in itertools.product(itertools.product(widths, activations), repeat=len(names)):
+    for bits in itertools.product(itertools.product(bit_widths, activations), repeat=len(names)):
         precisions = {name: Precision(*pair) for name, pair in zip(names, bits, strict=True)}
         if all(precisions[a] == precisions[b] for a, b in tied):
             yield precisions, plan_cost(sensitivity.blocks, precisions, sensitivity.overhead_bytes)
@@ -65,27 +65,27 @@ def scored(sensitivity, precisions, weighting, mixed):
 @given(
     seed=st.integers(0, 10**6),
     num_blocks=st.integers(1, 3),
-    widths=st.sets(st.integers(2, 8), min_size=1, max_size=3),
+    bit_widths=st.sets(st.integers(2, 8), min_size=1, max_size=3),
     activations=st.sets(st.integers(2, 8), min_size=1, max_size=2),
     units=st.lists(st.sampled_from(sorted(UNITS_OF_A_PLAN)), min_size=1, max_size=3, unique=True),
     places=st.lists(st.floats(0, 1), min_size=3, max_size=3),
     weighting=st.sampled_from(["eigenvalue", "trace", "none"]),
     tie=st.booleans(),
 )
-def test_mixed_equals_brute_force(seed, num_blocks, widths, activations, units, places, weighting, tie):
+def test_mixed_equals_brute_force(seed, num_blocks, bit_widths, activations, units, places, weighting, tie):
     """Any limits together, ties in scores and costs, tied blocks: the least Σ Ω, or a refusal where nothing fits."""
     sensitivity = full_sensitivity(seed, num_blocks, overhead_bytes=100)
     tied = [("b0", "b1")] if tie and num_blocks > 1 else []
-    plans = list(all_plans(sensitivity, sorted(widths), sorted(activations), tied))
+    plans = list(all_plans(sensitivity, sorted(bit_widths), sorted(activations), tied))
     targets = {}
     for unit, place in zip(units, places, strict=False):
         values = [UNITS_OF_A_PLAN[unit](cost) for _, cost in plans]
         targets[unit] = min(values) + place * (max(values) - min(values))
-    allocator = Mixed(
+    allocator = IntegerProgram(
         targets[units[0]],
         units[0],
         {unit: targets[unit] for unit in units[1:]},
-        tuple(widths),
+        tuple(bit_widths),
         tied=tuple(list(pair) for pair in tied),
         activations="mixed",
         activation_candidates=tuple(activations),
@@ -110,17 +110,17 @@ def test_mixed_equals_brute_force(seed, num_blocks, widths, activations, units, 
 def test_a_relaxed_limit_is_never_worse(seed, unit):
     sensitivity = full_sensitivity(seed, 12, overhead_bytes=50)
     uniform = [UniformBits(width, width).allocate(sensitivity).cost for width in range(2, 9)]
-    plans = [Mixed(UNITS_OF_A_PLAN[unit](cost), unit).allocate(sensitivity) for cost in uniform]
+    plans = [IntegerProgram(UNITS_OF_A_PLAN[unit](cost), unit).allocate(sensitivity) for cost in uniform]
     objectives = [plan.objective for plan in plans]
     assert objectives == sorted(objectives, reverse=True) and objectives[0] > objectives[-1]
-    both = Mixed(UNITS_OF_A_PLAN[unit](uniform[2]), unit, {"bops": uniform[1].bops}).allocate(sensitivity)
+    both = IntegerProgram(UNITS_OF_A_PLAN[unit](uniform[2]), unit, {"bops": uniform[1].bops}).allocate(sensitivity)
     assert both.objective >= objectives[2]
 
 
 def test_mixed_is_no_worse_than_the_published_orders():
     for seed in range(5):
         sensitivity = random_sensitivity(seed, 10)
-        free = Mixed(3.4, "average_bits").allocate(sensitivity).objective
+        free = IntegerProgram(3.4, "average_bits").allocate(sensitivity).objective
         orders = [
             Monotone(3.4, "average_bits", order=order).allocate(sensitivity) for order in ("descending", "ascending")
         ]
@@ -132,7 +132,7 @@ def test_a_limit_that_is_missed_by_a_hair_is_missed(excess):
     """Solver tolerances are relative, the limit is not."""
     sensitivity = made_sensitivity([1.0, 0.9, 0.8], [10**12, 9 * 10**11, 7 * 10**11 + 1])
     limit = (8 * 10**12 + 4 * 9 * 10**11 + 4 * (7 * 10**11 + 1)) / 8 * (1 - excess)
-    plan = Mixed(limit, "bytes", candidates=(2, 4, 8)).allocate(sensitivity)
+    plan = IntegerProgram(limit, "bytes", candidates=(2, 4, 8)).allocate(sensitivity)
     assert plan.cost.weight_bytes <= limit
     assert list(plan.weight_bits().values()) != [8, 4, 4]
 
@@ -140,19 +140,19 @@ def test_a_limit_that_is_missed_by_a_hair_is_missed(excess):
 def test_a_limit_that_is_just_met_is_met():
     sensitivity = made_sensitivity([4.0, 2.0, 1.0], [1000, 3001, 707])
     exact = 32 * 4708 / (5 * 1000 + 3 * 3001 + 2 * 707)
-    plan = Mixed(exact, candidates=(2, 3, 5, 8)).allocate(sensitivity)
+    plan = IntegerProgram(exact, candidates=(2, 3, 5, 8)).allocate(sensitivity)
     assert plan.objective <= objective(sensitivity, (5, 3, 2)) * (1 + 1e-12)
 
 
 def test_scores_of_all_magnitudes_are_told_apart():
     """With λ from 1e-9 to 1e9 the small ones still matter, once the large ones have all they want."""
     sensitivity = made_sensitivity([1e9, 1e-9, 2e-9], [1, 100, 100])
-    assert Mixed((8 + 800 + 200) / 201, "average_bits").allocate(sensitivity).weight_bits() == {
+    assert IntegerProgram((8 + 800 + 200) / 201, "average_bits").allocate(sensitivity).weight_bits() == {
         "b0": 8,
         "b1": 5,
         "b2": 5,
     }
-    tight = Mixed((8 + 500 + 500 - 1) / 201, "average_bits").allocate(sensitivity)
+    tight = IntegerProgram((8 + 500 + 500 - 1) / 201, "average_bits").allocate(sensitivity)
     assert tight.weight_bits() == {"b0": 7, "b1": 5, "b2": 5} or tight.weight_bits() == {"b0": 8, "b1": 4, "b2": 5}
 
 
@@ -160,13 +160,13 @@ def test_scores_of_all_magnitudes_are_told_apart():
 def test_a_score_that_is_no_number_names_its_block(value):
     sensitivity = made_sensitivity([1.0, value, 2.0], [10, 10, 10])
     with pytest.raises(ValueError, match=r"block 'b1' scores (nan|inf)"):
-        Mixed(8.0).allocate(sensitivity)
+        IntegerProgram(8.0).allocate(sensitivity)
 
 
 def test_gap_and_time_limit_are_kept_and_told():
     sensitivity = random_sensitivity(1, 60)
-    exact = Mixed(3.1, "average_bits").allocate(sensitivity)
-    for rough in (Mixed(3.1, "average_bits", gap=0.2), Mixed(3.1, "average_bits", time_limit=1e-9)):
+    exact = IntegerProgram(3.1, "average_bits").allocate(sensitivity)
+    for rough in (IntegerProgram(3.1, "average_bits", gap=0.2), IntegerProgram(3.1, "average_bits", time_limit=1e-9)):
         plan = rough.allocate(sensitivity)
         assert exact.objective <= plan.objective
         assert plan.objective * (1 - plan.gap) <= exact.objective * (1 + 1e-9)
@@ -175,10 +175,10 @@ def test_gap_and_time_limit_are_kept_and_told():
 
 def test_overrides_and_fixed_widths():
     sensitivity = made_sensitivity([4.0, 2.0, 1.0], [10, 20, 30], fixed_bits={1: 7})
-    plan = Mixed(8, "average_bits", overrides={"b0": [3], "b2": [2, 4]}).allocate(sensitivity)
+    plan = IntegerProgram(8, "average_bits", overrides={"b0": [3], "b2": [2, 4]}).allocate(sensitivity)
     assert plan.weight_bits() == {"b0": 3, "b1": 7, "b2": 4}
     with pytest.raises(ValueError, match=r"bits.overrides names unknown blocks \['stem'\].*b0"):
-        Mixed(overrides={"stem": [8]}).check(sensitivity.blocks)
+        IntegerProgram(overrides={"stem": [8]}).check(sensitivity.blocks)
 
 
 @pytest.mark.parametrize(
@@ -188,14 +188,14 @@ def test_overrides_and_fixed_widths():
 def test_wrong_ties(tied, message):
     sensitivity = made_sensitivity([1.0, 1.0, 1.0], [10, 10, 10], fixed_bits={0: 3})
     with pytest.raises(ValueError, match=message):
-        Mixed(4, "average_bits", candidates=(2, 4), tied=tuple(tied)).check(sensitivity.blocks)
+        IntegerProgram(4, "average_bits", candidates=(2, 4), tied=tuple(tied)).check(sensitivity.blocks)
 
 
 def test_tie_groups_of_the_blocks_are_kept():
     sensitivity = made_sensitivity([9.0, 1.0, 1.0], [10, 10, 10])
     rows = [replace(row, block=replace(row.block, tie_group="t")) for row in sensitivity.rows[:2]]
     tied = replace(sensitivity, rows=(*rows, sensitivity.rows[2]))
-    for allocator in (Mixed(4, "average_bits"), Monotone(4, "average_bits")):
+    for allocator in (IntegerProgram(4, "average_bits"), Monotone(4, "average_bits")):
         bits = allocator.allocate(tied).weight_bits()
         assert bits["b0"] == bits["b1"]
 
@@ -210,7 +210,7 @@ LIMIT_CASES = {
 @pytest.mark.parametrize(("values", "message"), LIMIT_CASES.values(), ids=LIMIT_CASES)
 def test_a_limit_on_what_is_not_known(values, message):
     with pytest.raises(ValueError, match=message):
-        Mixed(8, **values).check(made_sensitivity([1.0, 2.0], [10, 10]).blocks)
+        IntegerProgram(8, **values).check(made_sensitivity([1.0, 2.0], [10, 10]).blocks)
 
 
 def test_limits_that_exclude_each_other_are_all_told(tmp_path):
@@ -223,14 +223,14 @@ def test_limits_that_exclude_each_other_are_all_told(tmp_path):
     (tmp_path / "table.json").write_text(json.dumps(table))
     latency = {"latency": str(tmp_path / "table.json"), "candidates": (2, 8)}
     blocks = made_sensitivity([1.0, 2.0], [30, 10]).blocks
-    Mixed(6.5, "average_bits", {"latency_ms": 3.0}, **latency).check(blocks)
+    IntegerProgram(6.5, "average_bits", {"latency_ms": 3.0}, **latency).check(blocks)
     message = (
         r"bits.target=6 \(average_bits\) and bits.limits.latency_ms=3 cannot be met together: with the others "
         r"bits.target reaches 6.5 average_bits at best \(alone this network reaches 2 to 8 average_bits\); "
         r"with the others bits.limits.latency_ms reaches 7 latency_ms at best \(alone this network reaches 3 to 7 "
     )
     with pytest.raises(ValueError, match=message):
-        Mixed(6, "average_bits", {"latency_ms": 3.0}, **latency).check(blocks)
+        IntegerProgram(6, "average_bits", {"latency_ms": 3.0}, **latency).check(blocks)
 
 
 @pytest.mark.parametrize(
@@ -244,7 +244,7 @@ def test_limits_that_exclude_each_other_are_all_told(tmp_path):
 @pytest.mark.parametrize("seed", range(5))
 def test_limit_in_every_unit(seed, unit, target, reached):
     sensitivity = made_sensitivity(random_lambdas(seed), [100, 300, 50, 450])
-    assert reached(Mixed(target, unit).allocate(sensitivity).cost)
+    assert reached(IntegerProgram(target, unit).allocate(sensitivity).cost)
 
 
 def random_lambdas(seed):
@@ -253,7 +253,7 @@ def random_lambdas(seed):
 
 @pytest.mark.parametrize("eigenvalues", [[0.0, 0.0, 0.0], [-1.0, -2.0, -3.0]], ids=str)
 def test_flat_networks_can_be_allocated(eigenvalues):
-    plan = allocate(made_sensitivity(eigenvalues, [10, 20, 30]), Mixed(8.0))
+    plan = allocate(made_sensitivity(eigenvalues, [10, 20, 30]), IntegerProgram(8.0))
     assert plan.objective == 0
     assert plan.cost.w_comp >= 8
 
@@ -268,7 +268,10 @@ def test_flat_networks_can_be_allocated(eigenvalues):
 )
 def test_an_infeasible_target_states_the_feasible_range(unit, target, message):
     sensitivity = made_sensitivity([1.0, 2.0], [150, 50])
-    for request in (Mixed(target, unit).check, lambda blocks: Mixed(target, unit).allocate(sensitivity)):
+    for request in (
+        IntegerProgram(target, unit).check,
+        lambda blocks: IntegerProgram(target, unit).allocate(sensitivity),
+    ):
         with pytest.raises(ValueError, match=message):
             request(sensitivity.blocks)
 
@@ -276,26 +279,30 @@ def test_an_infeasible_target_states_the_feasible_range(unit, target, message):
 def test_fixed_widths_narrow_the_feasible_range():
     sensitivity = made_sensitivity([1.0, 2.0], [100, 100], fixed_bits={0: 8})
     with pytest.raises(ValueError, match=r"4 to 6\.4 w_comp"):
-        Mixed(6.5).check(sensitivity.blocks)
+        IntegerProgram(6.5).check(sensitivity.blocks)
 
 
 @pytest.mark.parametrize(
     ("kind", "values", "message"),
     [
-        (Mixed, {"target": 0.0}, "bits.target=0"),
-        (Mixed, {"target": float("nan")}, "bits.target=nan"),
-        (Mixed, {"unit": "megabytes"}, "'megabytes'.*w_comp, average_bits, bytes"),
-        (Mixed, {"candidates": ()}, r"bits.candidates=\[\]"),
-        (Mixed, {"candidates": (2, 9)}, r"bits.candidates=\[2, 9\]"),
-        (Mixed, {"activations": 16}, "bits.activations=16"),
-        (Mixed, {"activations": "some"}, "bits.activations='some' is unknown: give 1 to 8, 32 for float, or mixed"),
-        (Mixed, {"activations": "mixed", "activation_candidates": (0,)}, r"bits.activation_candidates=\[0\]"),
-        (Mixed, {"limits": {"bops": -1.0}}, "bits.limits.bops=-1"),
-        (Mixed, {"limits": {"size": 1.0}}, "'size' is unknown: give w_comp"),
-        (Mixed, {"overrides": {"b0": [9]}}, r"bits.overrides.b0=\[9\]"),
-        (Mixed, {"weighting": "norm"}, "bits.weighting='norm'"),
-        (Mixed, {"gap": 1.0}, "bits.gap=1"),
-        (Mixed, {"time_limit": 0.0}, "bits.time_limit=0"),
+        (IntegerProgram, {"target": 0.0}, "bits.target=0"),
+        (IntegerProgram, {"target": float("nan")}, "bits.target=nan"),
+        (IntegerProgram, {"unit": "megabytes"}, "'megabytes'.*w_comp, average_bits, bytes"),
+        (IntegerProgram, {"candidates": ()}, r"bits.candidates=\[\]"),
+        (IntegerProgram, {"candidates": (2, 9)}, r"bits.candidates=\[2, 9\]"),
+        (IntegerProgram, {"activations": 16}, "bits.activations=16"),
+        (
+            IntegerProgram,
+            {"activations": "some"},
+            "bits.activations='some' is unknown: give 1 to 8, 32 for float, or mixed",
+        ),
+        (IntegerProgram, {"activations": "mixed", "activation_candidates": (0,)}, r"bits.activation_candidates=\[0\]"),
+        (IntegerProgram, {"limits": {"bops": -1.0}}, "bits.limits.bops=-1"),
+        (IntegerProgram, {"limits": {"size": 1.0}}, "'size' is unknown: give w_comp"),
+        (IntegerProgram, {"overrides": {"b0": [9]}}, r"bits.overrides.b0=\[9\]"),
+        (IntegerProgram, {"weighting": "norm"}, "bits.weighting='norm'"),
+        (IntegerProgram, {"gap": 1.0}, "bits.gap=1"),
+        (IntegerProgram, {"time_limit": 0.0}, "bits.time_limit=0"),
         (UniformBits, {"weights": 0}, r"bits.weights=\[0\]"),
         (UniformBits, {"ends": 16}, r"bits.ends=\[16\]"),
         (Manual, {}, "needs one source"),
@@ -318,7 +325,7 @@ def test_uniform_bits():
 @pytest.mark.parametrize("seed", range(5))
 def test_direct_baseline_is_the_widest_that_is_no_larger(seed, target):
     sensitivity = random_sensitivity(seed, 6)
-    plan = Mixed(target, activations=5).allocate(sensitivity)
+    plan = IntegerProgram(target, activations=5).allocate(sensitivity)
     direct = direct_baseline(sensitivity, plan)
     width = list(direct.weight_bits().values())[1]
     sizes = {w: UniformBits(w).allocate(sensitivity).cost.weight_bytes for w in range(2, 9)}
@@ -330,7 +337,7 @@ def test_direct_baseline_is_the_widest_that_is_no_larger(seed, target):
 def test_one_bit_is_a_candidate_like_any_other():
     errors = [{bits: 4.0**-bits for bits in (1, 2, 4, 8)}] * 2
     sensitivity = made_sensitivity([1.0, 100.0], [100, 100], errors)
-    plan = Mixed(12.8, candidates=(1, 2, 4, 8)).allocate(sensitivity)
+    plan = IntegerProgram(12.8, candidates=(1, 2, 4, 8)).allocate(sensitivity)
     assert plan.weight_bits() == {"b0": 1, "b1": 4}
     assert plan.cost.w_comp == 12.8
 
@@ -343,7 +350,7 @@ def test_direct_baseline_of_a_plan_with_one_bit_is_tried_with_one_bit():
 
 def test_one_bit_that_was_not_analysed_is_told():
     with pytest.raises(ValueError, match=r"no weight error for 1 bits: give bits.candidates=\[2, 3"):
-        Mixed(20.0, candidates=(1, 2)).allocate(made_sensitivity([1.0], [100]))
+        IntegerProgram(20.0, candidates=(1, 2)).allocate(made_sensitivity([1.0], [100]))
 
 
 WEIGHTS = {"b2": 2, "b0": 8, "b1": 5}

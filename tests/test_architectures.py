@@ -25,7 +25,7 @@ def test_all_stages_of_the_library(name):
     assert sum(block.macs for block in blocks) > 0
     solver, quantizer = hawq.PowerIteration(max_iterations=1), hawq.Uniform("minmax", "minmax")
     sensitivity = hawq.analyze(model, blocks, [(images, labels)], solver=solver, quantizer=quantizer)
-    plan = hawq.allocate(sensitivity, hawq.Mixed(target=8))
+    plan = hawq.allocate(sensitivity, hawq.IntegerProgram(target=8))
     assert plan.cost.w_comp >= 8
     network = hawq.quantize(model, blocks, plan, [images], quantizer)
     assert network(images).isfinite().all()

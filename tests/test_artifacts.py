@@ -12,8 +12,17 @@ from typing import Any
 import pytest
 import torch
 
-from hawq.artifacts import MANIFEST, Entry, HalfDone, Store, dump_record, fingerprint, hash_tensors, parse_record
 from hawq.errors import UserError
+from hawq.experiment.artifacts import (
+    MANIFEST,
+    Artifact,
+    PartialCheckpoint,
+    Store,
+    dump_record,
+    fingerprint,
+    hash_tensors,
+    parse_record,
+)
 from hawq.records import Estimate
 
 FACTS = {"seed": 0, "solver": {"name": "power", "tolerance": 0.01}}
@@ -21,12 +30,12 @@ FILES = {"curvature.json": b'{"value": 1.5}', "history.json": b"[]"}
 
 
 @pytest.fixture
-def entry(tmp_path: Path) -> Entry:
+def entry(tmp_path: Path) -> Artifact:
     return Store(tmp_path).entry("analysis", FACTS)
 
 
 @pytest.fixture
-def done(entry: Entry) -> Entry:
+def done(entry: Artifact) -> Artifact:
     entry.finish(FILES, {"seconds": 1.0})
     return entry
 
@@ -65,9 +74,9 @@ def test_hash_of_tensors_sees_names_shapes_types_and_values() -> None:
     assert hash_tensors({"b": base, "a": strided}) == hash_tensors({"a": base, "b": base})
 
 
-def test_entry_counts_only_once_it_is_finished(entry: Entry) -> None:
+def test_entry_counts_only_once_it_is_finished(entry: Artifact) -> None:
     assert entry.manifest() is None and entry.files() == []
-    entry.half_done.save({"step": 3})
+    entry.partial.save({"step": 3})
     assert entry.manifest() is None
     entry.finish(FILES, {"seconds": 1.0})
     manifest = entry.manifest()
@@ -75,10 +84,10 @@ def test_entry_counts_only_once_it_is_finished(entry: Entry) -> None:
     assert (manifest["stage"], manifest["key"], manifest["seconds"]) == ("analysis", entry.key, 1.0)
     assert {path.name: path.read_bytes() for path in entry.files()} == FILES
     assert entry.read_json("curvature.json") == {"value": 1.5}
-    assert entry.half_done.load() is None
+    assert entry.partial.load() is None
 
 
-def test_same_facts_find_the_artifact_again(done: Entry, tmp_path: Path) -> None:
+def test_same_facts_find_the_artifact_again(done: Artifact, tmp_path: Path) -> None:
     assert Store(tmp_path).entry("analysis", dict(reversed(FACTS.items()))).manifest() is not None
     assert Store(tmp_path).entry("finetune", FACTS).manifest() is None
     assert Store(tmp_path).entry("analysis", {**FACTS, "seed": 1}).manifest() is None
@@ -106,7 +115,9 @@ DAMAGES: dict[str, tuple[str, Callable[[Path], Any]]] = {
 
 
 @pytest.mark.parametrize(("name", "damage"), DAMAGES.values(), ids=DAMAGES)
-def test_damaged_or_foreign_artifact_is_named_and_left(done: Entry, name: str, damage: Callable[[Path], Any]) -> None:
+def test_damaged_or_foreign_artifact_is_named_and_left(
+    done: Artifact, name: str, damage: Callable[[Path], Any]
+) -> None:
     damage(done.path / name)
     before = {path: path.read_bytes() for path in done.path.iterdir()}
     with pytest.raises(UserError) as caught:
@@ -129,33 +140,33 @@ def test_record_of_another_schema_is_named(tmp_path: Path) -> None:
             parse_record(path, "hawq.estimate/1", Estimate)
 
 
-def states_of(entry: Entry) -> list[Path]:
+def states_of(entry: Artifact) -> list[Path]:
     return sorted(entry.path.glob("progress-*"))
 
 
-def test_newest_half_done_state_wins(entry: Entry, tmp_path: Path) -> None:
-    entry.half_done.save({"step": 1, "weights": torch.ones(3)})
+def test_newest_half_done_state_wins(entry: Artifact, tmp_path: Path) -> None:
+    entry.partial.save({"step": 1, "weights": torch.ones(3)})
     (first,) = states_of(entry)
     kept = shutil.copy(first, tmp_path / first.name)
-    entry.half_done.save({"step": 2, "weights": torch.zeros(3)})
+    entry.partial.save({"step": 2, "weights": torch.zeros(3)})
     assert first not in states_of(entry)
     shutil.copy(kept, first)  # as after a kill between writing the new state and removing the old one
-    state = entry.half_done.load()
+    state = entry.partial.load()
     assert state is not None and state["step"] == 2 and torch.equal(state["weights"], torch.zeros(3))
-    entry.half_done.save({"step": 3})
-    assert len(states_of(entry)) == 1 and entry.half_done.load() == {"step": 3}
+    entry.partial.save({"step": 3})
+    assert len(states_of(entry)) == 1 and entry.partial.load() == {"step": 3}
 
 
-def test_time_of_ended_processes_counts(entry: Entry, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_time_of_ended_processes_counts(entry: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
-    monkeypatch.setattr("hawq.artifacts.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("hawq.experiment.artifacts.time.monotonic", lambda: now[0])
 
-    def found() -> HalfDone:
-        again = HalfDone(entry.path)
+    def found() -> PartialCheckpoint:
+        again = PartialCheckpoint(entry.path)
         assert again.load() == {"step": 1} and again.load() == {"step": 1}
         return again
 
-    first = HalfDone(entry.path)
+    first = PartialCheckpoint(entry.path)
     now[0] += 30
     first.save({"step": 1})
     now[0] += 500  # nobody works
@@ -167,21 +178,21 @@ def test_time_of_ended_processes_counts(entry: Entry, monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize("damage", [lambda data: data[:-10], lambda data: data[:100] + b"x" + data[101:]])
-def test_damaged_half_done_state_is_named_and_left(entry: Entry, damage: Callable[[bytes], bytes]) -> None:
-    entry.half_done.save({"step": 1, "weights": torch.ones(300)})
+def test_damaged_half_done_state_is_named_and_left(entry: Artifact, damage: Callable[[bytes], bytes]) -> None:
+    entry.partial.save({"step": 1, "weights": torch.ones(300)})
     (path,) = states_of(entry)
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(UserError, match="damaged") as caught:
-        entry.half_done.load()
+        entry.partial.load()
     assert str(path) in str(caught.value) and path.exists()
 
 
-def test_temporary_file_left_by_a_kill_is_ignored(entry: Entry) -> None:
-    entry.half_done.save({"step": 1})
+def test_temporary_file_left_by_a_kill_is_ignored(entry: Artifact) -> None:
+    entry.partial.save({"step": 1})
     (path,) = states_of(entry)
     for name in (path.name.replace("00000001", "00000002"), MANIFEST, "curvature.json"):
         (entry.path / f".{name}.4321.tmp").write_bytes(b"half")
-    assert entry.half_done.load() == {"step": 1} and entry.manifest() is None
+    assert entry.partial.load() == {"step": 1} and entry.manifest() is None
     entry.finish(FILES, {})
     assert {file.name for file in entry.files()} == set(FILES)
 
@@ -193,7 +204,7 @@ def hold(root: Path, wanted: Any, got: Any) -> None:
         got.set()
 
 
-def test_second_process_waits_for_the_first(entry: Entry, tmp_path: Path) -> None:
+def test_second_process_waits_for_the_first(entry: Artifact, tmp_path: Path) -> None:
     context = multiprocessing.get_context("fork")
     wanted, got = context.Event(), context.Event()
     other = context.Process(target=hold, args=(tmp_path, wanted, got))

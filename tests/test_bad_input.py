@@ -43,7 +43,7 @@ MISTAKES = {
     "width": ("bits.candidates=[0,4]", ["bits.candidates=[0, 4]", "1 to 8"]),
     "share": ("finetune.final_fraction=2", ["finetune.final_fraction=2", "0 to 1"]),
     "samples": ("analysis.num_samples=0", ["analysis.num_samples=0", "1 or more"]),
-    "tried width": ("validation.widths=[4,9]", ["validation.widths=[4, 9]", "[1, 2, 3, 4, 5, 6, 7, 8]"]),
+    "tried width": ("validation.bit_widths=[4,9]", ["validation.bit_widths=[4, 9]", "[1, 2, 3, 4, 5, 6, 7, 8]"]),
     "tried images": ("validation.num_samples=1", ["validation.num_samples=1", "2 or more"]),
     "compared solver": ("validation.solvers=[lanczo]", ["solver=lanczo", "did you mean lanczos?", "fisher"]),
     "choice": ("solver.start_from=zero", ["solver.start_from='zero'", "random", "gradient", "subset"]),
@@ -105,8 +105,8 @@ MISTAKES = {
     # not allowed
     "target": ("solver._target_=os.system", ["solver._target_=os.system", "hawq., torch., timm."]),
     "target in disguise": (
-        "solver._target_=hawq.config.pkgutil.resolve_name",
-        ["hawq.config.pkgutil.resolve_name", "hawq., torch., timm."],
+        "solver._target_=hawq.experiment.config.pkgutil.resolve_name",
+        ["hawq.experiment.config.pkgutil.resolve_name", "hawq., torch., timm."],
     ),
     "target that is not there": ("solver._target_=hawq.curvature.Powr", ["hawq.curvature.Powr", "does not exist"]),
 }

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 from torch.nn.utils.parametrizations import weight_norm
 from torch.utils.flop_counter import FlopCounterMode
 
-from hawq.curvature.functions import second_derivatives
+from hawq.curvature.double_backward import second_derivatives
 
 GEOMETRIES = {
     "plain": {},

@@ -11,7 +11,7 @@ import pytest
 from omegaconf import OmegaConf
 from runs import CONF, compose_here
 
-from hawq.config import COMPONENTS, RunOptions, Settings, build_component, build_settings
+from hawq.experiment.config import COMPONENTS, RunOptions, Settings, build_component, build_settings
 
 ALLOWED = ("hawq.", "torch.", "timm.")
 
@@ -89,11 +89,11 @@ def test_run_folder_depends_on_what_decides_the_result() -> None:
         "hawq.",
         "hawq.nowhere.Solver",
         "hawq.curvature.PowerIteratio",
-        "hawq.config.STAGES",
+        "hawq.experiment.config.STAGES",
         "hawq.blocks.find_blocks",
-        "hawq.config.pkgutil.resolve_name",
-        "hawq.pipeline.Path",
-        "hawq.config.instantiate",
+        "hawq.experiment.config.pkgutil.resolve_name",
+        "hawq.experiment.pipeline.Path",
+        "hawq.experiment.config.instantiate",
         "torch.hub.load",
         "torch.os.system",
     ],
@@ -104,7 +104,7 @@ def test_only_classes_of_allowed_packages_are_built(target: str) -> None:
     assert target in str(caught.value)
 
 
-@pytest.mark.parametrize("target", ["hawq.tracking.NoTracking", "torch.nn.Identity"])
+@pytest.mark.parametrize("target", ["hawq.experiment.tracking.NoTracking", "torch.nn.Identity"])
 def test_allowed_class_of_another_trade_is_refused(target: str) -> None:
     with pytest.raises(ValueError, match=r"something with name, reads, memory_limit_gib, start, .* is needed"):
         build_component("solver", {"_target_": target}, ALLOWED)

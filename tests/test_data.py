@@ -9,11 +9,11 @@ from torchvision.datasets import cifar
 from torchvision.transforms import v2
 
 from hawq.data import Cifar10, Cifar100, Digits, Images, TrainBatches, fixed_batches, sample_indices
-from hawq.records import Framing, Normalization
+from hawq.records import Normalization, Preprocessing
 
 CPU = torch.device("cpu")
 NORMALIZATION = Normalization((0.5, 0.25, 0.125), (0.5, 0.25, 1.0))
-FRAMING = Framing(224, 0.875, "bilinear")  # images in memory keep their size
+FRAMING = Preprocessing(224, 0.875, "bilinear")  # images in memory keep their size
 PREPARE = Digits(8).prepare(FRAMING, NORMALIZATION)
 
 

@@ -87,9 +87,9 @@ def test_plan_names_every_room_and_no_other() -> None:
     [
         ("records", "from hawq.costs import plan_cost", "hawq.costs"),
         ("records", "import hawq.blocks", "hawq.blocks"),
-        ("allocation", "from hawq import pipeline", "hawq.pipeline"),
+        ("allocation", "from hawq import pipeline", "hawq.experiment.pipeline"),
         ("allocation", "def f():\n    from hawq.finetuning.loop import fit", "hawq.finetuning"),
-        ("stages", "from hawq import find_blocks, pipeline", "hawq.pipeline"),
+        ("stages", "from hawq import find_blocks, pipeline", "hawq.experiment.pipeline"),
         ("sensitivity", "import hawq", "imports hawq"),
         ("sweep", "import train", "imports train"),
         ("pipeline", "from omegaconf import OmegaConf", "omegaconf"),

@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 from sensitivities import full_sensitivity, made_sensitivity, random_sensitivity
 
-from hawq.allocation import Mixed, Monotone, confidence, frontier, is_proven
+from hawq.allocation import IntegerProgram, Monotone, confidence, frontier, is_proven
 from hawq.records import Estimate
 
 ALLOCATORS = {
-    "w_comp": Mixed(8, "w_comp"),
-    "bytes": Mixed(300, "bytes"),
-    "bops": Mixed(800, "bops", {"average_bits": 6.0}),
-    "mixed": Mixed(5, "average_bits", {"a_comp": 6.0}, activations="mixed"),
+    "w_comp": IntegerProgram(8, "w_comp"),
+    "bytes": IntegerProgram(300, "bytes"),
+    "bops": IntegerProgram(800, "bops", {"average_bits": 6.0}),
+    "mixed": IntegerProgram(5, "average_bits", {"a_comp": 6.0}, activations="mixed"),
     "V1": Monotone(5, "average_bits"),
     "V2": Monotone(8, "w_comp", weighting="trace"),
 }
@@ -38,7 +38,7 @@ def test_budgets_that_other_limits_rule_out_are_left_out(tmp_path):
     path = tmp_path / "table.csv"
     path.write_text("device,block,bits,ms\n" + "".join(f"odd,b{i},{b},{10 - b}\n" for i in (0, 1) for b in (2, 8)))
     sensitivity = made_sensitivity([1.0, 2.0], [10, 10])
-    allocator = Mixed(8, "average_bits", {"latency_ms": 10.0}, (2, 8), latency=str(path))
+    allocator = IntegerProgram(8, "average_bits", {"latency_ms": 10.0}, (2, 8), latency=str(path))
     assert [point.target for point in frontier(sensitivity, allocator, 9).points] == [5.0, 8.0]
 
 
@@ -50,7 +50,7 @@ def with_errors(sensitivity, error):
 def test_confidence_names_the_blocks_that_would_change():
     """b0 and b1 are alike but for λ: 1.0 ± 0.1 against 0.95. b2 leads both by far."""
     alike = made_sensitivity([50.0, 1.0, 0.95], [10, 100, 100])
-    allocator = Mixed(6.5, "average_bits", overrides={"b1": [4, 8], "b2": [4, 8]})
+    allocator = IntegerProgram(6.5, "average_bits", overrides={"b1": [4, 8], "b2": [4, 8]})
     plan = allocator.allocate(alike)
     assert plan.weight_bits() == {"b0": 8, "b1": 8, "b2": 4}
     sure = confidence(with_errors(alike, lambda row: 0.01), allocator, plan, 8)
@@ -64,14 +64,14 @@ def test_confidence_names_the_blocks_that_would_change():
 
 def test_confidence_needs_errors():
     sensitivity = random_sensitivity(0, 4)
-    allocator = Mixed(5, "average_bits")
+    allocator = IntegerProgram(5, "average_bits")
     assert confidence(sensitivity, allocator, allocator.allocate(sensitivity), 5) is None
 
 
 @pytest.mark.parametrize("seed", range(30))
 def test_proven_means_that_no_end_of_the_intervals_prefers_another_plan(seed):
     """For a given other plan the worst curvature lies at the ends, so all of them are tried."""
-    sensitivity, allocator = random_sensitivity(seed, 4), Mixed(4.5, "average_bits", candidates=(2, 4, 8))
+    sensitivity, allocator = random_sensitivity(seed, 4), IntegerProgram(4.5, "average_bits", candidates=(2, 4, 8))
     errors = np.random.default_rng(seed).uniform(0, 0.6, 4)
     sensitivity = with_errors(sensitivity, lambda row: row.eigenvalue.value * errors[sensitivity.rows.index(row)])
     plan = allocator.allocate(sensitivity)

@@ -79,8 +79,8 @@ def test_equals_brute_force(seed, unit, level):
     [
         ({"level": 1.5}, "bits.level=1.5"),
         ({"unit": "w_comp"}, "'w_comp' is unknown: give bytes, bops, latency_ms"),
-        ({"widths": (8, 4)}, r"bits.widths=\[8, 4\]"),
-        ({"widths": (4, 9)}, r"bits.widths=\[4, 9\]"),
+        ({"bit_widths": (8, 4)}, r"bits.bit_widths=\[8, 4\]"),
+        ({"bit_widths": (4, 9)}, r"bits.bit_widths=\[4, 9\]"),
         ({"ends": 0}, r"bits.ends=\[0\]"),
         ({"weighting": "x"}, "bits.weighting='x'"),
     ],

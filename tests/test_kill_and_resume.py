@@ -12,10 +12,10 @@ import pytest
 import torch
 from runs import REPOSITORY, command_line, finished, read_json, run_folder
 
-from hawq.artifacts import MANIFEST, HalfDone, parse_record
+from hawq.experiment.artifacts import MANIFEST, PartialCheckpoint, parse_record
+from hawq.experiment.stages import SENSITIVITY_SCHEMA
+from hawq.experiment.tracking import read_metrics
 from hawq.records import Sensitivity
-from hawq.stages import SENSITIVITY_SCHEMA
-from hawq.tracking import read_metrics
 
 LONG_ENOUGH = (
     "stages=[analysis,allocation,finetune]",
@@ -43,7 +43,7 @@ def finish(outputs: Path) -> tuple[Path, str]:
     return run_folder(outputs), text
 
 
-def half_done(outputs: Path, stage: str) -> list[Path]:
+def partial(outputs: Path, stage: str) -> list[Path]:
     return sorted((outputs / "cache" / stage).glob("*/progress-*.pt"))
 
 
@@ -52,14 +52,14 @@ def kill_in(stage: str, outputs: Path) -> None:
     process = start(outputs)
     try:
         end = time.monotonic() + 150
-        while not any(int(path.stem.split("-")[1]) > 1 for path in half_done(outputs, stage)):
+        while not any(int(path.stem.split("-")[1]) > 1 for path in partial(outputs, stage)):
             assert process.poll() is None and time.monotonic() < end, f"{stage} was never half done"
             time.sleep(0.01)
     finally:
         process.kill()
         process.communicate()
     assert process.returncode == -signal.SIGKILL
-    assert half_done(outputs, stage) and not finished(outputs, stage), "the kill came too late"
+    assert partial(outputs, stage) and not finished(outputs, stage), "the kill came too late"
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +87,7 @@ def rows(folder: Path) -> list[tuple[object, ...]]:
 @pytest.mark.parametrize("stage", ["analysis", "finetune"])
 def test_killed_run_ends_where_an_undisturbed_one_does(stage: str, undisturbed: Path, tmp_path: Path) -> None:
     kill_in(stage, tmp_path)
-    state = HalfDone(half_done(tmp_path, stage)[-1].parent)
+    state = PartialCheckpoint(partial(tmp_path, stage)[-1].parent)
     kept = state.load()
     assert kept is not None and 0 < state.earlier_seconds < 200
     state.earlier_seconds += 1000
@@ -95,7 +95,7 @@ def test_killed_run_ends_where_an_undisturbed_one_does(stage: str, undisturbed: 
     folder, text = finish(tmp_path)
     assert ("analysis: found in the cache" in text) == (stage == "finetune")
     (artifact,) = finished(tmp_path, stage)
-    assert not half_done(tmp_path, stage) and 1000 < read_json(artifact / MANIFEST)["seconds"] < 1400
+    assert not partial(tmp_path, stage) and 1000 < read_json(artifact / MANIFEST)["seconds"] < 1400
     assert sensitivity(folder) == sensitivity(undisturbed)
     for name in ("plan.json", "finetune/history.json"):
         assert (folder / name).read_bytes() == (undisturbed / name).read_bytes(), name

@@ -5,7 +5,7 @@ import json
 import pytest
 from sensitivities import made_sensitivity
 
-from hawq.allocation import Mixed
+from hawq.allocation import IntegerProgram
 from hawq.allocation.latency import read_latency
 from hawq.records import Block, Precision
 
@@ -39,11 +39,11 @@ def test_a_plan_keeps_within_the_time(tmp_path):
     sensitivity = made_sensitivity([2.0, 1.0], [10, 10])
     latency = {"latency": str(written(tmp_path, CSV)), "candidates": (2, 8), "activations": 8}
     for limit, bits in ((7.25, [8, 8]), (7.0, [8, 2]), (4.9, [2, 8]), (3.0, [2, 2])):
-        plan = Mixed(limit, "latency_ms", **latency).allocate(sensitivity)
+        plan = IntegerProgram(limit, "latency_ms", **latency).allocate(sensitivity)
         assert list(plan.weight_bits().values()) == bits
         assert plan.limits[0].reached <= limit
     with pytest.raises(ValueError, match=r"bits.target=2 \(latency_ms\) cannot be met.*2.5 to 7.25 latency_ms"):
-        Mixed(2.0, "latency_ms", **latency).check(sensitivity.blocks)
+        IntegerProgram(2.0, "latency_ms", **latency).check(sensitivity.blocks)
 
 
 @pytest.mark.parametrize(
@@ -66,6 +66,6 @@ def test_a_plan_keeps_within_the_time(tmp_path):
 def test_other_files_are_refused(content, tmp_path):
     path = written(tmp_path, content)
     with pytest.raises(ValueError, match=rf"bits.latency=.*{path.name} is not a latency table"):
-        Mixed(latency=str(path))
+        IntegerProgram(latency=str(path))
     with pytest.raises(FileNotFoundError, match=r"absent\.csv does not exist"):
-        Mixed(latency=str(tmp_path / "absent.csv"))
+        IntegerProgram(latency=str(tmp_path / "absent.csv"))

@@ -27,7 +27,7 @@ def test_five_lines(tmp_path):
 
     blocks = hawq.find_blocks(model)
     sensitivity = hawq.analyze(model, blocks, batches, loss=F.mse_loss)
-    plan = hawq.allocate(sensitivity, hawq.Mixed(target=7, activations=8))
+    plan = hawq.allocate(sensitivity, hawq.IntegerProgram(target=7, activations=8))
     network = hawq.quantize(model, blocks, plan, [inputs for inputs, _ in batches])
     loaded = hawq.load(hawq.save(network, tmp_path / "model.safetensors"), Regressor())
 

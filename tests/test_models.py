@@ -10,7 +10,7 @@ import torch
 from networks import build
 from torch import nn
 
-from hawq.models import ModelSource, read_checkpoint, write_checkpoint
+from hawq.models import ModelSpec, read_checkpoint, write_checkpoint
 from hawq.records import Normalization
 from hawq.weights import load_strictly
 
@@ -66,7 +66,7 @@ def test_our_own_networks_say_where_weights_come_from(name):
 @pytest.mark.parametrize(("name", "file", "normalization"), PUBLISHED)
 def test_published_weights_bring_their_normalisation(name, file, normalization):
     path = published(file)
-    model = ModelSource(name, str(path)).build(10)
+    model = ModelSpec(name, str(path)).build(10)
     assert model.normalization == normalization
     content = torch.load(path, map_location="cpu", weights_only=True)
     stem = content.get("state_dict", content)["module.conv1.weight"]
@@ -78,22 +78,22 @@ def test_published_weights_bring_their_normalisation(name, file, normalization):
 def test_normalisation_may_be_repeated_but_not_contradicted(name, file, normalization):
     path = str(published(file))
     assert (
-        ModelSource(name, path, mean=normalization.mean, std=normalization.std).build(10).normalization == normalization
+        ModelSpec(name, path, mean=normalization.mean, std=normalization.std).build(10).normalization == normalization
     )
     with pytest.raises(ValueError, match=r"trained with mean .*leave model.mean and model.std out"):
-        ModelSource(name, path, mean=normalization.mean, std=OWN.std).build(10)
+        ModelSpec(name, path, mean=normalization.mean, std=OWN.std).build(10)
 
 
 def test_weights_of_another_network_are_refused_by_names():
     path = published("resnet20_optA_akamaster.th")
     with pytest.raises(ValueError, match=r"missing names .*layer2.0.downsample.0.weight.*unexpected names none"):
-        ModelSource("resnet20_projection", str(path)).build(10)
+        ModelSpec("resnet20_projection", str(path)).build(10)
 
 
 def test_another_number_of_classes_is_refused():
     path = published("resnet20_optA_akamaster.th")
     with pytest.raises(ValueError, match=r"fc.weight \(10, 64\) for \(100, 64\)"):
-        ModelSource("resnet20", str(path)).build(100)
+        ModelSpec("resnet20", str(path)).build(100)
 
 
 def stored(path, content):
@@ -131,7 +131,7 @@ def test_our_own_checkpoint_carries_its_normalisation(tmp_path):
     path = tmp_path / "float.safetensors"
     model = timm.create_model("resnet20", num_classes=4)
     path.write_bytes(write_checkpoint(model, OWN))
-    read = ModelSource("resnet20", str(path)).build(4)
+    read = ModelSpec("resnet20", str(path)).build(4)
     assert read.normalization == OWN
     assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in read.network.state_dict().items())
     with pytest.raises(ValueError, match="trained with mean"):
@@ -189,7 +189,7 @@ def test_other_files_are_refused_by_name(name, data, tmp_path):
 
 def test_a_missing_file(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"absent.pth does not exist"):
-        ModelSource("resnet20", str(tmp_path / "absent.pth"), mean=OWN.mean, std=OWN.std).build(10)
+        ModelSpec("resnet20", str(tmp_path / "absent.pth"), mean=OWN.mean, std=OWN.std).build(10)
 
 
 @pytest.mark.parametrize(
@@ -215,4 +215,4 @@ def test_a_missing_file(tmp_path):
 )
 def test_values_out_of_range(values, message):
     with pytest.raises(ValueError, match=message):
-        ModelSource(**{"name": "resnet20"} | values)
+        ModelSpec(**{"name": "resnet20"} | values)

@@ -10,7 +10,7 @@ from sensitivities import plan_of
 from hawq.blocks import find_blocks
 from hawq.export import export_onnx, load, save
 from hawq.export.onnx import _RoundAndClip
-from hawq.quantization import LSQ, PACT, WIDTHS, DoReFa, RVQuant, Uniform, quantize
+from hawq.quantization import BIT_WIDTHS, LSQ, PACT, DoReFa, RVQuant, Uniform, quantize
 
 IMAGES = samples(8, torch.float32)[0]
 
@@ -36,7 +36,7 @@ def test_onnx_runtime_agrees_at_any_batch_size(quantizer, traced_with, tmp_path)
         np.testing.assert_allclose(run(path, IMAGES[:size]), expected[:size], atol=1e-4)
 
 
-@pytest.mark.parametrize("bits", WIDTHS)
+@pytest.mark.parametrize("bits", BIT_WIDTHS)
 @pytest.mark.parametrize("quantizer", [LSQ(), Uniform(), DoReFa(), PACT(), RVQuant(10)], ids=repr)
 def test_plain_operators_are_the_quantiser_bit_for_bit(quantizer, bits):
     x = torch.randn(999, generator=torch.Generator().manual_seed(bits))

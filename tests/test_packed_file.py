@@ -12,12 +12,12 @@ from sensitivities import plan_of
 from torch import nn
 
 import hawq.models  # noqa: F401 (registers resnet20 with timm)
-from hawq.allocation import Mixed
+from hawq.allocation import IntegerProgram
 from hawq.blocks import find_blocks
 from hawq.costs import checkpoint_bytes
 from hawq.export import load, packed_overhead, read_about, save
 from hawq.finetuning import FineTuning, finetune
-from hawq.quantization import LSQ, PACT, WIDTHS, DoReFa, RVQuant, Uniform, quantize
+from hawq.quantization import BIT_WIDTHS, LSQ, PACT, DoReFa, RVQuant, Uniform, quantize
 from hawq.records import BlockSensitivity, Estimate, Sensitivity
 from hawq.sensitivity import analyze
 
@@ -29,8 +29,8 @@ QUANTIZERS += [DoReFa(), PACT(), RVQuant(10)]
 
 def quantized(model, quantizer=None, bits=3, activations=4):
     blocks = find_blocks(model, IMAGES[:1])
-    widths = [1 + (bits - 1 + i) % 8 for i in range(len(blocks))]
-    return quantize(model, blocks, plan_of(blocks, widths, activations), [IMAGES], quantizer)
+    bit_widths = [1 + (bits - 1 + i) % 8 for i in range(len(blocks))]
+    return quantize(model, blocks, plan_of(blocks, bit_widths, activations), [IMAGES], quantizer)
 
 
 def saved_and_loaded(network, model, path):
@@ -55,7 +55,7 @@ def test_outputs_are_equal_bit_for_bit(name, quantizer, tmp_path):
 
 
 @pytest.mark.parametrize("activations", [1, 2, 32])
-@pytest.mark.parametrize("bits", WIDTHS)
+@pytest.mark.parametrize("bits", BIT_WIDTHS)
 def test_every_width(bits, activations, tmp_path):
     model = build("residual", torch.float32)
     network = quantized(model, bits=bits, activations=activations)
@@ -101,8 +101,8 @@ def test_the_size_is_predicted(name, quantizer, tmp_path):
     model, about = build(name, torch.float32), {"dataset": "digits"}
     blocks = find_blocks(model, IMAGES[:1])
     overhead = packed_overhead(model, blocks, quantizer, about)
-    for widths in ([2, 3, 7][: len(blocks)], [8, 5, 4][: len(blocks)]):
-        plan = plan_of(blocks, widths, 3)
+    for bit_widths in ([2, 3, 7][: len(blocks)], [8, 5, 4][: len(blocks)]):
+        plan = plan_of(blocks, bit_widths, 3)
         path = save(quantize(model, blocks, plan, [IMAGES], quantizer), tmp_path / "model", about)
         excess = overhead + plan.cost.weight_bytes - path.stat().st_size
         assert 0 <= excess <= 250
@@ -119,7 +119,7 @@ def test_the_size_of_a_real_network_is_predicted_to_a_percent(tmp_path):
         *("power", 2, 1.0),
         packed_overhead(model, blocks),
     )
-    plan = Mixed(110_000, "bytes").allocate(sensitivity)
+    plan = IntegerProgram(110_000, "bytes").allocate(sensitivity)
     size = save(quantize(model, blocks, plan, [images]), tmp_path / "model").stat().st_size
     assert 0.99 * plan.cost.packed_bytes <= size <= plan.cost.packed_bytes <= 110_000
     assert size > 0.99 * 110_000

@@ -15,12 +15,12 @@ from runs import REPOSITORY, TINY, compose_here, finished, read_json, run_apart,
 from safetensors.torch import load_file
 from scipy.stats import spearmanr
 
-from hawq.config import build_settings
+from hawq.experiment.config import build_settings
+from hawq.experiment.pipeline import prepare
+from hawq.experiment.stages import SENSITIVITY_SCHEMA, Prepared
+from hawq.experiment.tracking import read_metrics
 from hawq.export import load
-from hawq.pipeline import prepare
 from hawq.records import BitPlan, RunReport, Sensitivity, from_dict
-from hawq.stages import SENSITIVITY_SCHEMA, Prepared
-from hawq.tracking import read_metrics
 from hawq.validation import Validated
 
 BLOCKS = ["conv1", *[f"layer{stage}.{unit}" for stage in (1, 2, 3) for unit in (0, 1, 2)], "fc"]
@@ -239,7 +239,7 @@ def test_validation_holds_every_score_against_the_truth(tmp_path: Path, capsys: 
     """Correlations by SciPy on what the run wrote; nothing is measured twice, also not by a run with another solver."""
     small = "analysis.num_samples=4"
     few = (
-        *(small, "analysis.activations=true", "validation.num_samples=30", "validation.widths=[2,8]"),
+        *(small, "analysis.activations=true", "validation.num_samples=30", "validation.bit_widths=[2,8]"),
         *("validation.draws=20", "validation.solvers=[power,lanczos,gradient,random]"),
     )
     message = run_here(tmp_path, "stages=[validate]", *few)
@@ -256,13 +256,13 @@ def test_validation_holds_every_score_against_the_truth(tmp_path: Path, capsys: 
         *(("weights", name) for name in ("power", "lanczos", "gradient", "random", "error")),
         *(("activations", name) for name in ("trace", "error")),
     ]
-    assert len(result.truth.rises) == 2 * (len(BLOCKS) + len(BLOCKS) - 1) and result.truth.num_samples == 30
+    assert len(result.truth.increases) == 2 * (len(BLOCKS) + len(BLOCKS) - 1) and result.truth.num_samples == 30
     for found in result.correlations:
-        rises = [r for r in result.truth.rises if r.kind == found.kind and found.bits in (None, r.bits)]
+        increases = [r for r in result.truth.increases if r.kind == found.kind and found.bits in (None, r.bits)]
         score = next(s for s in result.scores if (s.kind, s.name) == (found.kind, found.score))
-        predicted = [score.omegas[rise.block][rise.bits] for rise in rises]
-        rho = spearmanr(predicted, [rise.loss for rise in rises]).statistic
-        assert found.spearman == pytest.approx(rho) and found.num_points == len(rises)
+        predicted = [score.omegas[rise.block][rise.bits] for rise in increases]
+        rho = spearmanr(predicted, [rise.loss for rise in increases]).statistic
+        assert found.spearman == pytest.approx(rho) and found.num_points == len(increases)
         assert found.interval is not None and -1 <= found.interval[0] <= found.interval[1] <= 1
     sensitivity = record(folder / "sensitivity.json", Sensitivity)
     lanczos, error = (next(s for s in result.scores if s.name == name) for name in ("lanczos", "error"))
@@ -272,7 +272,7 @@ def test_validation_holds_every_score_against_the_truth(tmp_path: Path, capsys: 
             assert error.omegas[row.block.name][bits] == row.weight_errors[bits]
     assert all(score.seconds is not None and score.gradient_equivalents for score in result.scores[:5])
     stages = [row["stage"] for row in read_metrics(folder)]
-    assert stages.count("validate") == len(result.truth.rises) and stages.count("analysis/power") == len(BLOCKS)
+    assert stages.count("validate") == len(result.truth.increases) and stages.count("analysis/power") == len(BLOCKS)
     analyses = len(finished(tmp_path, "analysis"))
     assert analyses == 5  # with activations, and each of the four solvers by weights alone
 

@@ -24,8 +24,8 @@ from hawq.curvature import (
     activation_traces,
 )
 from hawq.distributed import rank
+from hawq.experiment.tracking import read_metrics
 from hawq.sensitivity import block_weights, measure_curvature
-from hawq.tracking import read_metrics
 
 SIZES = {1: (13,), 2: (9, 4), 3: (5, 8, 0)}
 SOLVERS = [Lanczos(), PowerIteration(), Hutchinson(max_products=20, rank=2), Fisher(max_draws=10), GradientNorm()]
@@ -141,7 +141,7 @@ def test_the_first_process_stores_and_all_go_on_from_there():
 
 VALIDATED = (
     *("solver.max_iterations=30", "validation.solvers=[gradient,fisher]"),
-    *("validation.num_samples=8", "validation.widths=[4]", "validation.draws=10"),
+    *("validation.num_samples=8", "validation.bit_widths=[4]", "validation.draws=10"),
 )
 
 

@@ -7,9 +7,9 @@ import timm
 import torch
 import torchvision
 
-from hawq.models import ModelSource
+from hawq.models import ModelSpec
 from hawq.models.publishers import find_publication
-from hawq.records import Framing, Normalization
+from hawq.records import Normalization, Preprocessing
 
 IMAGENET = Normalization((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 HALVES = Normalization((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
@@ -79,8 +79,8 @@ def stored(tmp_path, name, source):
 
 def test_pytorchcv_file(tmp_path):
     network = stored(tmp_path, "squeezenext", "pytorchcv")
-    loaded = ModelSource("squeezenext", str(tmp_path / "weights.pth"), source="pytorchcv").build(7)
-    assert (loaded.normalization, loaded.framing) == (IMAGENET, Framing(224, 0.875, "bilinear"))
+    loaded = ModelSpec("squeezenext", str(tmp_path / "weights.pth"), source="pytorchcv").build(7)
+    assert (loaded.normalization, loaded.preprocessing) == (IMAGENET, Preprocessing(224, 0.875, "bilinear"))
     assert all(torch.equal(tensor, network.state_dict()[key]) for key, tensor in loaded.network.state_dict().items())
 
 
@@ -95,8 +95,8 @@ def test_torchvision_network_computes_the_same(name, tmp_path):
     make, normalization, side = TORCHVISION[name]
     theirs = make().eval()
     torch.save(theirs.state_dict(), tmp_path / "weights.pth")
-    loaded = ModelSource(name, str(tmp_path / "weights.pth"), source="torchvision").build(7)
-    assert (loaded.normalization, loaded.framing) == (normalization, Framing(side, 0.875, "bilinear"))
+    loaded = ModelSpec(name, str(tmp_path / "weights.pth"), source="torchvision").build(7)
+    assert (loaded.normalization, loaded.preprocessing) == (normalization, Preprocessing(side, 0.875, "bilinear"))
     images = torch.randn(1, 3, 80, 80)
     with torch.no_grad():
         torch.testing.assert_close(loaded.network.eval()(images), theirs(images))
@@ -114,8 +114,8 @@ def test_inception_of_torchvision_normalises_inside():
 def test_timm_names_and_preparation(tmp_path):
     network = timm.create_model("resnet18.tv_in1k", num_classes=7)
     torch.save(network.state_dict(), tmp_path / "weights.pth")
-    loaded = ModelSource("resnet18.tv_in1k", str(tmp_path / "weights.pth"), source="timm").build(7)
-    assert (loaded.normalization, loaded.framing) == (IMAGENET, Framing(224, 0.875, "bilinear"))
+    loaded = ModelSpec("resnet18.tv_in1k", str(tmp_path / "weights.pth"), source="timm").build(7)
+    assert (loaded.normalization, loaded.preprocessing) == (IMAGENET, Preprocessing(224, 0.875, "bilinear"))
 
 
 @pytest.mark.parametrize(
@@ -128,7 +128,7 @@ def test_timm_names_and_preparation(tmp_path):
 def test_another_network_is_refused(source, message, tmp_path):
     stored(tmp_path, "squeezenext", "pytorchcv")
     with pytest.raises(ValueError, match=rf"model\.checkpoint=.*weights.pth.*{message}"):
-        ModelSource("resnet50", str(tmp_path / "weights.pth"), source=source).build(7)
+        ModelSpec("resnet50", str(tmp_path / "weights.pth"), source=source).build(7)
 
 
 def test_a_missing_name_is_refused(tmp_path):
@@ -137,4 +137,4 @@ def test_a_missing_name_is_refused(tmp_path):
     del state["features.stage3.unit2.conv4.bn.running_var"]
     torch.save(state, tmp_path / "weights.pth")
     with pytest.raises(ValueError, match=r"missing names \[stage3.1.conv4.bn.running_var\], unexpected names none"):
-        ModelSource("squeezenext", str(tmp_path / "weights.pth"), source="pytorchcv").build(7)
+        ModelSpec("squeezenext", str(tmp_path / "weights.pth"), source="pytorchcv").build(7)

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hawq.quantization import LSQ, PACT, WIDTHS, DoReFa, RVQuant, Uniform, fake_quantize, weight_errors
+from hawq.quantization import BIT_WIDTHS, LSQ, PACT, DoReFa, RVQuant, Uniform, fake_quantize, weight_errors
 from hawq.quantization.dorefa import SquashedQuantizer
 from hawq.quantization.lsq import LearnedStep
 from hawq.quantization.pact import LearnedClip
@@ -206,7 +206,7 @@ def test_balanced_width_out_of_range_is_refused():
         LSQ(balanced_bits=9)
 
 
-@pytest.mark.parametrize("bits", WIDTHS)
+@pytest.mark.parametrize("bits", BIT_WIDTHS)
 def test_nan_is_not_hidden(bits):
     quantizer = LSQ().activation(bits)
     quantizer.initialise(torch.rand(9))
@@ -218,7 +218,7 @@ def draws(names, kinds=("weight", "activation")):
         st.integers(0, 2**31),
         st.sampled_from(names),
         st.sampled_from(kinds),
-        st.sampled_from(WIDTHS),
+        st.sampled_from(BIT_WIDTHS),
         st.sampled_from(["normal", "positive", "heavy tails"]),
         st.floats(2**-10, 2**10, width=32),
     )
@@ -290,7 +290,7 @@ def test_every_gradient_is_that_of_the_written_out_formula(draw):
 
 
 @pytest.mark.parametrize("name", TENSORS)
-@pytest.mark.parametrize("bits", WIDTHS)
+@pytest.mark.parametrize("bits", BIT_WIDTHS)
 @each_quantizer
 def test_outputs_stand_on_a_grid_of_b_bits(quantizer, bits, name):
     x = TENSORS[name]
@@ -314,11 +314,11 @@ def test_outputs_stand_on_a_grid_of_b_bits(quantizer, bits, name):
 @pytest.mark.parametrize("name", [name for name in QUANTIZERS if "percentile" not in name])  # they clip at any width
 def test_errors_fall_with_the_width(name):
     errors = weight_errors([TENSORS["normal"] / 10, TENSORS["positive"] / 10], QUANTIZERS[name])
-    assert list(errors) == list(WIDTHS)
-    assert all(errors[bits + 1] < errors[bits] for bits in WIDTHS[:-1])
+    assert list(errors) == list(BIT_WIDTHS)
+    assert all(errors[bits + 1] < errors[bits] for bits in BIT_WIDTHS[:-1])
 
 
-@pytest.mark.parametrize("bits", WIDTHS[1:])
+@pytest.mark.parametrize("bits", BIT_WIDTHS[1:])
 @pytest.mark.parametrize("per_channel", [True, False])
 def test_weight_errors_of_minmax_in_closed_form(bits, per_channel):
     weights = [TENSORS["normal"], TENSORS["positive"]]

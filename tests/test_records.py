@@ -15,11 +15,11 @@ from hawq.records import (
     Cost,
     Estimate,
     FloatPart,
-    Framing,
     LimitUse,
     Normalization,
     Phase,
     Precision,
+    Preprocessing,
     ResultRow,
     RunReport,
     Sensitivity,
@@ -58,7 +58,7 @@ BARE = [
 FULL = [
     *(BLOCK, ESTIMATE, ROW, Sensitivity((ROW, ROW), "power", 256, 1.5, 9), Normalization((0.4, 0.5), (0.2, 0.25))),
     *(Precision(2, 32), COST, USE, CONFIDENCE, PLAN, Phase(("a",), ("a", "b"), 7, 0.02, 0.0), RESULT, STAGE, REPORT),
-    *(FloatPart("attn", 0, 12), Framing(224, 0.875, "bicubic")),
+    *(FloatPart("attn", 0, 12), Preprocessing(224, 0.875, "bicubic")),
 ]
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from runs import REPOSITORY, command_line, read_json, run_folder
 
-from hawq.tracking import METRICS, MODES, RunLog, WandbTracking, read_metrics
+from hawq.experiment.tracking import METRICS, MODES, MetricsLog, WandbTracking, read_metrics
 
 ROWS = [{"stage": "float", "step": 1, "loss": 2.5}, {"stage": "float", "step": 2, "loss": 2.0}]
 
@@ -36,10 +36,10 @@ class Heard:
 
 def test_each_step_is_recorded_once(tmp_path: Path) -> None:
     first, second = Heard(), Heard()
-    with RunLog(tmp_path, first) as log:  # type: ignore[arg-type]
+    with MetricsLog(tmp_path, first) as log:  # type: ignore[arg-type]
         for step, loss in ((1, 2.5), (1, 9.0), (2, 2.0)):
             log.log("float", step, {"loss": loss})
-    with RunLog(tmp_path, second) as log:  # type: ignore[arg-type]
+    with MetricsLog(tmp_path, second) as log:  # type: ignore[arg-type]
         for stage, step in (("float", 2), ("float", 3), ("analysis", 2)):
             log.log(stage, step, {"loss": 1.0})
     new = [{"stage": "float", "step": 3, "loss": 1.0}, {"stage": "analysis", "step": 2, "loss": 1.0}]
@@ -54,7 +54,7 @@ def test_last_line_cut_off_by_a_kill(tmp_path: Path, cut_off: str) -> None:
     """It is left out, and what a resumed run writes after it is not lost with it."""
     (tmp_path / METRICS).write_text("".join(json.dumps(row) + "\n" for row in ROWS) + cut_off)
     assert read_metrics(tmp_path)[:2] == ROWS
-    with RunLog(tmp_path, None) as log:
+    with MetricsLog(tmp_path, None) as log:
         for step, loss in ((2, 2.0), (3, 1.25), (4, 1.0)):
             log.log("float", step, {"loss": loss})
     assert [(row["step"], row["loss"]) for row in read_metrics(tmp_path)] == [(1, 2.5), (2, 2.0), (3, 1.25), (4, 1.0)]
@@ -62,9 +62,9 @@ def test_last_line_cut_off_by_a_kill(tmp_path: Path, cut_off: str) -> None:
 
 def test_sink_is_closed_with_the_outcome(tmp_path: Path) -> None:
     well, badly = Heard(), Heard()
-    with RunLog(tmp_path, well):  # type: ignore[arg-type]
+    with MetricsLog(tmp_path, well):  # type: ignore[arg-type]
         pass
-    with pytest.raises(KeyboardInterrupt), RunLog(tmp_path, badly):  # type: ignore[arg-type]
+    with pytest.raises(KeyboardInterrupt), MetricsLog(tmp_path, badly):  # type: ignore[arg-type]
         raise KeyboardInterrupt
     assert (well.exit_code, badly.exit_code) == (0, 1)
 
@@ -82,8 +82,8 @@ def test_no_tracking_never_imports_wandb(tmp_path: Path) -> None:
     program = (
         "import sys, pathlib\n"
         "sys.modules['wandb'] = None\n"
-        "import train, hawq.pipeline, hawq.tracking\n"
-        f"assert hawq.tracking.NoTracking().open(pathlib.Path({str(tmp_path)!r}), 'name', {{}}) is None"
+        "import train, hawq.experiment.pipeline, hawq.experiment.tracking\n"
+        f"assert hawq.experiment.tracking.NoTracking().open(pathlib.Path({str(tmp_path)!r}), 'name', {{}}) is None"
     )
     subprocess.run([sys.executable, "-c", program], cwd=REPOSITORY, check=True, timeout=120)
     assert list(tmp_path.iterdir()) == []
@@ -118,7 +118,7 @@ def run_at_terminal(command: list[str], environment: dict[str, str]) -> tuple[in
 def test_unreachable_server_sends_the_run_offline(tmp_path: Path) -> None:
     """Logged in, but without a network: the run goes on after the timeout."""
     program = (
-        "import sys, pathlib, hawq.tracking as t\n"
+        "import sys, pathlib, hawq.experiment.tracking as t\n"
         "sink = t.WandbTracking(timeout_seconds=2).open(pathlib.Path(sys.argv[1]), 'name', {'seed': 0})\n"
         "sink.log('float', 1, {'loss': 2.5})\n"
         "sink.close(0)"

@@ -22,16 +22,16 @@ from hawq.blocks import find_blocks
 from hawq.quantization import LSQ, Uniform
 from hawq.records import Estimate, from_dict, to_dict
 from hawq.validation import (
-    Rise,
+    LossIncrease,
+    LossIncreases,
     Score,
-    TrueRises,
     Validated,
     Validation,
     activation_scores,
     correlate,
     curvature_score,
     gradient_seconds,
-    true_rises,
+    loss_increases,
 )
 
 BATCH = samples(9)
@@ -40,7 +40,7 @@ SPLIT_LOSS = partial(F.cross_entropy, reduction="none")
 SETTINGS = {
     "num_samples": 2,
     "batch_size": 1,
-    "widths": (2,),
+    "bit_widths": (2,),
     "solvers": ("ggn",),
     "draws": 1,
     "save_every_seconds": 0.0,
@@ -58,18 +58,18 @@ def test_rises_counted_by_hand():
     inputs, labels = torch.tensor([[1.0, 1.0], [-1.0, 0.45], [1.0, -2.0]]), torch.tensor([0, 0, 1])
     quantizer = Uniform("minmax", "minmax", per_channel=False)
     batches = [(inputs[:2], labels[:2]), (inputs[2:], labels[2:])]
-    found = true_rises(model, find_blocks(model), quantizer, (2, 3), batches, lambda outputs, _: outputs[:, 0] ** 2)
+    found = loss_increases(model, find_blocks(model), quantizer, (2, 3), batches, lambda outputs, _: outputs[:, 0] ** 2)
     assert (found.num_samples, found.accuracy) == (3, 100)
     assert found.loss == pytest.approx((1.4**2 + 0.82**2 + 0.2**2) / 3)
     by_hand = {
         2: [1 - 1.4**2, 1 - 0.82**2, 1 - 0.2**2],
         3: [1.5**2 - 1.4**2, 0.775**2 - 0.82**2, 0 - 0.2**2],
     }
-    for rise, (bits, differences) in zip(found.rises, by_hand.items(), strict=True):
+    for rise, (bits, differences) in zip(found.increases, by_hand.items(), strict=True):
         assert (rise.block, rise.kind, rise.bits) == ("0", "weights", bits)
         assert rise.loss == pytest.approx(statistics.fmean(differences), rel=1e-5)
         assert rise.loss_error == pytest.approx(statistics.stdev(differences) / sqrt(3), rel=1e-5)
-    falls = [(rise.accuracy, rise.accuracy_error) for rise in found.rises]
+    falls = [(rise.accuracy, rise.accuracy_error) for rise in found.increases]
     assert falls == [pytest.approx((100 / 3, 100 / 3)), (0, 0)]  # only at 2 bits the second image becomes class 1
 
 
@@ -81,9 +81,9 @@ def test_each_block_is_quantised_alone(name, quantizer):
     model = build(name)
     blocks, (inputs, labels) = traced(model), BATCH
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    found = true_rises(model, blocks, quantizer, (2, 4), BATCHES, SPLIT_LOSS, [inputs])
+    found = loss_increases(model, blocks, quantizer, (2, 4), BATCHES, SPLIT_LOSS, [inputs])
     losses = F.cross_entropy(model(inputs), labels, reduction="none")
-    for rise in found.rises:
+    for rise in found.increases:
         block = next(block for block in blocks if block.name == rise.block)
         by_hand = weights_by_hand if rise.kind == "weights" else activations_by_hand
         outputs = by_hand(model, block, quantizer, rise.bits, inputs)
@@ -91,10 +91,10 @@ def test_each_block_is_quantised_alone(name, quantizer):
         assert rise.loss == pytest.approx(float(differences.mean()), rel=1e-9, abs=1e-12)
         assert rise.loss_error == pytest.approx(float(differences.std()) / 3, rel=1e-9, abs=1e-12)
     with_activations = [block.name for block in blocks if block.num_activations]
-    assert [rise.block for rise in found.rises if rise.kind == "activations"] == sorted(
+    assert [rise.block for rise in found.increases if rise.kind == "activations"] == sorted(
         2 * with_activations, key=with_activations.index
     )
-    assert len(found.rises) == 2 * (len(blocks) + len(with_activations))
+    assert len(found.increases) == 2 * (len(blocks) + len(with_activations))
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
 
 
@@ -148,14 +148,14 @@ def test_killed_work_goes_on_block_by_block(trials):
     deadline = 2 * (1 + trials) + 1
     if trials < 6:
         with pytest.raises(Killed):
-            true_rises(*arguments)
+            loss_increases(*arguments)
     else:
-        true_rises(*arguments)
+        loss_increases(*arguments)
     assert checkpoint.num_saved == trials // 2
     calls.clear()
     deadline = 0
-    expected = true_rises(*arguments[:5], SPLIT_LOSS)
-    assert true_rises(*arguments) == expected
+    expected = loss_increases(*arguments[:5], SPLIT_LOSS)
+    assert loss_increases(*arguments) == expected
     assert len(calls) == 2 * (1 + 6 - trials // 2 * 2)
 
 
@@ -166,44 +166,44 @@ def test_loss_that_is_not_finite_is_told_with_its_block():
 
     model = build("residual")
     with pytest.raises(ValueError, match="weights of block 'stem' at 2 bits"):
-        true_rises(model, traced(model), LSQ(), (2,), [BATCH], loss)
+        loss_increases(model, traced(model), LSQ(), (2,), [BATCH], loss)
 
 
 def test_one_image_is_refused():
     model = build("mlp")
     with pytest.raises(ValueError, match="two held-out images"):
-        true_rises(model, traced(model), LSQ(), (2,), [samples(1)], SPLIT_LOSS)
+        loss_increases(model, traced(model), LSQ(), (2,), [samples(1)], SPLIT_LOSS)
 
 
-def made_case(num_blocks, widths, seed=0, extra=()):
+def made_case(num_blocks, bit_widths, seed=0, extra=()):
     """Rises and scores that agree by and large: "noisy", the plain error, "perfect", and those of `extra`."""
     rng = np.random.default_rng(seed)
     names = [f"b{index}" for index in range(num_blocks)]
-    truth = rng.lognormal(size=(num_blocks, len(widths)))
-    rises = [
-        Rise(name, "weights", bits, truth[i, j], 0.1, 0.0, 0.0)
+    truth = rng.lognormal(size=(num_blocks, len(bit_widths)))
+    increases = [
+        LossIncrease(name, "weights", bits, truth[i, j], 0.1, 0.0, 0.0)
         for i, name in enumerate(names)
-        for j, bits in enumerate(widths)
+        for j, bits in enumerate(bit_widths)
     ]
     values = {"noisy": truth * rng.lognormal(size=truth.shape), "error": rng.lognormal(size=truth.shape)}
     values |= {"perfect": truth**3, **dict(extra)}
     omegas = {
-        name: {block: {bits: float(table[i, j]) for j, bits in enumerate(widths)} for i, block in enumerate(names)}
+        name: {block: {bits: float(table[i, j]) for j, bits in enumerate(bit_widths)} for i, block in enumerate(names)}
         for name, table in values.items()
     }
     scores = [Score(name, "weights", None, own) for name, own in omegas.items()]
-    return rises, scores, truth, values
+    return increases, scores, truth, values
 
 
 @pytest.mark.parametrize("seed", range(3))
-@pytest.mark.parametrize(("num_blocks", "widths"), [(11, (2, 4, 8)), (5, (3,))])
-def test_correlations_and_intervals_are_those_of_scipy(num_blocks, widths, seed):
-    rises, scores, truth, values = made_case(num_blocks, widths, seed)
-    found = correlate(rises, scores, widths, 40, seed)
+@pytest.mark.parametrize(("num_blocks", "bit_widths"), [(11, (2, 4, 8)), (5, (3,))])
+def test_correlations_and_intervals_are_those_of_scipy(num_blocks, bit_widths, seed):
+    increases, scores, truth, values = made_case(num_blocks, bit_widths, seed)
+    found = correlate(increases, scores, bit_widths, 40, seed)
     resamples = np.random.default_rng(seed).integers(num_blocks, size=(40, num_blocks))
-    assert len(found) == 3 * (len(widths) + 1)
+    assert len(found) == 3 * (len(bit_widths) + 1)
     for row in found:
-        columns = slice(None) if row.bits is None else [widths.index(row.bits)]
+        columns = slice(None) if row.bits is None else [bit_widths.index(row.bits)]
         pairs = {name: (table[:, columns], truth[:, columns]) for name, table in values.items()}
         rho = {name: spearmanr(x.ravel(), y.ravel()).statistic for name, (x, y) in pairs.items()}
         drawn = {
@@ -221,9 +221,9 @@ def test_correlations_and_intervals_are_those_of_scipy(num_blocks, widths, seed)
 
 
 def test_score_that_says_the_same_of_all_blocks_has_no_correlation():
-    widths = (2, 4)
-    rises, scores, *_ = made_case(6, widths, extra={"flat": np.ones((6, 2))}.items())
-    flat = [row for row in correlate(rises, scores, widths, 20, 0) if row.score == "flat"]
+    bit_widths = (2, 4)
+    increases, scores, *_ = made_case(6, bit_widths, extra={"flat": np.ones((6, 2))}.items())
+    flat = [row for row in correlate(increases, scores, bit_widths, 20, 0) if row.score == "flat"]
     assert {(row.spearman, row.interval, row.gain, row.gain_interval) for row in flat} == {(None,) * 4}
 
 
@@ -253,18 +253,20 @@ def test_unit_of_cost():
 
 
 def test_round_trip():
-    rises, scores, *_ = made_case(3, (2, 4))
-    result = Validated(TrueRises(3, 0.1, 99.0, tuple(rises)), tuple(scores), correlate(rises, scores, (2, 4), 5, 0))
+    increases, scores, *_ = made_case(3, (2, 4))
+    result = Validated(
+        LossIncreases(3, 0.1, 99.0, tuple(increases)), tuple(scores), correlate(increases, scores, (2, 4), 5, 0)
+    )
     assert from_dict(to_dict(result), Validated) == result
 
 
 def test_settings_are_checked():
-    assert Validation(**SETTINGS).widths == (2,)
+    assert Validation(**SETTINGS).bit_widths == (2,)
     for key, value in (("num_samples", 1), ("batch_size", 0), ("draws", 0), ("save_every_seconds", -1.0)):
         with pytest.raises(ValueError, match=f"validation.{key}={value} is out of range"):
             Validation(**SETTINGS | {key: value})
-    for key, value in (("widths", (2, 2)), ("widths", ()), ("solvers", ("ggn", "ggn")), ("solvers", ())):
+    for key, value in (("bit_widths", (2, 2)), ("bit_widths", ()), ("solvers", ("ggn", "ggn")), ("solvers", ())):
         with pytest.raises(ValueError, match=rf"validation.{key}=.* at least one, none twice"):
             Validation(**SETTINGS | {key: value})
-    with pytest.raises(ValueError, match=r"validation.widths=\[2, 9\] is out of range: give some of"):
-        Validation(**SETTINGS | {"widths": (2, 9)})
+    with pytest.raises(ValueError, match=r"validation.bit_widths=\[2, 9\] is out of range: give some of"):
+        Validation(**SETTINGS | {"bit_widths": (2, 9)})

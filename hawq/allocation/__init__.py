@@ -4,8 +4,8 @@ from hawq.allocation.allocator import Allocator, Weighted
 from hawq.allocation.confidence import confidence, is_proven
 from hawq.allocation.frontier import Frontier, frontier
 from hawq.allocation.hawq_v3 import HawqV3
+from hawq.allocation.integer_program import IntegerProgram
 from hawq.allocation.manual import Manual
-from hawq.allocation.mixed import Mixed
 from hawq.allocation.monotone import Monotone
 from hawq.allocation.settings import Allocation
 from hawq.allocation.uniform import UniformBits, direct_baseline
@@ -16,8 +16,8 @@ __all__ = [
     "Allocator",
     "Frontier",
     "HawqV3",
+    "IntegerProgram",
     "Manual",
-    "Mixed",
     "Monotone",
     "UniformBits",
     "Weighted",
@@ -34,4 +34,4 @@ def allocate(sensitivity: Sensitivity, allocator: Allocator | None = None) -> Bi
 
     Raises ValueError, with the feasible range, when the allocator's limits cannot be met.
     """
-    return (allocator or Mixed()).allocate(sensitivity)
+    return (allocator or IntegerProgram()).allocate(sensitivity)

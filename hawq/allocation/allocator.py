@@ -8,8 +8,8 @@ from typing import Protocol, runtime_checkable
 from hawq.costs import plan_cost
 from hawq.records import FLOAT_BITS, WEIGHTINGS, BitPlan, Block, LimitUse, Precision, Sensitivity
 
-WIDTHS = tuple(range(1, 9))
-CANDIDATES = WIDTHS[1:]  # the papers' widths, which are chosen from unless others are given
+BIT_WIDTHS = tuple(range(1, 9))
+CANDIDATES = BIT_WIDTHS[1:]  # the papers' widths, which are chosen from unless others are given
 
 
 class Allocator(Protocol):
@@ -30,19 +30,20 @@ class Weighted(Allocator, Protocol):
     def weighting(self) -> str: ...
 
 
-def check_widths(key: str, widths: Sequence[int]) -> None:
+def check_bit_widths(key: str, bit_widths: Sequence[int]) -> None:
     """Raises ValueError for an empty list or a width outside 1 … 8."""
-    wrong = [width for width in widths if width not in WIDTHS]
-    if wrong or not widths:
-        raise ValueError(f"{key}={list(widths)} is out of range: give whole widths from {WIDTHS[0]} to {WIDTHS[-1]}")
+    wrong = [width for width in bit_widths if width not in BIT_WIDTHS]
+    if wrong or not bit_widths:
+        raise ValueError(
+            f"{key}={list(bit_widths)} is out of range: give whole widths from {BIT_WIDTHS[0]} to {BIT_WIDTHS[-1]}"
+        )
 
 
 def check_activation_bits(bits: int) -> None:
     """Raises ValueError unless `bits` is 1 … 8, or 32 for float activations."""
-    if bits not in (*WIDTHS, FLOAT_BITS):
-        raise ValueError(
-            f"bits.activations={bits} is out of range: give {WIDTHS[0]} to {WIDTHS[-1]}, or {FLOAT_BITS} for float"
-        )
+    if bits not in (*BIT_WIDTHS, FLOAT_BITS):
+        allowed = f"{BIT_WIDTHS[0]} to {BIT_WIDTHS[-1]}, or {FLOAT_BITS} for float"
+        raise ValueError(f"bits.activations={bits} is out of range: give {allowed}")
 
 
 def check_solver_settings(weighting: str, gap: float, time_limit: float) -> None:

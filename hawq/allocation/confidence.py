@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 
 from hawq.allocation.allocator import Weighted
-from hawq.allocation.mixed import Mixed
+from hawq.allocation.integer_program import IntegerProgram
 from hawq.allocation.solver import minimise
 from hawq.records import BitPlan, Block, Confidence, Estimate, Precision, Sensitivity
 
@@ -35,7 +35,7 @@ def confidence(
         for name, bits in plan.precisions.items()
         if any(other[name] != bits for other in seen)
     }
-    proven = is_proven(sensitivity, allocator, plan) if isinstance(allocator, Mixed) and not changes else None
+    proven = is_proven(sensitivity, allocator, plan) if isinstance(allocator, IntegerProgram) and not changes else None
     return Confidence(draws, changes, proven)
 
 
@@ -43,7 +43,7 @@ def _label(precision: Precision) -> str:
     return f"{precision.weight_bits}/{precision.activation_bits}"
 
 
-def is_proven(sensitivity: Sensitivity, allocator: Mixed, plan: BitPlan) -> bool:
+def is_proven(sensitivity: Sensitivity, allocator: IntegerProgram, plan: BitPlan) -> bool:
     """Whether no curvature within value ± error makes another allowed plan better than `plan`.
 
     The largest regret, max over plans q of Σ_i max_{|c − c_i| ≤ e_i} c · (E_i(p_i) − E_i(q_i)), E the squared errors,

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from hawq.allocation.mixed import Mixed
+from hawq.allocation.integer_program import IntegerProgram
 from hawq.allocation.monotone import Monotone
 from hawq.errors import UserError
 from hawq.records import Cost, Sensitivity
@@ -33,7 +33,7 @@ class Frontier:
     points: tuple[FrontierPoint, ...]
 
 
-def frontier(sensitivity: Sensitivity, allocator: Mixed | Monotone, num_points: int) -> Frontier:
+def frontier(sensitivity: Sensitivity, allocator: IntegerProgram | Monotone, num_points: int) -> Frontier:
     """Plans at `num_points` budgets, evenly spread on a logarithmic scale from the least feasible to the largest.
 
     Equal plans stand once; budgets that the other limits rule out are left out.
@@ -41,7 +41,7 @@ def frontier(sensitivity: Sensitivity, allocator: Mixed | Monotone, num_points: 
     main = allocator.problem(sensitivity.blocks, sensitivity.overhead_bytes)
     limit = main.limits[0]
     least, most = main.reach(limit)
-    rough = replace(allocator, gap=max(allocator.gap, _GAP)) if isinstance(allocator, Mixed) else allocator
+    rough = replace(allocator, gap=max(allocator.gap, _GAP)) if isinstance(allocator, IntegerProgram) else allocator
     points: dict[float, FrontierPoint] = {}
     for total in np.geomspace(least, most, num_points):
         try:

@@ -6,15 +6,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from hawq.allocation.allocator import check_solver_settings, check_widths
+from hawq.allocation.allocator import check_bit_widths, check_solver_settings
 from hawq.allocation.latency import read_latency
 from hawq.allocation.limits import make_limits
 from hawq.allocation.problem import Problem, make_groups
+from hawq.components import component
 from hawq.records import BitPlan, Block, Precision, Sensitivity
 
 UNITS = ("bytes", "bops", "latency_ms")
 
 
+@component("bits/hawq_v3")
 @dataclass(frozen=True)
 class HawqV3:
     """min Σ_i Tr(H_i)/n_i · ‖Q_b(W_i) − W_i‖²₂ s.t. cost ≤ cost_4 + α (cost_8 − cost_4) (HAWQ-V3, 2011.10680).
@@ -26,9 +28,9 @@ class HawqV3:
         unit: what is limited: "bytes", "bops" or "latency_ms".
         widths: the narrow and the wide width, 1 … 8.
         ends: width of the first and the last block, or None where they are not apart.
-        weighting: "trace" as published, or another one of `Mixed`.
+        weighting: "trace" as published, or another one of `IntegerProgram`.
         latency: table of milliseconds, .json or .csv, for unit="latency_ms".
-        gap, time_limit: as in `Mixed`.
+        gap, time_limit: as in `IntegerProgram`.
 
     Raises:
         ValueError: a value out of range, or a unit that needs what the blocks do not know.
@@ -37,7 +39,7 @@ class HawqV3:
 
     level: float = 0.5
     unit: str = "bops"
-    widths: tuple[int, ...] = (4, 8)
+    bit_widths: tuple[int, ...] = (4, 8)
     ends: int | None = 8
     weighting: str = "trace"
     latency: str | None = None
@@ -49,11 +51,11 @@ class HawqV3:
             raise ValueError(f"bits.level={self.level} is out of range: give 0 to 1")
         if self.unit not in UNITS:
             raise ValueError(f"bits.unit={self.unit!r} is unknown: give {', '.join(UNITS)}")
-        check_widths("bits.widths", self.widths)
-        if len(self.widths) != 2 or self.widths[0] >= self.widths[1]:
-            raise ValueError(f"bits.widths={list(self.widths)} is out of range: give a narrow and a wide one")
+        check_bit_widths("bits.bit_widths", self.bit_widths)
+        if len(self.bit_widths) != 2 or self.bit_widths[0] >= self.bit_widths[1]:
+            raise ValueError(f"bits.bit_widths={list(self.bit_widths)} is out of range: give a narrow and a wide one")
         if self.ends is not None:
-            check_widths("bits.ends", [self.ends])
+            check_bit_widths("bits.ends", [self.ends])
         check_solver_settings(self.weighting, self.gap, self.time_limit)
         if self.latency is not None:
             read_latency(Path(self.latency))
@@ -80,4 +82,4 @@ class HawqV3:
     def _options(self, block: Block, blocks: Sequence[Block]) -> list[Precision]:
         at_end = self.ends is not None and block.name in (blocks[0].name, blocks[-1].name)
         fixed = block.fixed_bits or (self.ends if at_end else None)
-        return [Precision(bits, bits) for bits in ((fixed,) if fixed else self.widths)]
+        return [Precision(bits, bits) for bits in ((fixed,) if fixed else self.bit_widths)]

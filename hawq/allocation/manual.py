@@ -7,10 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from hawq.allocation.allocator import check_activation_bits, check_widths, make_plan
+from hawq.allocation.allocator import check_activation_bits, check_bit_widths, make_plan
+from hawq.components import component
 from hawq.records import BitPlan, Block, Precision, Sensitivity
 
 
+@component("bits/manual")
 @dataclass(frozen=True)
 class Manual:
     """Weight bits of every block from a map, or whole plans from a `plan.json` of another run.
@@ -39,7 +41,7 @@ class Manual:
             )
         check_activation_bits(self.activations)
         for name, precision in self.precisions().items():
-            check_widths(f"bits.weights.{name}", [precision.weight_bits])
+            check_bit_widths(f"bits.weights.{name}", [precision.weight_bits])
             check_activation_bits(precision.activation_bits)
 
     def precisions(self) -> dict[str, Precision]:

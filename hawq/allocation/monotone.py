@@ -7,14 +7,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hawq.allocation.allocator import CANDIDATES, check_activation_bits, check_weighting, check_widths, make_plan
+from hawq.allocation.allocator import CANDIDATES, check_activation_bits, check_bit_widths, check_weighting, make_plan
 from hawq.allocation.limits import SIZE_UNITS, check_limit, make_limits
 from hawq.allocation.problem import Group, Problem, make_groups
+from hawq.components import component
 from hawq.records import BitPlan, Block, Precision, Sensitivity
 
 ORDERS = ("descending", "ascending", "random")
 
 
+@component("bits/monotone")
 @dataclass(frozen=True)
 class Monotone:
     """HAWQ (1905.03696) and HAWQ-V2 (1911.03852): bits never increase along falling sensitivity, and among those
@@ -28,7 +30,7 @@ class Monotone:
         unit: "w_comp" (compression of the weights, at least), "average_bits" or "bytes" of the packed file (at most).
         candidates: widths to choose from, 1 … 8; a block's fixed width stands outside the order.
         activations: width of every block's activations, 32 for float.
-        weighting: "eigenvalue", "trace", "proxy", "none" or "auto", as in `Mixed`.
+        weighting: "eigenvalue", "trace", "proxy", "none" or "auto", as in `IntegerProgram`.
         order: "descending" as published, "ascending" (the ablation "HAWQ-Reverse-Precision") or "random".
         seed: of the random order.
 
@@ -48,7 +50,7 @@ class Monotone:
         if self.unit not in SIZE_UNITS:
             raise ValueError(f"bits.unit={self.unit!r} is unknown here: give {', '.join(SIZE_UNITS)}")
         check_limit("bits.target", self.unit, self.target)
-        check_widths("bits.candidates", self.candidates)
+        check_bit_widths("bits.candidates", self.candidates)
         check_activation_bits(self.activations)
         check_weighting(self.weighting)
         if self.order not in ORDERS:
@@ -80,8 +82,8 @@ class Monotone:
 
     def problem(self, blocks: Sequence[Block], overhead_bytes: int | None) -> Problem:
         """What there is to decide for these blocks."""
-        widths = {b.name: sorted(set(self.candidates)) if b.fixed_bits is None else [b.fixed_bits] for b in blocks}
-        options = {name: [Precision(bits, self.activations) for bits in given] for name, given in widths.items()}
+        bit_widths = {b.name: sorted(set(self.candidates)) if b.fixed_bits is None else [b.fixed_bits] for b in blocks}
+        options = {name: [Precision(bits, self.activations) for bits in given] for name, given in bit_widths.items()}
         limits = make_limits({"bits.target": (self.unit, self.target)}, blocks, overhead_bytes, None)
         return Problem(make_groups(blocks, options), limits)
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from hawq.components import component
 
+
+@component("allocation/allocation")
 @dataclass(frozen=True)
 class Allocation:
     """The allocation stage.

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from hawq.allocation.allocator import CANDIDATES, WIDTHS, check_activation_bits, check_widths, make_plan
+from hawq.allocation.allocator import BIT_WIDTHS, CANDIDATES, check_activation_bits, check_bit_widths, make_plan
+from hawq.components import component
 from hawq.records import BitPlan, Block, Precision, Sensitivity
 
 
+@component("bits/uniform")
 @dataclass(frozen=True)
 class UniformBits:
     """Every block at `weights` bits, the first and the last at `ends` ("Direct" of the HAWQ papers); fixed ones stay.
@@ -27,8 +29,8 @@ class UniformBits:
     activations: int = 4
 
     def __post_init__(self) -> None:
-        check_widths("bits.weights", [self.weights])
-        check_widths("bits.ends", [self.ends])
+        check_bit_widths("bits.weights", [self.weights])
+        check_bit_widths("bits.ends", [self.ends])
         check_activation_bits(self.activations)
 
     def check(self, blocks: Sequence[Block], overhead_bytes: int | None = None) -> None:
@@ -50,8 +52,8 @@ def direct_baseline(sensitivity: Sensitivity, plan: BitPlan) -> BitPlan:
     One bit is tried only where the plan has such blocks.
     """
     narrowest = min(precision.weight_bits for precision in plan.precisions.values())
-    widths = WIDTHS if narrowest < CANDIDATES[0] else CANDIDATES
+    bit_widths = BIT_WIDTHS if narrowest < CANDIDATES[0] else CANDIDATES
     activations = max(precision.activation_bits for precision in plan.precisions.values())
-    plans = [UniformBits(width, 8, activations).allocate(sensitivity) for width in widths]
+    plans = [UniformBits(width, 8, activations).allocate(sensitivity) for width in bit_widths]
     fitting = [direct for direct in plans if direct.cost.weight_bytes <= plan.cost.weight_bytes]
     return fitting[-1] if fitting else plans[0]

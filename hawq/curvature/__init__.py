@@ -1,13 +1,13 @@
 """Second-order information: block curvature as operators, and the solvers that read them."""
 
 from hawq.curvature.activations import activation_traces
+from hawq.curvature.block_solver import CurvatureCheckpoint, solve_blocks
 from hawq.curvature.first_order import GradientNorm, RandomScore
 from hawq.curvature.fisher import Fisher
 from hawq.curvature.gauss_newton import BlockGaussNewton
 from hawq.curvature.hessian import BlockHessian
 from hawq.curvature.hutchinson import Hutchinson
 from hawq.curvature.lanczos import Lanczos
-from hawq.curvature.lockstep import CurvatureCheckpoint, solve_blocks
 from hawq.curvature.low_rank import LowRank
 from hawq.curvature.operator import Batch, BlockOperator, Loss
 from hawq.curvature.power import PowerIteration

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hawq.curvature.functions import second_derivatives
+from hawq.curvature.double_backward import second_derivatives
 from hawq.curvature.operator import BlockOperator
 from hawq.curvature.solver import mean_and_error
-from hawq.distributed import add_up
+from hawq.distributed import all_reduce
 from hawq.records import Estimate
 
 _FEWEST = 8  # draws below which a standard error says little
@@ -71,7 +71,7 @@ def _quadratics(operator: BlockOperator, layers: Mapping[str, Sequence[str]], se
             for name, members in layers.items():
                 own = [shift for layer in members for shift in shifts.get(layer, [])]
                 totals[name] += share * _quadratic(own, [gradients[id(s)] for s in own], generator)
-    add_up(list(totals.values()))
+    all_reduce(list(totals.values()))
     return {name: float(total) for name, total in totals.items()}
 
 

@@ -8,10 +8,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from hawq.components import component
 from hawq.curvature.solver import State, refuse_memory_limit
 from hawq.records import Estimate
 
 
+@component("solver/gradient", not_in_key=("memory_limit_gib",))
 @dataclass(frozen=True)
 class GradientNorm:
     """‖g_i‖ in place of λ_i: first-order sensitivity, which at a minimum says nothing (1905.03696, §1).
@@ -43,6 +45,7 @@ class GradientNorm:
         return {"proxy": Estimate(state["value"], 0.0 if state["done"] else math.inf, 0, state["done"])}
 
 
+@component("solver/random")
 @dataclass(frozen=True)
 class RandomScore:
     """A number between 0 and 1 in place of λ_i, a function of the seed: what any score has to beat."""

@@ -6,10 +6,12 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from hawq.components import component
 from hawq.curvature.solver import State, mean_and_error, refuse_memory_limit, refuse_tolerance
 from hawq.records import Estimate
 
 
+@component("solver/fisher", not_in_key=("memory_limit_gib",))
 @dataclass(frozen=True)
 class Fisher:
     """Tr(F_ii) = mean ‖g_in‖² over samples n, by random signs: E ‖Σ_n ε_n g_in / √N‖² (one backward a draw).

@@ -19,7 +19,7 @@ class _Linearized:
     leaf: Tensor
     gradient: Tensor
     dummy: Tensor
-    pulled: dict[str, Sequence[Tensor]]
+    vjp: dict[str, Sequence[Tensor]]
 
 
 class BlockGaussNewton(BlockOperator):
@@ -43,12 +43,12 @@ class BlockGaussNewton(BlockOperator):
         return _Linearized(outputs, leaf, gradient, dummy, self._by_block(flat))
 
     def _product(self, shared: _Linearized, name: str, vector: Tensor) -> Tensor:
-        pairs = zip(shared.pulled[name], self._parts(name, vector), strict=True)
-        reached = [(pulled, part) for pulled, part in pairs if pulled.requires_grad]
+        pairs = zip(shared.vjp[name], self._parts(name, vector), strict=True)
+        reached = [(vjp, part) for vjp, part in pairs if vjp.requires_grad]
         if not reached or not shared.gradient.requires_grad:  # outputs do not depend on it, or the loss is linear
             return torch.zeros_like(vector)
         (pushed,) = torch.autograd.grad(  # J_i v, in the shape of z
-            [pulled for pulled, _ in reached], shared.dummy, [part for _, part in reached], retain_graph=True
+            [vjp for vjp, _ in reached], shared.dummy, [part for _, part in reached], retain_graph=True
         )
         (curved,) = torch.autograd.grad(  # S J_i v
             shared.gradient, shared.leaf, pushed, retain_graph=True, materialize_grads=True

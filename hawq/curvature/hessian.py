@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from hawq.curvature.functions import second_derivatives
+from hawq.curvature.double_backward import second_derivatives
 from hawq.curvature.operator import BlockOperator
-from hawq.distributed import gather
+from hawq.distributed import all_gather
 
 
 class BlockHessian(BlockOperator):
@@ -24,7 +24,7 @@ class BlockHessian(BlockOperator):
 
         True when on the graph of one sample no weight leads to its own slope ∂z/∂w.
         """
-        return all(gather(not self.influence or self._leads_to_no_own_slope()))
+        return all(all_gather(not self.influence or self._leads_to_no_own_slope()))
 
     def _leads_to_no_own_slope(self) -> bool:
         weights = self._weights()

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from hawq.components import component
 from hawq.curvature.lanczos import krylov_start, krylov_step, ritz_pairs
 from hawq.curvature.solver import Reading, State, mean_and_error, refuse_tolerance
 from hawq.records import Estimate
@@ -14,6 +15,7 @@ from hawq.records import Estimate
 _FEWEST = 6  # draws below which a standard error says nothing, even widened
 
 
+@component("solver/hutchinson", not_in_key=("memory_limit_gib",))
 @dataclass(frozen=True)
 class Hutchinson(Reading):
     """Tr(H) = E zᵀHz over random signs z (Hutchinson 1990; HAWQ-V2, 1911.03852, §3.1).

@@ -9,12 +9,14 @@ import torch
 from scipy.linalg import eigh_tridiagonal
 from torch import Tensor
 
+from hawq.components import component
 from hawq.curvature.solver import Reading, State, refuse_tolerance, unit
 from hawq.records import Estimate
 
 _BREAKDOWN = 1e-6  # a remainder this small, relative to Hv, means that the Krylov space is invariant
 
 
+@component("solver/lanczos", not_in_key=("memory_limit_gib",))
 @dataclass(frozen=True)
 class Lanczos(Reading):
     """Largest algebraic eigenvalue from the Krylov space of v, Hv, H²v, … (Lanczos 1950; Parlett, ch. 13).

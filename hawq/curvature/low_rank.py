@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from hawq.components import component
 from hawq.curvature.hutchinson import Hutchinson
 from hawq.curvature.lanczos import Lanczos
 from hawq.curvature.solver import Reading, Solver, State, mean_and_error, refuse_tolerance
@@ -16,6 +17,7 @@ QUANTITIES = {"eigenvalue": 3, "trace": 6}  # and how many sketches are the fewe
 _MOST_SKETCHES = 200
 
 
+@component("solver/low_rank", not_in_key=("memory_limit_gib",))
 @dataclass(frozen=True)
 class LowRank(Reading):
     """λ(G) and Tr(G) of G = R Rᵀ + T, R the rows with the largest curvature of the outputs, T what they leave.

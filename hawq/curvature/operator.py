@@ -13,9 +13,9 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from hawq.curvature.functions import lacks_second_derivative, second_derivatives
+from hawq.curvature.double_backward import lacks_second_derivative, second_derivatives
 from hawq.curvature.memory import is_out_of_memory, peak_bytes, samples_that_fit
-from hawq.distributed import add_up, gather, rank
+from hawq.distributed import all_gather, all_reduce, rank
 from hawq.errors import UserError
 from hawq.measurement import memory_in_use_bytes
 from hawq.modes import analysis_mode
@@ -63,7 +63,7 @@ class BlockOperator(ABC):
         self.model, self.loss, self._batches = model, loss, list(batches)
         self._parameters = {name: list(weights) for name, weights in parameters.items()}
         local = sum(len(inputs) for inputs, _ in batches)
-        counts = gather(local)
+        counts = all_gather(local)
         self.num_samples = sum(counts)
         if not self.num_samples:
             raise ValueError("the curvature needs at least one batch, none was given")
@@ -100,7 +100,7 @@ class BlockOperator(ABC):
     @property
     def sees_samples_alone(self) -> bool:
         """Whether each sample has one output vector, whatever else is in its batch (no batch statistics)."""
-        return all(gather(not self.influence or self._sees_own_alone()))
+        return all(all_gather(not self.influence or self._sees_own_alone()))
 
     @property
     def trace_is_gauss_newtons(self) -> bool:
@@ -141,7 +141,7 @@ class BlockOperator(ABC):
 
         return self.until_it_fits(lambda: self._backwards(signed, keep=True))
 
-    def pulled(self, slopes: Tensor) -> dict[str, Tensor]:
+    def vjp(self, slopes: Tensor) -> dict[str, Tensor]:
         """Σ_n J_inᵀ a_n of every block, J_in = ∂z_n/∂W_i, over the samples of all processes.
 
         `slopes` (n, C) are the a_n of this process' samples, in their order.
@@ -153,7 +153,7 @@ class BlockOperator(ABC):
 
         return self.until_it_fits(lambda: self._backwards(weighted, keep=True))
 
-    def pulled_one(self, sample: int | None, slope: Tensor) -> dict[str, Tensor]:
+    def vjp_of_sample(self, sample: int | None, slope: Tensor) -> dict[str, Tensor]:
         """J_inᵀ a of every block, for one sample n of this process; None on the processes that do not hold it."""
         totals, began = self._zeros(), time.perf_counter()
         if sample is not None:
@@ -162,7 +162,7 @@ class BlockOperator(ABC):
                     self._kept_sample = sample, self.model(self._sample(sample))
                 totals = self._slopes((self._kept_sample[1] * slope).sum(), retain=True)
         self._count_shared(totals, began)
-        add_up(list(totals.values()))
+        all_reduce(list(totals.values()))
         return totals
 
     def subset(self, share: float) -> BlockOperator:
@@ -171,7 +171,7 @@ class BlockOperator(ABC):
         Influence is the curvature of the loss at a sample's outputs; where training has memorised the data, few samples
         carry nearly all of it.
         """
-        everyone = gather(self.influence)
+        everyone = all_gather(self.influence)
         order = sorted(((-value, owner, i) for owner, own in enumerate(everyone) for i, value in enumerate(own)))
         chosen = {i for _, owner, i in order[: max(1, round(share * self.num_samples))] if owner == rank()}
         starts = accumulate((len(inputs) for inputs, _ in self._batches), initial=0)
@@ -215,7 +215,7 @@ class BlockOperator(ABC):
                     self.seconds[name] += time.perf_counter() - began
         if self._kept is None or not self._passes:
             self._passes.append(spent)
-        add_up(list(totals.values()))
+        all_reduce(list(totals.values()))
         return totals
 
     def _count_shared(self, vectors: Mapping[str, Tensor], began: float) -> float:
@@ -262,7 +262,7 @@ class BlockOperator(ABC):
                 spent += self._count_shared(totals, began)
         if kept is None:
             self._passes.append(spent)
-        add_up(list(totals.values()))
+        all_reduce(list(totals.values()))
         return totals
 
     def _slopes(self, value: Tensor, *, retain: bool) -> dict[str, Tensor]:
@@ -327,7 +327,7 @@ class BlockOperator(ABC):
                 influence += [1.0] * len(inputs) if curvature is None else curvature.tolist()
                 if curvature is not None and outputs.dim() == 2 and outputs.shape[1] <= _WIDEST:
                     rows.append(outputs)
-        add_up([total])
+        all_reduce([total])
         if not math.isfinite(float(total)):
             raise UserError(
                 f"the mean loss of the analysed samples is {float(total)}: a Hessian needs a finite one, "

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from hawq.curvature.operator import BlockOperator
-from hawq.distributed import gather, rank
+from hawq.distributed import all_gather, rank
 
 _ENTRIES = 2**24  # of the matrices that are decomposed at one time
 _ENTRIES_KEPT = 2**26  # of all decompositions; more are made anew for each series of draws
@@ -55,12 +55,12 @@ class OutputFactor:
             own += _heaviest(first, values, vectors, most_heads)
             total += float(values.double().sum())
             convex = convex and float(values.min()) >= -_NEGATIVE * float(values.max())
-        total = sum(gather(total))
-        everyone = _first([head for part in gather(_first(own, most_heads)) for head in part], most_heads)
+        total = sum(all_gather(total))
+        everyone = _first([head for part in all_gather(_first(own, most_heads)) for head in part], most_heads)
         left = accumulate((-head.weight for head in everyone), initial=total)
         enough = next((count for count, weight in enumerate(left) if weight <= rest * total), len(everyone))
         self._chosen = sorted(everyone[:enough], key=lambda head: (head.owner, head.sample))  # one forward a sample
-        self.is_factor = all(gather(convex))
+        self.is_factor = all(all_gather(convex))
         """Whether G is this sum: the loss of each sample is convex by its outputs."""
 
     @property
@@ -72,10 +72,10 @@ class OutputFactor:
         E s sᵀ = Σ r rᵀ.
         """
         if index >= self.num_heads:
-            return self._operator.pulled(self._signed(index - self.num_heads))
+            return self._operator.vjp(self._signed(index - self.num_heads))
         head = self._chosen[index]
         slope = head.slope / self._operator.num_samples**0.5
-        return self._operator.pulled_one(head.sample if head.owner == rank() else None, slope)
+        return self._operator.vjp_of_sample(head.sample if head.owner == rank() else None, slope)
 
     def _signed(self, draw: int) -> Tensor:
         """Σ_k ± √(σ_nk/N) u_nk over the directions that are no heads, for each sample of this process, (n, C)."""

@@ -6,12 +6,14 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
+from hawq.components import component
 from hawq.curvature.solver import Reading, State, refuse_tolerance, unit
 from hawq.records import Estimate
 
 STOPPING_RULES = ("change", "residual")
 
 
+@component("solver/power", not_in_key=("memory_limit_gib",))
 @dataclass(frozen=True)
 class PowerIteration(Reading):
     """v ← Hv/‖Hv‖, λ = vᵀHv, from a random start (Algorithm 1 of 1905.03696).

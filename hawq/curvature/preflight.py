@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hawq.curvature.functions import lacks_second_derivative, second_derivatives
+from hawq.curvature.double_backward import lacks_second_derivative, second_derivatives
 from hawq.curvature.operator import Batch, BlockOperator, Loss
-from hawq.distributed import gather
+from hawq.distributed import all_gather
 from hawq.errors import UserError
 from hawq.modes import analysis_mode
 
@@ -56,7 +56,7 @@ def check_network(model: nn.Module, batches: Sequence[Batch], loss: Loss, *, twi
 
 def check_loss(operator: BlockOperator) -> list[str]:
     """Warnings about a loss whose curvature is rounding noise, or rests on a few samples (memorised data)."""
-    influence = torch.tensor(list(chain.from_iterable(gather(operator.influence))), dtype=torch.float64)
+    influence = torch.tensor(list(chain.from_iterable(all_gather(operator.influence))), dtype=torch.float64)
     if not len(influence) or float(influence.max()) < _NOISE:
         text = f"the loss ({operator.mean_loss:.2g}) is nearly flat at every sample, so the Hessian is rounding noise"
         return [f"{text}: analyse samples that the network has not memorised, or more of them"]

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from hawq.data.splits import RawImages
-from hawq.distributed import share
+from hawq.distributed import shard
 
 Batch = tuple[Tensor, Tensor]
 
@@ -79,7 +79,7 @@ class TrainBatches:
         while True:
             loader = DataLoader(
                 self._images,
-                batch_sampler=[items[share(len(items), part, parts)] for items in self._epoch(epoch)[offset:]],
+                batch_sampler=[items[shard(len(items), part, parts)] for items in self._epoch(epoch)[offset:]],
                 num_workers=self._workers,
                 pin_memory=self._device.type == "cuda",
             )

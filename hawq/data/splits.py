@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 from torch import Tensor
 
-from hawq.records import Framing, Normalization
+from hawq.records import Normalization, Preprocessing
 
 
 class RawImages(Protocol):
@@ -57,10 +57,10 @@ class ImageData(Protocol):
         ...
 
     def prepare(
-        self, framing: Framing, normalization: Normalization, *, augmented: bool = False
+        self, preprocessing: Preprocessing, normalization: Normalization, *, augmented: bool = False
     ) -> Callable[[Any], Tensor]:
         """What makes a network's input, float32 (3, H, W), of a stored image; with random changes if `augmented`.
 
-        Data sets of one size keep it; of pictures of any size, `framing` says what the network wants.
+        Data sets of one size keep it; of pictures of any size, `preprocessing` says what the network wants.
         """
         ...

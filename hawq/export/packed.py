@@ -17,11 +17,12 @@ from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from hawq.components import component
 from hawq.export.bitpack import pack, unpack
 from hawq.files import write_whole
 from hawq.quantization import (
+    BIT_WIDTHS,
     LSQ,
-    WIDTHS,
     FakeQuantizer,
     Quantization,
     Quantizer,
@@ -39,6 +40,7 @@ _LONGEST = -1.2345678901234567e-100  # no finite number has more digits
 _OFFSETS = 64  # digits that places in the file gain when the codes stand there too, and padding
 
 
+@component("export/packed")
 @dataclass(frozen=True)
 class PackedExport:
     """Writes the packed file, and an ONNX file beside it on request.
@@ -100,7 +102,7 @@ def packed_overhead(
         about: what `save` will be given.
     """
     cost = Cost(10**9, 10**9, _LONGEST, _LONGEST, _LONGEST, 10**13, 10**9, _LONGEST)
-    precisions = {block.name: Precision(WIDTHS[-1], WIDTHS[-1]) for block in blocks}
+    precisions = {block.name: Precision(BIT_WIDTHS[-1], BIT_WIDTHS[-1]) for block in blocks}
     plan = BitPlan(precisions, "-" * 24, cost, _LONGEST, _LONGEST)
     network = attach(model, blocks, plan, quantizer or LSQ())
     codes = []

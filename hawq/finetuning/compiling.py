@@ -7,7 +7,7 @@ import math
 import torch
 from torch import nn
 
-from hawq.distributed import add_up
+from hawq.distributed import all_reduce
 from hawq.errors import UserError
 from hawq.finetuning.step import Batch, Network, Objective, add_gradients
 
@@ -44,7 +44,7 @@ def _loss_once(model: nn.Module, network: Network, objective: Objective, batch: 
     torch.manual_seed(seed)
     try:
         loss = add_gradients(network, objective, batch, 1)
-        add_up([loss])
+        all_reduce([loss])
         return float(loss)
     finally:
         model.zero_grad(set_to_none=True)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from hawq.distributed import add_up_at_once, from_first, gather, rank, share, share_out, world_size
+from hawq.distributed import all_gather, all_reduce_coalesced, broadcast, broadcast_parameters, rank, shard, world_size
 from hawq.errors import UserError
 from hawq.finetuning.compiling import compiled
 from hawq.finetuning.distillation import Distillation
@@ -58,7 +58,7 @@ class RepeatedLoader:
         """
         while True:
             for inputs, targets in itertools.islice(self._loader, first_step % len(self._loader), None):
-                own = share(len(inputs), part, parts)
+                own = shard(len(inputs), part, parts)
                 yield inputs[own].to(self._device), targets[own].to(self._device)
             first_step = 0
 
@@ -129,7 +129,7 @@ def fit(
     hard = loss or nn.CrossEntropyLoss(label_smoothing=settings.label_smoothing)
     objective = Objective(hard, distillation, settings.precision)
     run = _Run(model, settings, watch)
-    if saved := from_first(checkpoint.load() if checkpoint else None):
+    if saved := broadcast(checkpoint.load() if checkpoint else None):
         run.restore(saved)
     total = sum(phase.steps for phase in phases)
     batches = iter(data.batches(run.step, rank(), world_size())) if run.step < total else iter(())
@@ -139,7 +139,7 @@ def fit(
         for index, phase in enumerate(phases):
             if index >= run.begun:
                 enter(model, phase)
-                share_out(model)
+                broadcast_parameters(model)
                 run.begin(index, phase)
             last = first + phase.steps
             if settings.compile and run.step < last:
@@ -207,10 +207,12 @@ class _Run:
         with whole_batch_norm():
             loss = add_gradients(self.network, objective, batch, self.settings.accumulate)
         own = float(loss)
-        add_up_at_once([loss, *(parameter.grad for parameter in self.model.parameters() if parameter.grad is not None)])
+        all_reduce_coalesced(
+            [loss, *(parameter.grad for parameter in self.model.parameters() if parameter.grad is not None)]
+        )
         value, length = float(loss), gradient_length(self.model)
         if not math.isfinite(value + float(length)):
-            found = gather((math.isfinite(own), self._culprit(objective, batch[0], seed, own)))
+            found = all_gather((math.isfinite(own), self._culprit(objective, batch[0], seed, own)))
             raise Diverged(min(found, key=lambda pair: pair[0])[1])  # of a process whose own part is not finite
         if self.settings.clip_norm is not None:
             clip_grads_with_norm_(self.model.parameters(), self.settings.clip_norm, length)

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from hawq.distributed import share_out
+from hawq.distributed import broadcast_parameters
 from hawq.finetuning.distillation import Distillation
 from hawq.finetuning.loop import RepeatedLoader, Row, TrainingCheckpoint, TrainingData, fit
 from hawq.finetuning.oscillation import Oscillations
@@ -75,7 +75,7 @@ def finetune(
         if settings.reestimate_batches:
             batches = islice(data.batches(0), settings.reestimate_batches)
             reestimate_batch_norm(network, (inputs for inputs, _ in batches))
-            share_out(network)
+            broadcast_parameters(network)
 
     def begin_step(network: nn.Module, step: int) -> None:
         if step == frozen_from:

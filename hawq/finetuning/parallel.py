@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from hawq.distributed import add_up, rank, world_size
+from hawq.distributed import all_reduce, rank, world_size
 
 
 def whole_batch_norm() -> AbstractContextManager[object]:
@@ -72,7 +72,7 @@ class _Normalise(torch.autograd.Function):
         normal = (x - mean.view(shape)).mul_(inverse.view(shape))
         own = torch.stack([(grad * normal).sum(axes), grad.sum(axes)])  # of this process' part of L: ∂/∂w, ∂/∂b
         means = own / count
-        add_up([means])
+        all_reduce([means])
         factor = inverse if weight is None else inverse * weight
         inner = normal.mul_(-means[0].view(shape)).add_(grad).sub_(means[1].view(shape))
         grad_x = inner.mul_(factor.view(shape)).to(x.dtype)
@@ -96,7 +96,7 @@ def _statistics(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     var = (x - mean.view(shape)).square_().mean(axes)  # far faster than torch.var_mean on a CPU
     rows = mean.new_zeros(world_size(), 2 * channels + 1)
     rows[rank()] = torch.cat([mean, var, mean.new_full((1,), x.numel() / channels)])
-    add_up([rows])  # every process fills a row of its own: this gathers them
+    all_reduce([rows])  # every process fills a row of its own: this gathers them
     means, variances, counts = rows[:, :channels], rows[:, channels : 2 * channels], rows[:, 2 * channels :]
     count = counts.sum()
     mean = (counts * means).sum(0) / count

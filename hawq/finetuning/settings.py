@@ -7,6 +7,7 @@ from math import ceil, inf
 
 from torch import nn
 
+from hawq.components import component
 from hawq.finetuning.optimizer import make_optimizer
 from hawq.finetuning.oscillation import OSCILLATIONS
 from hawq.finetuning.schedule import SCHEDULES, Order
@@ -15,6 +16,7 @@ PRECISIONS = ("float32", "bfloat16")
 KEPT = ("last", "best")
 
 
+@component("float_network/training", not_in_key=("checkpoint_every", "keep"))
 @dataclass(frozen=True)
 class Training:
     """An optimiser of timm and its schedule, on cross-entropy.
@@ -104,6 +106,7 @@ class Training:
         return steps if self.max_steps is None else min(steps, self.max_steps)
 
 
+@component("finetune/fine_tuning", not_in_key=("checkpoint_every", "keep"))
 @dataclass(frozen=True)
 class FineTuning(Training):
     """Training settings together with the order in which blocks become quantised.

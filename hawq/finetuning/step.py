@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
-from hawq.distributed import total, world_size
+from hawq.distributed import all_reduce_sum, world_size
 from hawq.finetuning.distillation import Distillation
 
 Batch = tuple[Tensor, Tensor]
@@ -55,7 +55,7 @@ def add_gradients(network: Network, objective: Objective, batch: Batch, parts: i
     all processes together, and what they find is still to be added up.
     """
     inputs, targets = batch
-    samples = total(len(inputs), inputs.device)
+    samples = all_reduce_sum(len(inputs), inputs.device)
     parts = min(parts, samples // world_size())  # as many on every process, none of them empty
     losses = []
     for piece in zip(inputs.tensor_split(parts), targets.tensor_split(parts), strict=True):

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from hawq.records import Framing, Normalization
+from hawq.records import Normalization, Preprocessing
 
 IMAGENET = Normalization((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 _HALVES = Normalization((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
-_SIDE_224, _SIDE_299 = Framing(224, 0.875, "bilinear"), Framing(299, 0.875, "bilinear")
+_SIDE_224, _SIDE_299 = Preprocessing(224, 0.875, "bilinear"), Preprocessing(299, 0.875, "bilinear")
 
 SOURCES = ("timm", "torchvision", "pytorchcv")
 
@@ -25,7 +25,7 @@ class Publication:
     """
 
     normalization: Normalization
-    framing: Framing
+    preprocessing: Preprocessing
     modules: Mapping[str, str] | None = None
     left_out: tuple[str, ...] = ()
 

@@ -12,9 +12,10 @@ from timm.data import resolve_model_data_config
 from torch import nn
 
 from hawq.blocks import GRANULARITIES
+from hawq.components import component
 from hawq.models.checkpoints import read_checkpoint
 from hawq.models.publishers import SOURCES, Publication, find_publication
-from hawq.records import Framing, Normalization
+from hawq.records import Normalization, Preprocessing
 from hawq.weights import load_strictly
 
 
@@ -24,11 +25,12 @@ class FloatModel:
 
     network: nn.Module
     normalization: Normalization | None
-    framing: Framing
+    preprocessing: Preprocessing
 
 
+@component("model/spec")
 @dataclass(frozen=True)
-class ModelSource:
+class ModelSpec:
     """A network by its name in timm's registry (this package adds the CIFAR ResNets and SqueezeNext to it).
 
     Args:
@@ -99,16 +101,16 @@ class ModelSource:
         network = self._create(num_classes)
         own = _publication_of_timm(network)
         if self.pretrained:
-            return FloatModel(network, own.normalization, own.framing)
+            return FloatModel(network, own.normalization, own.preprocessing)
         if self.checkpoint is None:
-            return FloatModel(network, None, own.framing)
+            return FloatModel(network, None, own.preprocessing)
         publication = own if self.source == "timm" else None
         if self.source not in ("timm", None):
             publication = find_publication(str(self.source), self._architecture)
         given = Normalization(tuple(self.mean), tuple(self.std)) if self.mean and self.std else None
         checkpoint = read_checkpoint(Path(self.checkpoint), given, publication)
         load_strictly(network, checkpoint.state, f"model.checkpoint={self.checkpoint}")
-        return FloatModel(network, checkpoint.normalization, (publication or own).framing)
+        return FloatModel(network, checkpoint.normalization, (publication or own).preprocessing)
 
     def _create(self, num_classes: int) -> nn.Module:
         try:
@@ -125,5 +127,5 @@ class ModelSource:
 def _publication_of_timm(network: nn.Module) -> Publication:
     """What a network of timm's registry says about its own inputs."""
     config = resolve_model_data_config(network)
-    framing = Framing(config["input_size"][-1], config["crop_pct"], config["interpolation"])
-    return Publication(Normalization(tuple(config["mean"]), tuple(config["std"])), framing)
+    preprocessing = Preprocessing(config["input_size"][-1], config["crop_pct"], config["interpolation"])
+    return Publication(Normalization(tuple(config["mean"]), tuple(config["std"])), preprocessing)

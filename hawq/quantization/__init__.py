@@ -5,7 +5,7 @@ from hawq.quantization.dorefa import DoReFa
 from hawq.quantization.fake_quantize import FakeQuantizer, fake_quantize
 from hawq.quantization.lsq import LSQ
 from hawq.quantization.model import (
-    WIDTHS,
+    BIT_WIDTHS,
     Quantization,
     Quantizer,
     activation_errors,
@@ -22,9 +22,9 @@ from hawq.quantization.rvquant import RVQuant
 from hawq.quantization.uniform import Uniform
 
 __all__ = [
+    "BIT_WIDTHS",
     "LSQ",
     "PACT",
-    "WIDTHS",
     "CarriedBatchNorm",
     "DoReFa",
     "FakeQuantizer",

@@ -7,10 +7,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from hawq.components import component
 from hawq.quantization.fake_quantize import FakeQuantizer
 from hawq.quantization.uniform import UniformQuantizer
 
 
+@component("quantizer/dorefa")
 @dataclass(frozen=True)
 class DoReFa:
     """Weights squashed by tanh, activations in equal steps (1606.06160, eq. 9 and 11).

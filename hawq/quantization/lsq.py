@@ -7,10 +7,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from hawq.components import component
 from hawq.quantization.fake_quantize import FakeQuantizer, nearest
 from hawq.quantization.ranges import covering_scale, integer_limits, least_squares_ratio, reduce_axes
 
 
+@component("quantizer/lsq")
 @dataclass(frozen=True)
 class LSQ:
     """Steps trained with the weights, from the start with the least squared error (LSQ, 1902.08153).

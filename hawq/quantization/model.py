@@ -18,7 +18,7 @@ from hawq.quantization.fake_quantize import FakeQuantizer
 from hawq.quantization.lsq import LSQ
 from hawq.records import FLOAT_BITS, IMAGE_BITS, BitPlan, Block
 
-WIDTHS = tuple(range(1, 9))
+BIT_WIDTHS = tuple(range(1, 9))
 _CALIBRATION_VALUES = 200_000  # activations of one layer that its range is chosen from
 
 
@@ -148,9 +148,13 @@ def enable(
     carried.follow()
 
 
-def weight_errors(weights: Sequence[Tensor], quantizer: Quantizer, widths: Sequence[int] = WIDTHS) -> dict[int, float]:
+def weight_errors(
+    weights: Sequence[Tensor], quantizer: Quantizer, bit_widths: Sequence[int] = BIT_WIDTHS
+) -> dict[int, float]:
     """‖Q_b(W_i) − W_i‖²₂ of one block for each width b, summed over its weights."""
-    return {bits: sum(_squared_error(weight.detach(), quantizer.weight(bits)) for weight in weights) for bits in widths}
+    return {
+        bits: sum(_squared_error(weight.detach(), quantizer.weight(bits)) for weight in weights) for bits in bit_widths
+    }
 
 
 def activation_errors(
@@ -158,7 +162,7 @@ def activation_errors(
     blocks: Sequence[Block],
     inputs: Sequence[Tensor],
     quantizer: Quantizer,
-    widths: Sequence[int] = WIDTHS,
+    bit_widths: Sequence[int] = BIT_WIDTHS,
 ) -> dict[str, dict[int, float]]:
     """Block → mean over samples of ‖Q_b(a) − a‖²₂ for each width b, a the inputs of its layers (the image is not one).
 
@@ -175,7 +179,7 @@ def activation_errors(
         return mean_square * elements[name].num_activations
 
     return {
-        block: {bits: sum(error(name, bits) for name in members if name in values) for bits in widths}
+        block: {bits: sum(error(name, bits) for name in members if name in values) for bits in bit_widths}
         for block, members in counted.items()
     }
 

@@ -7,11 +7,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from hawq.components import component
 from hawq.quantization.dorefa import SquashedQuantizer
 from hawq.quantization.fake_quantize import FakeQuantizer, fake_quantize
 from hawq.quantization.ranges import lowest_signed
 
 
+@component("quantizer/pact")
 @dataclass(frozen=True)
 class PACT:
     """Weights as in DoReFa, activations clipped at a trained α (1805.06085, eq. 1 to 3)."""

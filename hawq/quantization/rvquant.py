@@ -7,10 +7,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from hawq.components import component
 from hawq.quantization.fake_quantize import FakeQuantizer
 from hawq.quantization.ranges import lowest_signed
 
 
+@component("quantizer/rvquant")
 @dataclass(frozen=True)
 class RVQuant:
     """Values up to T in equal steps, larger ones as they are (1804.07802, §3); T leaves out `large_percent` of |x|.

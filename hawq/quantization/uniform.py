@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from hawq.components import component
 from hawq.quantization.fake_quantize import FakeQuantizer
 from hawq.quantization.ranges import (
     covering_scale,
@@ -19,6 +20,7 @@ from hawq.quantization.ranges import (
 RANGES = ("minmax", "mse", "percentile")
 
 
+@component("quantizer/uniform")
 @dataclass(frozen=True)
 class Uniform:
     """Equal steps over the range of each tensor; weight ranges follow the weights while they are trained.

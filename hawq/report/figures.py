@@ -17,7 +17,7 @@ from matplotlib.lines import Line2D
 from hawq.allocation import Frontier
 from hawq.records import BitPlan, Sensitivity
 from hawq.report.results import RecordedRow, phase_borders
-from hawq.validation import Rise, Score, Validated
+from hawq.validation import LossIncrease, Score, Validated
 
 _INK, _BLUE, _ORANGE, _GREY = "#222222", "#2b6cb0", "#d9730d", "#9aa0a6"
 _SERIES = (_BLUE, _ORANGE, "#2f855a", "#b83280", "#6b46c1", "#718096")
@@ -178,10 +178,10 @@ def validation_figure(result: Validated, path: Path) -> Path:
     figure = Figure(figsize=(2.9 * columns + 0.6, 2.7 * rows + 0.9), layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False).reshape(-1)
     whole = {(found.kind, found.score): found for found in result.correlations if found.bits is None}
-    widths = list(dict.fromkeys(rise.bits for rise in result.truth.rises))
-    colors = dict(zip(widths, colormaps["viridis"](np.linspace(0.0, 0.9, len(widths))), strict=True))
+    bit_widths = list(dict.fromkeys(rise.bits for rise in result.truth.increases))
+    colors = dict(zip(bit_widths, colormaps["viridis"](np.linspace(0.0, 0.9, len(bit_widths))), strict=True))
     for axes, score in zip(grid, panels, strict=False):
-        _rises_over_score(axes, score, [rise for rise in result.truth.rises if rise.kind == score.kind], colors)
+        _rises_over_score(axes, score, [rise for rise in result.truth.increases if rise.kind == score.kind], colors)
         rho = whole[score.kind, score.name].spearman
         of = "" if score.kind == "weights" else f", {score.kind}"
         axes.set_title(f"{score.name}{of}: ρ = {'–' if rho is None else f'{rho:.2f}'}", loc="left", fontsize=10)
@@ -195,11 +195,11 @@ def validation_figure(result: Validated, path: Path) -> Path:
     return _save(figure, list(grid[: len(panels)]), path)
 
 
-def _rises_over_score(axes: Axes, score: Score, rises: Sequence[Rise], colors: Mapping[int, Any]) -> None:
-    positive = [rise.loss for rise in rises if rise.loss > 0]
+def _rises_over_score(axes: Axes, score: Score, increases: Sequence[LossIncrease], colors: Mapping[int, Any]) -> None:
+    positive = [rise.loss for rise in increases if rise.loss > 0]
     floor = min(positive, default=1.0) / 3
     for bits, color in colors.items():
-        shown = [(score.omegas[rise.block][bits], rise) for rise in rises if rise.bits == bits]
+        shown = [(score.omegas[rise.block][bits], rise) for rise in increases if rise.bits == bits]
         up = [(omega, rise.loss, rise.loss_error) for omega, rise in shown if rise.loss > 0 < omega]
         if up:
             x, y, errors = zip(*up, strict=True)

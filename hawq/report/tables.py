@@ -120,7 +120,7 @@ def plans_table(first: BitPlan, second: BitPlan) -> str:
 
 def validation_rows(result: Validated) -> tuple[tuple[str, ...], list[tuple[Any, ...]]]:
     """Columns and rows: each score, its ρ at each width and over all, its gain over the plain error, and its cost."""
-    widths = list(dict.fromkeys(rise.bits for rise in result.truth.rises))
+    widths = list(dict.fromkeys(rise.bits for rise in result.truth.increases))
     columns = ("score of", "solver", "weighting", *(f"ρ {bits} bits" for bits in widths))
     columns += ("ρ all", "low", "high", "gain", "gain low", "gain high", "seconds", "gradients")
     known = {(found.kind, found.score, found.bits): found for found in result.correlations}
@@ -145,14 +145,14 @@ def validation_table(result: Validated) -> str:
     )
     columns, rows = validation_rows(result)
     scores = markdown(columns, [[_short(cell) for cell in row] for row in rows])
-    rises = []
-    for kind, bits in dict.fromkeys((rise.kind, rise.bits) for rise in truth.rises):
-        own = [rise for rise in truth.rises if (rise.kind, rise.bits) == (kind, bits)]
+    increases = []
+    for kind, bits in dict.fromkeys((rise.kind, rise.bits) for rise in truth.increases):
+        own = [rise for rise in truth.increases if (rise.kind, rise.bits) == (kind, bits)]
         losses, sure = [rise.loss for rise in own], sum(rise.is_sure for rise in own)
         ends = (f"{end:.2g}" for end in (min(losses), statistics.median(losses), max(losses)))
-        rises.append((kind, bits, *ends, f"{sure} of {len(own)}", f"{max(rise.accuracy for rise in own):.2f}"))
+        increases.append((kind, bits, *ends, f"{sure} of {len(own)}", f"{max(rise.accuracy for rise in own):.2f}"))
     seen = ("rise of", "bits", "least", "median", "largest", "above 2 standard errors", "largest fall of accuracy")
-    return "\n\n".join((title, scores, markdown(seen, rises)))
+    return "\n\n".join((title, scores, markdown(seen, increases)))
 
 
 def _short(cell: Any) -> str:

@@ -14,14 +14,15 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, ImageNetInfo,
 from torch import Tensor
 from torch.utils.data import IterableDataset
 
+from hawq.components import component
 from hawq.data.splits import RawImages, Splits
 from hawq.errors import UserError
-from hawq.records import Framing, Normalization
+from hawq.records import Normalization, Preprocessing
 
 _TRAIN, _TEST = ("train",), ("val", "validation", "test")
 
 
-class Pictures:
+class ImageFiles:
     """The pictures of one split, RGB, in the order of timm's reader."""
 
     def __init__(self, reader: Any) -> None:
@@ -55,7 +56,7 @@ class Pictures:
         return digest.hexdigest()
 
 
-class HeldPictures(list[Image.Image]):
+class ImagesInMemory(list[Image.Image]):
     """Pictures in memory: what a stream gave, or none at all for a data set that can only evaluate."""
 
     def identity(self) -> str:
@@ -68,28 +69,29 @@ class HeldPictures(list[Image.Image]):
 
 
 @dataclass(frozen=True)
-class _PictureData:
+class _ImageFileData:
     """What all data sets of pictures share: how a picture becomes a network's input, by timm's transforms."""
 
     normalization = Normalization(IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
 
     def prepare(
-        self, framing: Framing, normalization: Normalization, *, augmented: bool = False
+        self, preprocessing: Preprocessing, normalization: Normalization, *, augmented: bool = False
     ) -> Callable[[Image.Image], Tensor]:
         transform: Callable[[Image.Image], Tensor] = create_transform(
-            framing.size,
+            preprocessing.size,
             is_training=augmented and self.augment,  # type: ignore[attr-defined]
             color_jitter=None,  # type: ignore[arg-type]
-            interpolation=framing.interpolation,
-            crop_pct=framing.crop,
+            interpolation=preprocessing.interpolation,
+            crop_pct=preprocessing.crop,
             mean=normalization.mean,
             std=normalization.std,
         )
         return transform
 
 
+@component("dataset/imagefolder", not_in_key=("path",))
 @dataclass(frozen=True)
-class ImageFolder(_PictureData):
+class ImageFolder(_ImageFileData):
     """A folder with train/<class>/* and val/<class>/* (or validation/, test/); classes in the order of their names.
 
     Args:
@@ -115,7 +117,7 @@ class ImageFolder(_PictureData):
             if unknown:
                 raise ValueError(f"{part} has folders that are no classes of {self.name}: {', '.join(unknown[:5])}")
         indices = {name: index for index, name in enumerate(classes)}
-        nothing = HeldPictures(), np.zeros(0, np.int64)
+        nothing = ImagesInMemory(), np.zeros(0, np.int64)
         read = [_read(name="", root=str(part), class_map=indices) if part else nothing for part in (train, test)]
         (train_pictures, train_labels), (test_pictures, test_labels) = read
         return Splits(train_pictures, train_labels, test_pictures, test_labels, len(classes))
@@ -129,6 +131,7 @@ class ImageFolder(_PictureData):
         return next((folder for folder in folders if folder.is_dir()), None)
 
 
+@component("dataset/imagenet", not_in_key=("path",))
 @dataclass(frozen=True)
 class ImageNet(ImageFolder):
     """ILSVRC2012 as folders; a label is the place of its wnid among all 1000, however many classes are there."""
@@ -140,8 +143,9 @@ class ImageNet(ImageFolder):
         return list(ImageNetInfo("imagenet-1k").label_names())
 
 
+@component("dataset/timm", not_in_key=("path",))
 @dataclass(frozen=True)
-class TimmData(_PictureData):
+class TimmData(_ImageFileData):
     """Any data set that timm's `create_dataset` reads, say hfds/uoft-cs/cifar100 (Hugging Face).
 
     A stream (wds/, hfids/) is read into memory once, because batches are drawn by index.
@@ -181,8 +185,8 @@ def _read(**request: Any) -> tuple[RawImages, np.ndarray]:
         dataset = create_dataset(**request)
         if isinstance(dataset, IterableDataset):
             pairs = list(dataset)
-            return HeldPictures(picture for picture, _ in pairs), np.array([label for _, label in pairs], np.int64)
-        pictures = Pictures(dataset.reader)
+            return ImagesInMemory(picture for picture, _ in pairs), np.array([label for _, label in pairs], np.int64)
+        pictures = ImageFiles(dataset.reader)
         return pictures, pictures.labels()
     except (ImportError, OSError, RuntimeError, ValueError, AssertionError) as error:
         wanted = request["name"] or request["root"]

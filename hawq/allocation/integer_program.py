@@ -8,21 +8,23 @@ from itertools import product
 from pathlib import Path
 
 from hawq.allocation.allocator import (
+    BIT_WIDTHS,
     CANDIDATES,
-    WIDTHS,
     check_activation_bits,
+    check_bit_widths,
     check_solver_settings,
-    check_widths,
 )
 from hawq.allocation.latency import read_latency
 from hawq.allocation.limits import check_limit, make_limits
 from hawq.allocation.problem import Problem, make_groups
+from hawq.components import component
 from hawq.errors import UserError
 from hawq.records import BitPlan, Block, BlockSensitivity, Precision, Sensitivity
 
 
+@component("bits/integer_program")
 @dataclass(frozen=True)
-class Mixed:
+class IntegerProgram:
     """The exact optimum: least Σ_i Ω_i(b_i) over one choice a block, by integer programming (HAWQ-V3, 2011.10680,
     with the Ω of HAWQ or HAWQ-V2, any widths and any limits).
 
@@ -65,13 +67,13 @@ class Mixed:
     def __post_init__(self) -> None:
         for key, (unit, target) in self._targets().items():
             check_limit(key, unit, target)
-        check_widths("bits.candidates", self.candidates)
-        for name, widths in self.overrides.items():
-            check_widths(f"bits.overrides.{name}", widths)
+        check_bit_widths("bits.candidates", self.candidates)
+        for name, bit_widths in self.overrides.items():
+            check_bit_widths(f"bits.overrides.{name}", bit_widths)
         if self.activations == "mixed":
-            check_widths("bits.activation_candidates", self.activation_candidates)
+            check_bit_widths("bits.activation_candidates", self.activation_candidates)
         elif isinstance(self.activations, str):
-            allowed = f"{WIDTHS[0]} to {WIDTHS[-1]}, 32 for float, or mixed"
+            allowed = f"{BIT_WIDTHS[0]} to {BIT_WIDTHS[-1]}, 32 for float, or mixed"
             raise ValueError(f"bits.activations={self.activations!r} is unknown: give {allowed}")
         else:
             check_activation_bits(self.activations)

@@ -15,7 +15,7 @@ from hawq.curvature.low_rank import LowRank
 from hawq.curvature.operator import BlockOperator
 from hawq.curvature.output_factor import OutputFactor
 from hawq.curvature.solver import EigenSolver, Solver, State
-from hawq.distributed import from_first
+from hawq.distributed import broadcast
 from hawq.errors import UserError
 from hawq.records import Estimate
 
@@ -167,7 +167,7 @@ class _March:
                     self._listen(name, self._estimates(name), self._is_final(name))
             self._rounds += 1
             self._save()
-            if operator is self._operator and from_first(self._settled(self._found())):
+            if operator is self._operator and broadcast(self._settled(self._found())):
                 operator.release()
                 return True
         operator.release()
@@ -213,7 +213,7 @@ class _March:
 
     def _resume(self) -> None:
         """The stored state of the first process, on every process."""
-        kept = from_first(self._checkpoint.load() if self._checkpoint else None)
+        kept = broadcast(self._checkpoint.load() if self._checkpoint else None)
         if kept is None:
             return
         self._rounds, self._seconds, self._opening = kept["rounds"], kept["seconds"], kept["opening"]

@@ -64,12 +64,12 @@ def parse_record(path: Path, schema: str, kind: type[Record]) -> Record:
         raise UserError(f"{path} cannot be used: {error}") from error
 
 
-class Entry:
+class Artifact:
     """One artifact: a folder of files that counts only once its manifest, written last, names and certifies them."""
 
     def __init__(self, path: Path, stage: str, key: str) -> None:
         self.path, self.stage, self.key = path, stage, key
-        self.half_done = HalfDone(path)
+        self.partial = PartialCheckpoint(path)
 
     def manifest(self) -> dict[str, Any] | None:
         """The manifest of a finished artifact, all files verified; None when it is not finished.
@@ -109,7 +109,7 @@ class Entry:
         checksums = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
         header = {"schema": _SCHEMA, "stage": self.stage, "key": self.key, "files": checksums}
         write_json(self.path / MANIFEST, header | dict(facts))
-        self.half_done.clear()
+        self.partial.clear()
 
     def files(self) -> list[Path]:
         """The files that the manifest of a finished artifact names."""
@@ -128,7 +128,7 @@ class Entry:
             yield
 
 
-class HalfDone:
+class PartialCheckpoint:
     """The newest half-done state of a stage, in a file whose name holds its own checksum.
 
     `earlier_seconds` is what the state that `load` found had taken, in all processes that worked on it.
@@ -180,7 +180,7 @@ class Store:
     def __init__(self, root: Path) -> None:
         self._root = root
 
-    def entry(self, stage: str, facts: Mapping[str, Any]) -> Entry:
+    def entry(self, stage: str, facts: Mapping[str, Any]) -> Artifact:
         """The artifact of a stage whose result depends on `facts` (JSON-ready) and on nothing else."""
         key = fingerprint({"stage": stage, **facts})
-        return Entry(self._root / stage / key, stage, key)
+        return Artifact(self._root / stage / key, stage, key)

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
 
+from hawq.components import component
 from hawq.files import write_whole
 
 METRICS = "metrics.jsonl"
@@ -40,6 +41,7 @@ class Tracking(Protocol):
     def open(self, folder: Path, name: str, config: Mapping[str, Any]) -> Sink | None: ...
 
 
+@component("tracking/none")
 @dataclass(frozen=True)
 class NoTracking:
     """The run folder alone."""
@@ -48,6 +50,7 @@ class NoTracking:
         return None
 
 
+@component("tracking/wandb")
 @dataclass(frozen=True)
 class WandbTracking:
     """One Weights & Biases run for each run folder.
@@ -152,7 +155,7 @@ def _is_logged_in() -> bool:
     return False
 
 
-class RunLog:
+class MetricsLog:
     """A run's metrics: one JSON line for each (stage, step), each written once however often the run is resumed.
 
     `with RunLog(folder, sink) as log:` closes the sink in the end, also after an error.
@@ -189,7 +192,7 @@ class RunLog:
         if self._sink:
             self._sink.summary(values)
 
-    def __enter__(self) -> RunLog:
+    def __enter__(self) -> MetricsLog:
         return self
 
     def __exit__(

@@ -16,14 +16,15 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Subset
 
-from hawq.allocation import Mixed, is_proven
-from hawq.artifacts import Entry, Store, dump_record, hash_tensors, parse_record
-from hawq.config import STAGES, VALIDATE, RunOptions, Settings
+from hawq.allocation import IntegerProgram, is_proven
 from hawq.curvature import Batch, CurvatureCheckpoint, Solver
 from hawq.data import Images, Splits, TrainBatches, fixed_batches, sample_indices
-from hawq.distributed import from_first, rank, share, share_out, world_size
+from hawq.distributed import broadcast, broadcast_parameters, rank, shard, world_size
 from hawq.errors import UserError
 from hawq.evaluation import accuracy_on
+from hawq.experiment.artifacts import Artifact, Store, dump_record, hash_tensors, parse_record
+from hawq.experiment.config import STAGES, VALIDATE, RunOptions, Settings
+from hawq.experiment.tracking import MetricsLog
 from hawq.export import PACKED_SCHEMA, export_onnx, load, save
 from hawq.finetuning import FineTuning, Row, Training, finetune, fit, make_phases
 from hawq.measurement import measured
@@ -34,33 +35,32 @@ from hawq.records import (
     Block,
     Estimate,
     FloatPart,
-    Framing,
     Normalization,
     Phase,
+    Preprocessing,
     Sensitivity,
     StageRecord,
     to_dict,
 )
 from hawq.sensitivity import Analysis, Curvature, block_weights, combine, measure_curvature
-from hawq.tracking import RunLog
 from hawq.validation import (
     PLAIN_ERROR,
     WEIGHTS,
+    LossIncreases,
     Score,
-    TrueRises,
     Validated,
     activation_scores,
     correlate,
     curvature_score,
     gradient_seconds,
-    true_rises,
+    loss_increases,
 )
 from hawq.weights import load_strictly
 
 FORMAT = 3  # raised when a stage computes something else from the same settings: old artifacts are then left alone
 SENSITIVITY_SCHEMA = "hawq.sensitivity/2"
 CURVATURE_SCHEMA = "hawq.curvature/2"
-RISES_SCHEMA = "hawq.rises/1"
+INCREASES_SCHEMA = "hawq.loss_increases/1"
 _EVALUATION_BATCH = 100
 
 Files = dict[str, bytes]
@@ -87,7 +87,7 @@ class Prepared:
 
     def prepare_image(self, *, augmented: bool = False) -> Callable[[Any], Tensor]:
         """What makes a network's input of an image of the data set."""
-        return self.settings.dataset.prepare(self.source.framing, self.normalization, augmented=augmented)
+        return self.settings.dataset.prepare(self.source.preprocessing, self.normalization, augmented=augmented)
 
     def train_images(self, *, augmented: bool) -> Images:
         augment = self.prepare_image(augmented=True) if augmented else None
@@ -129,19 +129,19 @@ class Tuned:
     network: nn.Module
     plan: BitPlan
     history: list[Row]
-    entry: Entry
+    entry: Artifact
 
 
 @dataclass(frozen=True)
 class Packed:
     """A packed file, and the accuracy measured from it."""
 
-    entry: Entry
+    entry: Artifact
     accuracy: float
     size_bytes: int
 
 
-def float_network(prepared: Prepared, log: RunLog, records: list[StageRecord]) -> FloatNetwork:
+def float_network(prepared: Prepared, log: MetricsLog, records: list[StageRecord]) -> FloatNetwork:
     """The network as loaded, or trained first when no checkpoint was given; and its test accuracy."""
     network, settings = prepared.source.network, prepared.settings
     if prepared.source.normalization is None:
@@ -156,7 +156,7 @@ def float_network(prepared: Prepared, log: RunLog, records: list[StageRecord]) -
     return FloatNetwork(network, weights_hash, float(entry.read_json("accuracy.json")["accuracy"]))
 
 
-def analysis(prepared: Prepared, source: FloatNetwork, log: RunLog, records: list[StageRecord]) -> Sensitivity:
+def analysis(prepared: Prepared, source: FloatNetwork, log: MetricsLog, records: list[StageRecord]) -> Sensitivity:
     """λ_i of every block (the expensive half, kept by itself), joined with the weight errors of this quantiser."""
     settings = prepared.settings
     curvature = _curvature(prepared, source, log, records, "analysis")
@@ -166,7 +166,7 @@ def analysis(prepared: Prepared, source: FloatNetwork, log: RunLog, records: lis
 
 
 def _curvature(
-    prepared: Prepared, source: FloatNetwork, log: RunLog, records: list[StageRecord], label: str
+    prepared: Prepared, source: FloatNetwork, log: MetricsLog, records: list[StageRecord], label: str
 ) -> Curvature:
     """What the run's solver finds of every block; `label` tells this analysis from others of the same run."""
     settings = prepared.settings
@@ -190,7 +190,7 @@ def _curvature(
 
 
 def validation(
-    prepared: Prepared, source: FloatNetwork, sensitivity: Sensitivity, log: RunLog, records: list[StageRecord]
+    prepared: Prepared, source: FloatNetwork, sensitivity: Sensitivity, log: MetricsLog, records: list[StageRecord]
 ) -> Validated:
     """The true rise of the loss when each block alone is quantised, and how well the score of each solver foretells it.
 
@@ -204,46 +204,46 @@ def validation(
         "weights": source.weights_hash,
         "blocks": [to_dict(block) for block in prepared.blocks],
         "quantizer": component_facts(settings.quantizer),
-        "widths": list(wanted.widths),
+        "bit_widths": list(wanted.bit_widths),
         "num_samples": wanted.num_samples,
         "calibration": [settings.analysis.num_samples, settings.analysis.batch_size] if activations else [],
         "seed": settings.options.seed,
         **prepared.data_facts,
     }
     entry = _cached(prepared, VALIDATE, facts, lambda e: _measure_rises(prepared, source, e), records)
-    truth = parse_record(entry.path / "rises.json", RISES_SCHEMA, TrueRises)
-    for step, rise in enumerate(truth.rises):
+    truth = parse_record(entry.path / "increases.json", INCREASES_SCHEMA, LossIncreases)
+    for step, rise in enumerate(truth.increases):
         log.log(VALIDATE, step, {key: value for key, value in to_dict(rise).items() if key not in ("block", "kind")})
     scores = _weight_scores(prepared, source, sensitivity, log, records)
     if activations:
-        scores += activation_scores(sensitivity.rows, wanted.widths)
-    correlations = correlate(truth.rises, scores, wanted.widths, wanted.draws, settings.options.seed)
+        scores += activation_scores(sensitivity.rows, wanted.bit_widths)
+    correlations = correlate(truth.increases, scores, wanted.bit_widths, wanted.draws, settings.options.seed)
     return Validated(truth, tuple(scores), correlations)
 
 
-def _measure_rises(prepared: Prepared, source: FloatNetwork, entry: Entry) -> Files:
+def _measure_rises(prepared: Prepared, source: FloatNetwork, entry: Artifact) -> Files:
     settings, wanted = prepared.settings, prepared.settings.validation
     images = prepared.test_images()
     indices = sample_indices(len(images), wanted.num_samples, settings.options.seed)
-    truth = true_rises(
+    truth = loss_increases(
         source.network,
         prepared.blocks,
         settings.quantizer,
-        wanted.widths,
+        wanted.bit_widths,
         fixed_batches(images, indices, wanted.batch_size, prepared.device),
         partial(nn.functional.cross_entropy, reduction="none"),
         _activation_inputs(prepared),
-        entry.half_done,
+        entry.partial,
         wanted.save_every_seconds,
     )
-    return {"rises.json": dump_record(RISES_SCHEMA, truth)}
+    return {"increases.json": dump_record(INCREASES_SCHEMA, truth)}
 
 
 def _weight_scores(
-    prepared: Prepared, source: FloatNetwork, sensitivity: Sensitivity, log: RunLog, records: list[StageRecord]
+    prepared: Prepared, source: FloatNetwork, sensitivity: Sensitivity, log: MetricsLog, records: list[StageRecord]
 ) -> list[Score]:
     """The score of each solver, then the plain error. Each solver runs to its own end, on the weights alone."""
-    settings, widths = prepared.settings, prepared.settings.validation.widths
+    settings, bit_widths = prepared.settings, prepared.settings.validation.bit_widths
     whole = dataclasses.replace(settings.analysis, activations=False, stop_when_settled=False)
     found, seconds = {}, {}
     for name, solver in settings.compared.items():
@@ -252,11 +252,11 @@ def _weight_scores(
         seconds[name] = records[-1].seconds
     with measured() as cost:
         errors = {
-            block.name: weight_errors(block_weights(source.network, block), settings.quantizer, widths)
+            block.name: weight_errors(block_weights(source.network, block), settings.quantizer, bit_widths)
             for block in prepared.blocks
         }
     unit = gradient_seconds(main for estimates in found.values() for main in map(_main_estimate, estimates.values()))
-    scores = [curvature_score(name, sensitivity.rows, found[name], widths) for name in found]
+    scores = [curvature_score(name, sensitivity.rows, found[name], bit_widths) for name in found]
     costs = {**seconds, PLAIN_ERROR: cost.seconds}
     return [
         dataclasses.replace(score, seconds=costs[score.name], gradient_equivalents=unit and costs[score.name] / unit)
@@ -271,7 +271,7 @@ def tuning(
     plan: BitPlan,
     settings: FineTuning,
     name: str,
-    log: RunLog,
+    log: MetricsLog,
     records: list[StageRecord],
 ) -> Tuned:
     """The network quantised by `plan` and fine-tuned; `name` tells this one from others of the same run."""
@@ -281,13 +281,13 @@ def tuning(
     facts = _tuning_facts(prepared, source, plan, phases, settings)
     stage = _label("finetune", name)
 
-    def make(entry: Entry) -> Files:
+    def make(entry: Artifact) -> Files:
         best: dict[str, Any] = {}
         work = partial(shared_tuning, sensitivity=sensitivity, plan=plan, settings=settings)
-        network, history = from_first(work)(
+        network, history = broadcast(work)(
             prepared,
             evaluate=lambda candidate: prepared.test_accuracy(candidate, settings.eval_samples),
-            checkpoint=entry.half_done,
+            checkpoint=entry.partial,
             on_row=lambda row: _log_row(log, stage, row),
             on_best=best.update,
             title=f"fine-tuning ({plan.method})",
@@ -308,7 +308,7 @@ def shared_tuning(
     prepared: Prepared, sensitivity: Sensitivity, plan: BitPlan, settings: FineTuning, **heard: Any
 ) -> tuple[nn.Module, list[Row]]:
     """Fine-tunes the first process' network; every process calls this, the first one evaluates, stores, hears of it."""
-    share_out(prepared.source.network)
+    broadcast_parameters(prepared.source.network)
     return finetune(
         prepared.source.network,
         sensitivity,
@@ -325,7 +325,7 @@ def shared_tuning(
 def packing(prepared: Prepared, source: FloatNetwork, tuned: Tuned, name: str, records: list[StageRecord]) -> Packed:
     """The packed file (and ONNX on request), read back and measured on the whole test set."""
     settings = prepared.settings
-    about = about_network(settings, prepared.normalization, prepared.source.framing, prepared.example())
+    about = about_network(settings, prepared.normalization, prepared.source.preprocessing, prepared.example())
     facts = {
         "format": PACKED_SCHEMA,
         "finetune": tuned.entry.key,
@@ -334,7 +334,7 @@ def packing(prepared: Prepared, source: FloatNetwork, tuned: Tuned, name: str, r
         "about": about,
     }
 
-    def make(entry: Entry) -> Files:
+    def make(entry: Artifact) -> Files:
         path = save(tuned.network, entry.path / "model.safetensors", about)
         restored = load(path, source.network)
         _refuse_other_outputs(tuned.network, restored, prepared.example())
@@ -353,12 +353,12 @@ def packing(prepared: Prepared, source: FloatNetwork, tuned: Tuned, name: str, r
 
 
 def about_network(
-    settings: Settings, normalization: Normalization, framing: Framing, example: Tensor
+    settings: Settings, normalization: Normalization, preprocessing: Preprocessing, example: Tensor
 ) -> dict[str, Any]:
     """What the packed file tells about its network: enough to measure it again; `example` is one input (1, 3, H, W)."""
-    framing = dataclasses.replace(framing, size=example.shape[-1])  # images in memory keep their own size
+    preprocessing = dataclasses.replace(preprocessing, size=example.shape[-1])  # images in memory keep their own size
     names = {"model": settings.model.name, "dataset": settings.dataset.name}
-    return {**names, **to_dict(normalization), "framing": to_dict(framing)}
+    return {**names, **to_dict(normalization), "preprocessing": to_dict(preprocessing)}
 
 
 def _label(stage: str, name: str) -> str:
@@ -373,7 +373,7 @@ def component_facts(component: Any, without: Sequence[str] = ()) -> dict[str, An
     return {"class": f"{type(component).__module__}.{type(component).__qualname__}", **json.loads(json.dumps(kept))}
 
 
-def _kept(entry: Entry, settings: Training, last: str, best: str) -> Path:
+def _kept(entry: Artifact, settings: Training, last: str, best: str) -> Path:
     """The file of the network that a run goes on with; a training that measured nothing has no best one."""
     path = entry.path / best
     return path if settings.keep == "best" and path.is_file() else entry.path / last
@@ -383,10 +383,10 @@ def _cached(
     prepared: Prepared,
     stage: str,
     facts: Mapping[str, Any],
-    make: Callable[[Entry], Files],
+    make: Callable[[Artifact], Files],
     records: list[StageRecord],
     label: str | None = None,
-) -> Entry:
+) -> Artifact:
     """The artifact for `facts`, made now unless it exists; a record of its provenance is added to `records`."""
     entry = prepared.store.entry(stage, facts)
     with entry.locked():
@@ -397,7 +397,7 @@ def _cached(
             with measured() as cost:
                 files = make(entry)
             made: dict[str, Any] = {
-                "seconds": round(entry.half_done.earlier_seconds + cost.seconds, 2),
+                "seconds": round(entry.partial.earlier_seconds + cost.seconds, 2),
                 "peak_memory_mib": cost.peak_memory_mib,
                 "depends_on": dict(facts),
             }
@@ -455,13 +455,13 @@ def _tuning_facts(
     }
 
 
-def _train_float(prepared: Prepared, entry: Entry, log: RunLog) -> Files:
+def _train_float(prepared: Prepared, entry: Artifact, log: MetricsLog) -> Files:
     network, settings = prepared.source.network, prepared.settings.training
     best: dict[str, Any] = {}
-    history = from_first(shared_training)(
+    history = broadcast(shared_training)(
         prepared,
         evaluate=lambda candidate: prepared.test_accuracy(candidate, settings.eval_samples),
-        checkpoint=entry.half_done,
+        checkpoint=entry.partial,
         on_row=lambda row: _log_row(log, "float", row),
         on_best=best.update,
         title="training the float network",
@@ -490,12 +490,12 @@ def _evaluate(prepared: Prepared, network: nn.Module) -> Files:
     return {"accuracy.json": json.dumps({"accuracy": value}).encode()}
 
 
-def _analyse(prepared: Prepared, entry: Entry, log: RunLog, label: str) -> Files:
+def _analyse(prepared: Prepared, entry: Artifact, log: MetricsLog, label: str) -> Files:
     index_of = {block.name: index for index, block in enumerate(prepared.blocks)}
     work = partial(shared_curvature, solver=prepared.settings.solver, wanted=prepared.settings.analysis)
-    curvature = from_first(work)(
+    curvature = broadcast(work)(
         prepared,
-        checkpoint=entry.half_done,
+        checkpoint=entry.partial,
         settled=partial(_is_settled, prepared),
         on_estimate=lambda name, estimate: _log_estimate(log, label, index_of[name], estimate),
         warn=lambda text: print(f"note: {text}"),
@@ -515,7 +515,7 @@ def shared_curvature(
     """The curvature of the first process' network; every process calls this and reads its own share of the samples."""
     prepared = prepared.with_settings(solver=solver, analysis=wanted)
     settings, network = prepared.settings, prepared.source.network
-    share_out(network)
+    broadcast_parameters(network)
     return measure_curvature(
         network.eval(),
         prepared.blocks,
@@ -536,7 +536,7 @@ def _is_settled(prepared: Prepared, curvature: Curvature) -> bool:
     """Whether the plan that was asked for is proven with what is known by now."""
     settings = prepared.settings
     bits = settings.bits
-    if not settings.analysis.stop_when_settled or not isinstance(bits, Mixed) or bits.activations == "mixed":
+    if not settings.analysis.stop_when_settled or not isinstance(bits, IntegerProgram) or bits.activations == "mixed":
         return False
     if any(not isfinite(main.value + main.error) for main in map(_main_estimate, curvature.estimates.values())):
         return False
@@ -555,7 +555,7 @@ def _analysis_batches(prepared: Prepared, part: int = 0, parts: int = 1) -> list
     settings = prepared.settings
     images = prepared.train_images(augmented=False)
     indices = sample_indices(len(images), settings.analysis.num_samples, settings.options.seed)
-    own = indices[share(len(indices), part, parts)]
+    own = indices[shard(len(indices), part, parts)]
     return fixed_batches(images, own, settings.analysis.batch_size, prepared.device)
 
 
@@ -579,17 +579,17 @@ def _refuse_other_outputs(tuned: nn.Module, restored: nn.Module, example: Tensor
     assert difference <= 1e-4, f"the packed file computes something else (largest difference {difference})"
 
 
-def _log_row(log: RunLog, stage: str, row: Row) -> None:
+def _log_row(log: MetricsLog, stage: str, row: Row) -> None:
     log.log(stage, row["step"], {key: value for key, value in row.items() if key != "step"})
 
 
-def _replay(log: RunLog, stage: str, history: Sequence[Row]) -> None:
+def _replay(log: MetricsLog, stage: str, history: Sequence[Row]) -> None:
     """Rows of a cached stage, for a run that has not seen them."""
     for row in history:
         _log_row(log, stage, row)
 
 
-def _log_estimate(log: RunLog, label: str, index: int, estimate: Estimate) -> None:
+def _log_estimate(log: MetricsLog, label: str, index: int, estimate: Estimate) -> None:
     values = {"curvature": estimate.value, "error": estimate.error, "products": estimate.products}
     log.log(label, index, values)
 

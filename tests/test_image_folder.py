@@ -11,11 +11,11 @@ from torch.utils.data import IterableDataset
 
 from hawq.data import ImageFolder, ImageNet, Images, TimmData, TrainBatches, pictures
 from hawq.errors import UserError
-from hawq.records import Framing, Normalization
+from hawq.records import Normalization, Preprocessing
 
 SUBSET = Path(__file__).parents[2] / "shared" / "data" / "imagenet_val_subset"
 PLAIN = Normalization((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
-FRAMING = Framing(16, 0.8, "bilinear")
+FRAMING = Preprocessing(16, 0.8, "bilinear")
 
 
 def picture(path, width=30, height=20, seed=0):

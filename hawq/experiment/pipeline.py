@@ -10,7 +10,7 @@ import torch
 import yaml
 
 from hawq.allocation import (
-    Mixed,
+    IntegerProgram,
     Monotone,
     UniformBits,
     Weighted,
@@ -18,11 +18,25 @@ from hawq.allocation import (
     direct_baseline,
     frontier,
 )
-from hawq.artifacts import PLAN_SCHEMA, Store, dump_record, fingerprint, parse_record, write_json
 from hawq.blocks import find_blocks
-from hawq.config import REPOSITORY, STAGES, VALIDATE, Settings
 from hawq.costs import checkpoint_bytes, paper_size_mib, published_bytes
-from hawq.distributed import from_first
+from hawq.distributed import broadcast
+from hawq.experiment.artifacts import PLAN_SCHEMA, Store, dump_record, fingerprint, parse_record, write_json
+from hawq.experiment.config import REPOSITORY, STAGES, VALIDATE, Settings
+from hawq.experiment.stages import (
+    SENSITIVITY_SCHEMA,
+    FloatNetwork,
+    Packed,
+    Prepared,
+    Tuned,
+    about_network,
+    analysis,
+    float_network,
+    packing,
+    tuning,
+    validation,
+)
+from hawq.experiment.tracking import MetricsLog
 from hawq.export import packed_overhead
 from hawq.files import write_whole
 from hawq.measurement import measured
@@ -45,20 +59,6 @@ from hawq.report import (
     validation_table,
     versions,
 )
-from hawq.stages import (
-    SENSITIVITY_SCHEMA,
-    FloatNetwork,
-    Packed,
-    Prepared,
-    Tuned,
-    about_network,
-    analysis,
-    float_network,
-    packing,
-    tuning,
-    validation,
-)
-from hawq.tracking import RunLog
 from hawq.unquantized import unquantized
 
 FRONTIER_SCHEMA = "hawq.frontier/1"
@@ -116,7 +116,7 @@ def prepare_network(settings: Settings) -> Prepared:
     if settings.model.channels_last:
         source.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     normalization = source.normalization or settings.dataset.normalization
-    example = settings.dataset.prepare(source.framing, normalization)(splits.test_images[0])[None].to(device)
+    example = settings.dataset.prepare(source.preprocessing, normalization)(splits.test_images[0])[None].to(device)
     try:
         blocks = find_blocks(source.network, example, granularity=settings.model.blocks)
         float_parts = unquantized(source.network, blocks, example)
@@ -126,13 +126,13 @@ def prepare_network(settings: Settings) -> Prepared:
             f"model {settings.model.name} cannot take images of {tuple(example.shape[2:])} ({reason}): "
             "give a larger model.small_input_size or another dataset"
         ) from error
-    about = about_network(settings, normalization, source.framing, example)
+    about = about_network(settings, normalization, source.preprocessing, example)
     overhead_bytes = packed_overhead(source.network, blocks, settings.quantizer, about)
     settings.bits.check(blocks, overhead_bytes)
     data_facts = {
         "data": splits.identity(),
         "normalization": to_dict(normalization),
-        "framing": to_dict(source.framing),
+        "preprocessing": to_dict(source.preprocessing),
     }
     store = Store(Path(options.outputs) / "cache")
     return Prepared(
@@ -162,7 +162,7 @@ def assist(prepared: Prepared | PreparedAllocation) -> None:
 def _call() -> Callable[[Prepared], object] | None:
     """The work that the first process comes to, None at its end. Leaves with it when it has ended with an error."""
     try:
-        work: Callable[[Prepared], object] | None = from_first(None)
+        work: Callable[[Prepared], object] | None = broadcast(None)
         return work
     except RuntimeError as error:
         raise SystemExit(1) from error
@@ -179,7 +179,7 @@ def run(prepared: Prepared | PreparedAllocation) -> None:
     write_whole(folder / "config.yaml", yaml.safe_dump(settings.resolved, sort_keys=False).encode())
     found = Findings()
     sink = settings.tracking.open(folder, folder.name, settings.resolved)
-    with RunLog(folder, sink) as log:
+    with MetricsLog(folder, sink) as log:
         if isinstance(prepared, PreparedAllocation):
             found.sensitivity = prepared.sensitivity
             _allocation(settings, found, log)
@@ -188,11 +188,11 @@ def run(prepared: Prepared | PreparedAllocation) -> None:
                 _walk(prepared, found, log)
             if "report" in settings.options.stages:
                 _report(prepared, found, log, cost.seconds)
-    from_first(None)  # the other processes may go
+    broadcast(None)  # the other processes may go
     print(f"\nEverything of this run: {folder}")
 
 
-def _walk(prepared: Prepared, found: Findings, log: RunLog) -> None:
+def _walk(prepared: Prepared, found: Findings, log: MetricsLog) -> None:
     """The stages in order, each as far as it is wanted."""
     settings = prepared.settings
     folder, selected = settings.folder, settings.options.stages
@@ -220,7 +220,7 @@ def _walk(prepared: Prepared, found: Findings, log: RunLog) -> None:
     _copy_results(folder, found)
 
 
-def _validate(prepared: Prepared, found: Findings, log: RunLog) -> None:
+def _validate(prepared: Prepared, found: Findings, log: MetricsLog) -> None:
     """What the scores foretold beside what came true: file, table, figure."""
     assert found.source is not None and found.sensitivity is not None
     folder = prepared.settings.folder
@@ -232,7 +232,7 @@ def _validate(prepared: Prepared, found: Findings, log: RunLog) -> None:
     print("\n" + validation_table(result) + "\n")
 
 
-def _allocation(settings: Settings, found: Findings, log: RunLog) -> BitPlan:
+def _allocation(settings: Settings, found: Findings, log: MetricsLog) -> BitPlan:
     """The plan, how sure it is and the frontier around it: files, tables, figure.
 
     Allocation takes little time, so it is made anew each time; its key is the hash of the plan.
@@ -253,7 +253,7 @@ def _allocation(settings: Settings, found: Findings, log: RunLog) -> BitPlan:
     log.table("sensitivity", columns, rows)
     log.table("plan", ("block", "weight_bits", "activation_bits"), _plan_rows(plan))
     print("\n" + _sensitivity_table(sensitivity, plan) + "\n\n" + limits_table(plan) + "\n")
-    if isinstance(settings.bits, (Mixed, Monotone)) and wanted.frontier_points:
+    if isinstance(settings.bits, (IntegerProgram, Monotone)) and wanted.frontier_points:
         front = frontier(sensitivity, settings.bits, wanted.frontier_points)
         write_whole(folder / "frontier.json", dump_record(FRONTIER_SCHEMA, front))
         log.image("figures/frontier", frontier_figure(front, plan, folder / "figures" / "frontier.png"))
@@ -267,7 +267,7 @@ def _plans(settings: Settings, sensitivity: Sensitivity, plan: BitPlan) -> dict[
     return {"direct": direct_baseline(sensitivity, plan), "hawq": plan}
 
 
-def _tune(prepared: Prepared, found: Findings, name: str, plan: BitPlan, log: RunLog) -> Tuned:
+def _tune(prepared: Prepared, found: Findings, name: str, plan: BitPlan, log: MetricsLog) -> Tuned:
     """Fine-tunes one plan; the baseline is trained jointly, for the same number of steps."""
     assert found.source is not None and found.sensitivity is not None
     settings = prepared.settings.finetune
@@ -292,7 +292,7 @@ def _copy_results(folder: Path, found: Findings) -> None:
                     write_whole(target / path.name, path.read_bytes())
 
 
-def _report(prepared: Prepared, found: Findings, log: RunLog, seconds: float) -> None:
+def _report(prepared: Prepared, found: Findings, log: MetricsLog, seconds: float) -> None:
     """report.json, the figures and the results table."""
     assert found.source and found.sensitivity and found.plan and found.packed, "the report comes after all stages"
     settings = prepared.settings

@@ -16,10 +16,12 @@ from torch import Tensor
 from torchvision.datasets import CIFAR10, CIFAR100
 from torchvision.transforms import v2
 
+from hawq.components import component
 from hawq.data.splits import Splits
-from hawq.records import Framing, Normalization
+from hawq.records import Normalization, Preprocessing
 
 
+@component("dataset/digits")
 @dataclass(frozen=True)
 class Digits:
     """Handwritten digits that ship inside scikit-learn: 1,797 images of 8×8, 360 of them for testing.
@@ -43,7 +45,7 @@ class Digits:
             raise ValueError(f"dataset.size={self.size} is out of range: give 8 or more")
 
     def prepare(
-        self, framing: Framing, normalization: Normalization, *, augmented: bool = False
+        self, preprocessing: Preprocessing, normalization: Normalization, *, augmented: bool = False
     ) -> Callable[[np.ndarray], Tensor]:
         shift = [v2.RandomCrop(self.size, padding=self.size // 8)] if augmented and self.augment else []
         return _from_array(normalization, shift)
@@ -58,6 +60,7 @@ class Digits:
         return Splits(images[train], labels[train], images[test], labels[test], self.num_classes)
 
 
+@component("dataset/cifar10", not_in_key=("path",))
 @dataclass(frozen=True)
 class Cifar10:
     """CIFAR-10 (Krizhevsky, 2009): 50,000 training and 10,000 test images of 32×32.
@@ -76,7 +79,7 @@ class Cifar10:
     torchvision = CIFAR10
 
     def prepare(
-        self, framing: Framing, normalization: Normalization, *, augmented: bool = False
+        self, preprocessing: Preprocessing, normalization: Normalization, *, augmented: bool = False
     ) -> Callable[[np.ndarray], Tensor]:
         changes = [v2.RandomCrop(32, padding=4), v2.RandomHorizontalFlip()] if augmented and self.augment else []
         return _from_array(normalization, changes)
@@ -87,6 +90,7 @@ class Cifar10:
         return Splits(*parts, self.num_classes)
 
 
+@component("dataset/cifar100", not_in_key=("path",))
 @dataclass(frozen=True)
 class Cifar100(Cifar10):
     """CIFAR-100 (Krizhevsky, 2009), in the same two formats."""

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from hawq.curvature.functions import second_derivatives
+from hawq.curvature.double_backward import second_derivatives
 
 
 def attention(x: Tensor) -> Tensor:

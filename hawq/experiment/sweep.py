@@ -15,7 +15,7 @@ from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
-from hawq.config import check_config, config_keys, explain
+from hawq.experiment.config import check_config, config_keys, explain
 from hawq.files import write_whole
 from hawq.records import RunReport, from_dict
 from hawq.report import RESULT_COLUMNS, markdown, result_cells

@@ -23,19 +23,19 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from hawq.allocation import Allocation, Allocator
-from hawq.artifacts import fingerprint
 from hawq.curvature import Solver
 from hawq.data import ImageData
 from hawq.distributed import local_rank
+from hawq.experiment.artifacts import fingerprint
+from hawq.experiment.tracking import Tracking
 from hawq.export import PackedExport
 from hawq.finetuning import FineTuning, Training
-from hawq.models import ModelSource
+from hawq.models import ModelSpec
 from hawq.quantization import Quantizer
 from hawq.sensitivity import Analysis
-from hawq.tracking import Tracking
 from hawq.validation import Validation
 
-REPOSITORY = Path(__file__).resolve().parents[1]
+REPOSITORY = Path(__file__).resolve().parents[3]
 STAGES = ("analysis", "allocation", "finetune", "export", "report")  # each needs those before it
 VALIDATE = "validate"  # beside them: needs the analysis, and nothing needs it
 COMPONENTS = (
@@ -121,7 +121,7 @@ class Settings:
     """Everything a run was asked for, built and checked. `compared` are the solvers that validation.solvers names."""
 
     options: RunOptions
-    model: ModelSource
+    model: ModelSpec
     dataset: ImageData
     training: Training
     analysis: Analysis
@@ -380,7 +380,7 @@ def _refuse_unknown_keys(prefix: str, given: set[str], known: set[str]) -> None:
 
 
 _CONTRACTS: Mapping[str, Any] = {
-    "model": ModelSource,
+    "model": ModelSpec,
     "dataset": ("name", "normalization", "open", "prepare"),
     "training": Training,
     "analysis": Analysis,

@@ -1,0 +1,1 @@
+"""From a command line to a finished run: what `train.py` needs beyond the library."""
