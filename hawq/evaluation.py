@@ -10,31 +10,42 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from hawq.modes import eval_mode
-from hawq.progress import Progress
+from hawq.progress import SILENT, Progress
 
 _BATCH = 100
 
 
 @torch.no_grad()
-def accuracy(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], num_images: int, title: str = "") -> float:
+def accuracy(
+    model: nn.Module,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    num_images: int,
+    progress: Progress = SILENT,
+    title: str = "accuracy",
+) -> float:
     """Share of images whose largest output is their label, in percent, in eval mode; the mode is put back.
 
-    A bar is shown when `title` is given. Raises ValueError when there are no images.
+    `progress` hears of it under `title`. Raises ValueError when there are no images.
     """
     if num_images < 1:
         raise ValueError("accuracy needs at least one image, none was given")
     correct = 0
-    with eval_mode(model), Progress(num_images, title, shown=bool(title)) as progress:
+    with eval_mode(model), progress.task(title, num_images) as task:
         for images, labels in batches:
             correct += int((model(images).argmax(1) == labels).sum())
-            progress.advance(len(labels))
+            task.advance(len(labels))
     return 100.0 * correct / num_images
 
 
 def accuracy_on(
-    model: nn.Module, images: Dataset[Any], device: torch.device, workers: int = 0, title: str = ""
+    model: nn.Module,
+    images: Dataset[Any],
+    device: torch.device,
+    workers: int = 0,
+    progress: Progress = SILENT,
+    title: str = "accuracy",
 ) -> float:
     """`accuracy` on all of a data set of (input, label) pairs, whose inputs `workers` processes prepare."""
     loader = DataLoader(images, _BATCH, num_workers=workers)
     batches = ((inputs.to(device), labels.to(device)) for inputs, labels in loader)
-    return accuracy(model, batches, len(images), title)  # type: ignore[arg-type]
+    return accuracy(model, batches, len(images), progress, title)  # type: ignore[arg-type]

@@ -1,110 +1,56 @@
-"""Progress of long work: a bar on a terminal, a plain line now and then elsewhere."""
+"""How long work tells how far it has come: a library verb calls back, whoever listens draws."""
 
 from __future__ import annotations
 
-import math
-import sys
-import time
 from collections.abc import Sequence
-from shutil import get_terminal_size
-from types import TracebackType
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Protocol
 
-from tqdm import tqdm
-
-from hawq.distributed import rank
 from hawq.records import Estimate
 
-_LINE_EVERY_SECONDS = 15.0
-_TELLING = 0.05  # share of the work below which a remaining time would be a guess
 
-
-class Progress:
-    """`with Progress(total, "analysis") as progress: progress.advance(1, "λ 3.2 ± 0.1")`."""
-
-    def __init__(self, total: int, title: str, *, done: int = 0, shown: bool = True) -> None:
-        self._total, self._title, self._done, self._first = total, title, done, done
-        self._started = self._printed = time.monotonic()
-        self._shown = shown
-        terminal = shown and sys.stderr.isatty()
-        self._bar = tqdm(total=total, desc=title, initial=done, leave=False, dynamic_ncols=True) if terminal else None
+class Task(Protocol):
+    """A piece of work whose steps are counted."""
 
     def advance(self, steps: int = 1, note: str = "") -> None:
-        """Marks `steps` more as done; `note` stands beside the bar."""
-        self._done += steps
-        if self._bar is not None:
-            self._bar.set_postfix_str(note, refresh=False)
-            self._bar.update(steps)
-        elif self._shown and time.monotonic() - self._printed >= _LINE_EVERY_SECONDS:
-            self._print(note)
-
-    def _print(self, note: str) -> None:
-        self._printed = time.monotonic()
-        seconds = self._printed - self._started
-        rate = (self._done - self._first) / seconds
-        pace = f"{rate:.2g}/s, {(self._total - self._done) / rate:.0f} s left" if rate else f"{seconds:.0f} s so far"
-        print(f"{self._title}: {self._done}/{self._total}, {pace}{note and ', '}{note}", file=sys.stderr, flush=True)
-
-    def __enter__(self) -> Progress:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._bar is not None:
-            self._bar.close()
+        """`steps` more are done; `note` is what the last of them found."""
+        ...
 
 
-class BlockProgress:
-    """One bar a block, how far its error has come down to the tolerance; lines about all of them elsewhere.
-
-    Remaining time comes from the pace at which the logarithm of each error falls.
-    """
-
-    def __init__(self, names: Sequence[str], tolerance: float | None) -> None:
-        self._tolerance, self._started = tolerance, time.monotonic()
-        self._printed = self._started
-        self._shares = dict.fromkeys(names, 0.0)
-        self._notes: dict[str, str] = {}
-        self._shown = rank() == 0
-        fits = self._shown and sys.stderr.isatty() and len(names) < get_terminal_size().lines - 1
-        self._bars = {name: _block_bar(name, place) for place, name in enumerate(names)} if fits else {}
+class BlockTask(Protocol):
+    """An analysis of many blocks at once."""
 
     def show(self, name: str, estimate: Estimate, done: bool) -> None:
-        """The newest estimate of one block."""
-        self._shares[name] = 1.0 if done else max(self._shares[name], self._share(estimate))
-        self._notes[name] = f"{estimate.value:.4g} ± {estimate.error:.1g}"
-        if name in self._bars:
-            bar = self._bars[name]
-            bar.set_postfix_str(self._notes[name], refresh=False)
-            bar.update(100 * self._shares[name] - bar.n)
-        elif self._shown and time.monotonic() - self._printed >= _LINE_EVERY_SECONDS:
-            self._print()
-
-    def _share(self, estimate: Estimate) -> float:
-        """0 at an error as large as the value, 1 at the tolerance, by orders of magnitude."""
-        if self._tolerance is None or not estimate.value or not 0 < estimate.error < abs(estimate.value):
-            return 0.0
-        return min(math.log(abs(estimate.value) / estimate.error) / -math.log(self._tolerance), 0.99)
-
-    def _print(self) -> None:
-        self._printed = time.monotonic()
-        seconds, share = self._printed - self._started, sum(self._shares.values()) / len(self._shares)
-        left = f"about {seconds * (1 - share) / share:.0f} s left" if share > _TELLING else f"{seconds:.0f} s so far"
-        open_ones = ", ".join(f"{name} {self._notes[name]}" for name, s in self._shares.items() if 0 < s < 1)
-        ready = sum(share == 1.0 for share in self._shares.values())
-        line = f"analysis: {ready}/{len(self._shares)} blocks, {left}{open_ones and '; '}{open_ones}"
-        print(line, file=sys.stderr, flush=True)
-
-    def __enter__(self) -> BlockProgress:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for bar in self._bars.values():
-            bar.close()
+        """The newest estimate of one block, and whether it is the last one."""
+        ...
 
 
-def _block_bar(name: str, place: int) -> tqdm[None]:
-    form = "{desc} {percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}"
-    return tqdm(total=100, desc=f"{name:<16}", position=place, leave=False, dynamic_ncols=True, bar_format=form)
+class Progress(Protocol):
+    """Listens to long work. Used as `with progress.task("training", 100) as task: task.advance()`."""
+
+    def task(self, title: str, total: int, *, done: int = 0) -> AbstractContextManager[Task]:
+        """Work of `total` steps begins, of which `done` were done by an earlier process."""
+        ...
+
+    def blocks(self, names: Sequence[str], tolerance: float | None) -> AbstractContextManager[BlockTask]:
+        """An analysis of the named blocks begins, each until its relative error is below `tolerance`."""
+        ...
+
+
+class Silent:
+    """Hears everything and says nothing: the default of all library verbs."""
+
+    def task(self, title: str, total: int, *, done: int = 0) -> AbstractContextManager[Task]:
+        return nullcontext(self)
+
+    def blocks(self, names: Sequence[str], tolerance: float | None) -> AbstractContextManager[BlockTask]:
+        return nullcontext(self)
+
+    def advance(self, steps: int = 1, note: str = "") -> None:
+        """Nothing."""
+
+    def show(self, name: str, estimate: Estimate, done: bool) -> None:
+        """Nothing."""
+
+
+SILENT: Any = Silent()

@@ -24,7 +24,7 @@ from hawq.curvature import (
     solve_blocks,
 )
 from hawq.errors import UserError
-from hawq.progress import BlockProgress
+from hawq.progress import SILENT, Progress
 from hawq.quantization import LSQ, Quantizer, activation_errors, weight_errors
 from hawq.records import Block, BlockSensitivity, Estimate, Sensitivity
 
@@ -84,6 +84,7 @@ def analyze(
     quantizer: Quantizer | None = None,
     activations: bool = False,
     seed: int = 0,
+    progress: Progress = SILENT,
 ) -> Sensitivity:
     """λ_i, and ‖Q_b(W_i) − W_i‖²₂ for b = 1 … 8, of every block (HAWQ, 1905.03696).
 
@@ -96,13 +97,22 @@ def analyze(
         quantizer: LSQ unless given; decides Q_b.
         activations: also measures the curvature by, and the quantisation error of, each block's input activations.
         seed: of the random start vectors.
+        progress: hears of every estimate.
 
     Raises:
         ValueError: no batches, or batches, a network or a loss whose Hessian would mean nothing.
     """
     given = fixed(batches)
     curvature = measure_curvature(
-        model, blocks, given, loss, solver or Lanczos(), seed, activations=activations, warn=warnings.warn
+        model,
+        blocks,
+        given,
+        loss,
+        solver or Lanczos(),
+        seed,
+        activations=activations,
+        warn=warnings.warn,
+        progress=progress,
     )
     if any(block.macs is None for block in blocks):
         blocks = trace_blocks(model, blocks, given[0][0][:1])
@@ -123,6 +133,7 @@ def measure_curvature(
     activations: bool = False,
     warn: Callable[[str], object] = lambda text: None,
     settled: Callable[[Curvature], bool] = lambda curvature: False,
+    progress: Progress = SILENT,
 ) -> Curvature:
     """Checks network and loss, then runs one solver a block in lockstep.
 
@@ -139,11 +150,11 @@ def measure_curvature(
     operator = kind(model, parameters, batches, loss, None if limit is None else limit * 2**30)
     for text in check_loss(operator):
         warn(text)
-    with BlockProgress(operator.names, getattr(solver, "tolerance", None)) as progress:
+    with progress.blocks(operator.names, getattr(solver, "tolerance", None)) as task:
 
         def listen(name: str, estimates: dict[str, Estimate], done: bool) -> None:
             main = next(iter(estimates.values()))
-            progress.show(name, main, done)
+            task.show(name, main, done)
             if done:
                 on_estimate(name, main)
 

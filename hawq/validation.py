@@ -19,7 +19,7 @@ from hawq.costs import plan_cost
 from hawq.curvature import Batch, CurvatureCheckpoint
 from hawq.errors import UserError
 from hawq.modes import analysis_mode
-from hawq.progress import Progress
+from hawq.progress import SILENT, Progress
 from hawq.quantization import BIT_WIDTHS, Quantizer, quantize
 from hawq.records import (
     FLOAT_BITS,
@@ -161,6 +161,7 @@ def loss_increases(
     calibration: Sequence[Tensor] = (),
     checkpoint: CurvatureCheckpoint | None = None,
     save_every_seconds: float = 20.0,
+    progress: Progress = SILENT,
 ) -> LossIncreases:
     """Quantises each block alone, at each width, and measures what that does to the loss of each image.
 
@@ -172,6 +173,7 @@ def loss_increases(
         calibration: inputs (N, ...) that activation ranges are chosen from; where given, the input activations of
             each block are quantised alone as well.
         checkpoint: where finished blocks are stored, at most every `save_every_seconds`, and taken up again.
+        progress: hears of every trial.
 
     Raises:
         UserError: fewer than two images, or a loss that is not finite.
@@ -183,7 +185,7 @@ def loss_increases(
     increases = [from_dict(row, LossIncrease) for row in kept["increases"]] if kept else []
     ready, saved = {rise.block for rise in increases}, time.monotonic()
     trials = {block.name: list(_trials(block, bit_widths, bool(calibration))) for block in blocks}
-    with Progress(sum(map(len, trials.values())), "validation", done=len(increases)) as progress:
+    with progress.task("validation", sum(map(len, trials.values())), done=len(increases)) as task:
         for name in (block.name for block in blocks if block.name not in ready):
             for kind, bits, precision in trials[name]:
                 inputs = calibration if kind == ACTIVATIONS else [batches[0][0][:1]]  # weights need no calibration
@@ -193,7 +195,7 @@ def loss_increases(
                 increases.append(
                     LossIncrease(name, kind, bits, *_mean(losses - float_losses), *_mean(100 * (float_hits - hits)))
                 )
-                progress.advance(1, f"{name} at {bits} bits: {increases[-1].loss:+.2g}")
+                task.advance(1, f"{name} at {bits} bits: {increases[-1].loss:+.2g}")
             if checkpoint and time.monotonic() - saved >= save_every_seconds:
                 checkpoint.save({"increases": [to_dict(rise) for rise in increases]})
                 saved = time.monotonic()

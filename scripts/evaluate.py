@@ -20,6 +20,7 @@ from hawq.costs import published_bytes
 from hawq.data import Images
 from hawq.evaluation import accuracy_on
 from hawq.experiment.config import REPOSITORY, compose_parts
+from hawq.experiment.progress import Console
 from hawq.export import load, read_about
 from hawq.records import Normalization, Preprocessing, from_dict
 from hawq.report import recorded_accuracy, result_row, results_table
@@ -57,7 +58,7 @@ def evaluate(path: Path, overrides: list[str]) -> str:
         here = f"{parts['model'].name} for the {splits.num_classes} classes of {dataset.name}"
         raise ValueError(f"{error} (here {here})") from error
     images = Images(splits.test_images, splits.test_labels, dataset.prepare(preprocessing, normalization))
-    accuracy = accuracy_on(network, images, device, options.workers, f"accuracy of {path.name}")
+    accuracy = accuracy_on(network, images, device, options.workers, Console(), f"accuracy of {path.name}")
     size_bytes = path.stat().st_size
     row = result_row(network.quantization.plan, accuracy, size_bytes, published_bytes(source.network.state_dict()))  # type: ignore
     right = round(accuracy * len(images) / 100)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from hawq.distributed import share
+from hawq.distributed import shard
 from hawq.records import Block
 
 SIDE = 6
@@ -201,5 +201,5 @@ class Fresh:
         self.steps_per_epoch = len(batches)
 
     def batches(self, first_step: int, part: int = 0, parts: int = 1) -> itertools.islice:
-        own = [(x[share(len(x), part, parts)], y[share(len(y), part, parts)]) for x, y in self._batches]
+        own = [(x[shard(len(x), part, parts)], y[shard(len(y), part, parts)]) for x, y in self._batches]
         return itertools.islice(itertools.cycle(own), first_step % len(own), None)

@@ -12,7 +12,7 @@ from torch import nn
 from tuning import prepared
 
 import train  # noqa: F401 - once, for all the processes that are forked
-from hawq.distributed import rank, share
+from hawq.distributed import rank, shard
 from hawq.errors import UserError
 from hawq.finetuning import FineTuning, Training, finetune, fit
 from hawq.finetuning.parallel import whole_batch_norm
@@ -25,7 +25,7 @@ PHASES = [Phase((), (), 4, 0.1, 0.1), Phase((), (), 4, 0.1, 0.0)]
 @pytest.mark.parametrize("parts", [1, 2, 3, 5])
 def test_shares_are_contiguous_and_nearly_equal(parts):
     for count in range(10):
-        shares = [list(range(count))[share(count, part, parts)] for part in range(parts)]
+        shares = [list(range(count))[shard(count, part, parts)] for part in range(parts)]
         assert list(itertools.chain(*shares)) == list(range(count))
         assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
@@ -39,7 +39,7 @@ def test_batch_norm_is_that_of_the_whole_batch(shape, affine):
     weights = torch.randn(shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 
     def found(part=0, parts=1):
-        own = share(len(x), part, parts)
+        own = shard(len(x), part, parts)
         norm, inputs = kind(shape[1], affine=affine, dtype=torch.float64), x[own].clone().requires_grad_()
         with whole_batch_norm():
             out = norm(inputs)

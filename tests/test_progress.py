@@ -4,8 +4,8 @@ import re
 
 import pytest
 
-from hawq import progress
-from hawq.progress import BlockProgress
+from hawq.experiment import progress
+from hawq.experiment.progress import BlockBars
 from hawq.records import Estimate
 
 
@@ -23,7 +23,7 @@ def lines(capsys):
 
 
 def test_a_line_says_what_is_known_and_how_long_it_takes(talkative, capsys):
-    with BlockProgress(["a", "b"], 0.01) as shown:
+    with BlockBars(["a", "b"], 0.01) as shown:
         shown.show("a", estimate(200.0, 20.0), False)  # half the orders of magnitude of one block of two
         shown.show("b", estimate(3.0, 0.01), True)
     first, second = lines(capsys)
@@ -45,14 +45,14 @@ SHARES = {
 
 @pytest.mark.parametrize(("value", "error", "share"), SHARES.values(), ids=SHARES)
 def test_progress_is_counted_in_orders_of_magnitude(value, error, share):
-    assert BlockProgress(["a"], 0.01)._share(estimate(value, error)) == pytest.approx(share)
-    assert BlockProgress(["a"], None)._share(estimate(value, error)) == 0.0
+    assert BlockBars(["a"], 0.01)._share(estimate(value, error)) == pytest.approx(share)
+    assert BlockBars(["a"], None)._share(estimate(value, error)) == 0.0
 
 
 def test_remaining_time_comes_from_the_pace(monkeypatch, capsys):
     now = [100.0]
-    monkeypatch.setattr("hawq.progress.time.monotonic", lambda: now[0])
-    with BlockProgress(["a", "b"], 0.01) as shown:
+    monkeypatch.setattr("hawq.experiment.progress.time.monotonic", lambda: now[0])
+    with BlockBars(["a", "b"], 0.01) as shown:
         now[0] += 10.0
         shown.show("a", estimate(1.0, 0.1), False)
         assert lines(capsys) == []  # a line only every 15 seconds
@@ -63,7 +63,7 @@ def test_remaining_time_comes_from_the_pace(monkeypatch, capsys):
 
 
 def test_an_error_that_grows_again_is_no_step_back(talkative, capsys):
-    with BlockProgress(["a"], 0.01) as shown:
+    with BlockBars(["a"], 0.01) as shown:
         for error in (0.1, 0.5):
             shown.show("a", estimate(1.0, error), False)
         assert shown._shares == {"a": pytest.approx(0.5)}
@@ -72,14 +72,14 @@ def test_an_error_that_grows_again_is_no_step_back(talkative, capsys):
 
 def test_only_the_first_process_speaks(talkative, monkeypatch, capsys):
     monkeypatch.setattr(progress, "rank", lambda: 1)
-    with BlockProgress(["a"], 0.01) as shown:
+    with BlockBars(["a"], 0.01) as shown:
         shown.show("a", estimate(1.0, 0.1), False)
     assert lines(capsys) == []
 
 
 def test_on_a_terminal_each_block_has_a_bar(monkeypatch, capsys):
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
-    with BlockProgress(["stem", "head"], 0.01) as shown:
+    with BlockBars(["stem", "head"], 0.01) as shown:
         shown.show("stem", estimate(1.0, 0.1), False)
         shown.show("head", estimate(2.0, 0.02), True)
         bars = {name: (round(bar.n), bar.postfix) for name, bar in shown._bars.items()}

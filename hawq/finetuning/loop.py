@@ -23,7 +23,7 @@ from hawq.finetuning.parallel import whole_batch_norm
 from hawq.finetuning.schedule import learning_rate
 from hawq.finetuning.settings import Training
 from hawq.finetuning.step import Batch, Network, Objective, add_gradients, gradient_length
-from hawq.progress import Progress
+from hawq.progress import SILENT, Progress
 from hawq.records import Phase
 
 Row = dict[str, Any]
@@ -99,6 +99,7 @@ def fit(
     checkpoint: TrainingCheckpoint | None = None,
     on_row: Callable[[Row], None] = lambda row: None,
     on_best: Callable[[dict[str, Any]], None] = lambda state: None,
+    progress: Progress = SILENT,
     title: str = "training",
 ) -> list[Row]:
     """Trains `model` in place through all phases; returns one row a step: step, phase, loss, lr, at times accuracy.
@@ -117,6 +118,7 @@ def fit(
         evaluate: accuracy in percent, called at the end of every phase and `settings.evaluations` times between.
         checkpoint: where to store and find a half-done training.
         on_row: hears every row of the history as it is made.
+        progress: hears of every step, under `title`.
         on_best: hears at the end the state of the network that measured best once all blocks had entered.
 
     Raises:
@@ -135,7 +137,7 @@ def fit(
     batches = iter(data.batches(run.step, rank(), world_size())) if run.step < total else iter(())
     measured = {round(total * k / settings.evaluations) for k in range(1, settings.evaluations)}
     first = 0
-    with Progress(total, title, done=run.step, shown=rank() == 0) as progress:
+    with progress.task(title, total, done=run.step) as task:
         for index, phase in enumerate(phases):
             if index >= run.begun:
                 enter(model, phase)
@@ -164,7 +166,7 @@ def fit(
                 on_row(row)
                 if checkpoint and run.step < total and run.step % settings.checkpoint_every == 0:
                     checkpoint.save(run.snapshot())
-                progress.advance(1, f"phase {index + 1}/{len(phases)}, loss {value:.3f}")
+                task.advance(1, f"phase {index + 1}/{len(phases)}, loss {value:.3f}")
             first = last
     if run.average:
         model.load_state_dict(run.average.module.state_dict())

@@ -14,6 +14,7 @@ from hawq.finetuning.loop import RepeatedLoader, Row, TrainingCheckpoint, Traini
 from hawq.finetuning.oscillation import Oscillations
 from hawq.finetuning.schedule import make_phases
 from hawq.finetuning.settings import FineTuning
+from hawq.progress import SILENT, Progress
 from hawq.quantization import LSQ, Quantizer, attach, enable, freeze_batch_norm, reestimate_batch_norm
 from hawq.records import BitPlan, Phase, Sensitivity
 
@@ -33,6 +34,7 @@ def finetune(
     checkpoint: TrainingCheckpoint | None = None,
     on_row: Callable[[Row], None] = lambda row: None,
     on_best: Callable[[dict[str, Any]], None] = lambda state: None,
+    progress: Progress = SILENT,
     title: str = "fine-tuning",
 ) -> tuple[nn.Module, list[Row]]:
     """A quantised, fine-tuned copy of `model`, and its history (one row a step; see `fit`).
@@ -52,6 +54,7 @@ def finetune(
         evaluate: accuracy in percent of a network, for the history.
         checkpoint: where a half-done run is stored and found.
         on_row: hears every row of the history as it is made.
+        progress: hears of every step, under `title`.
         on_best: hears at the end the state of the most accurate network that `evaluate` has seen fully quantised.
 
     Raises:
@@ -99,6 +102,7 @@ def finetune(
         checkpoint=checkpoint,
         on_row=on_row,
         on_best=on_best,
+        progress=progress,
         title=title,
     )
     if frozen_from == steps or settings.ema_decay:  # averaged weights are another network

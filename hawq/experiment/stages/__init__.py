@@ -24,6 +24,7 @@ from hawq.errors import UserError
 from hawq.evaluation import accuracy_on
 from hawq.experiment.artifacts import Artifact, Store, dump_record, hash_tensors, parse_record
 from hawq.experiment.config import STAGES, VALIDATE, RunOptions, Settings
+from hawq.experiment.progress import Console
 from hawq.experiment.tracking import MetricsLog
 from hawq.export import PACKED_SCHEMA, export_onnx, load, save
 from hawq.finetuning import FineTuning, Row, Training, finetune, fit, make_phases
@@ -110,7 +111,7 @@ class Prepared:
         """Accuracy in percent on the first `num_images` test images, or on all."""
         count = min(num_images or len(self.splits.test_images), len(self.splits.test_images))
         images = Subset(self.test_images(), range(count))
-        return accuracy_on(network, images, self.device, self.settings.options.workers, title)
+        return accuracy_on(network, images, self.device, self.settings.options.workers, Console(), title)
 
 
 @dataclass(frozen=True)
