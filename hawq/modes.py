@@ -22,20 +22,28 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
+def full_precision(device: torch.device) -> Iterator[None]:
+    """float32 as it is, without autocast and TF32; both are put back at the end."""
+    tf32 = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    try:
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+        with torch.autocast(device.type, enabled=False):
+            yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = tf32
+
+
+@contextmanager
 def analysis_mode(model: nn.Module, weights: Sequence[Tensor]) -> Iterator[None]:
     """Eval mode, gradients for `weights` alone, full float32 without autocast and TF32; all is put back at the end."""
     required = {parameter: parameter.requires_grad for parameter in model.parameters()}
-    tf32 = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
     try:
         for parameter in required:
             parameter.requires_grad_(False)
         for weight in weights:
             weight.requires_grad_(True)
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-        autocast = torch.autocast(next(iter(required)).device.type, enabled=False)
-        with eval_mode(model), autocast, torch.enable_grad():
+        with eval_mode(model), full_precision(next(iter(required)).device), torch.enable_grad():
             yield
     finally:
-        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = tf32
         for parameter, requires_grad in required.items():
             parameter.requires_grad_(requires_grad)

@@ -57,8 +57,11 @@ class FloatPart:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A number with its error (residual bound or standard error), and what it cost.
+    """A number with its error, what that error means, and what it cost.
 
+    `confidence` is the probability with which the true value lies within `error` of `value`: 1 where that is certain,
+    0.99 for eigenvalues by Lanczos and 0.95 for those by rows, 0.68 for a standard error, and None where the error is
+    no bound (the residual of power iteration, within which there is some eigenvalue; a proxy; an older file).
     `products` counts matrix-vector products (or other readings) on all samples, `seconds` everything, also work on a
     part of them; `gradient_equivalents` are those seconds over the seconds of one forward and backward of the network.
     """
@@ -69,10 +72,12 @@ class Estimate:
     converged: bool
     seconds: float | None = field(default=None, compare=False)
     gradient_equivalents: float | None = field(default=None, compare=False)
+    confidence: float | None = None
 
     def __str__(self) -> str:
         mark = "" if self.converged else ", not converged"
-        return f"{self.value:.4g} ± {self.error:.2g} ({self.products} products{mark})"
+        error = f"± {self.error:.2g}" if self.confidence is not None else f"(error {self.error:.2g}, no bound)"
+        return f"{self.value:.4g} {error} ({self.products} products{mark})"
 
 
 @dataclass(frozen=True)

@@ -41,3 +41,17 @@ def solve_with_reloads(solver: Solver, dense: torch.Tensor, start: torch.Tensor)
         state = reload(state)
         state = solver.update(state, dense @ state["vector"])
     return solver.estimates(state)
+
+
+def solve_split(solver, subset, rest, share, start, seed=0):
+    """As a run on samples of which a `share` is a subset: dense matrices A and D of H = s A + (1 − s) D."""
+    first = solver.for_subset()
+    state = first.start(start, seed)
+    while not state["done"]:
+        state = first.update(state, subset @ state["vector"])
+    carried = solver.carried(state, share)
+    state = solver.start(solver.eigenvector(state), seed) if carried is None else carried
+    parts = {"subset": subset, "rest": rest, "all": share * subset + (1 - share) * rest}
+    while not state["done"]:
+        state = solver.update(state, parts[state["part"]] @ state["vector"])
+    return solver.estimates(state)

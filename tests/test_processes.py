@@ -115,7 +115,7 @@ class Mortal(Lanczos):
     """Ends in every process in the middle of the third round on all samples."""
 
     def update(self, state, reading):
-        if self.tolerance == 1e-8 and len(state["alpha"]) == 2:
+        if self.tolerance == 1e-8 and state["products"] == 2:
             raise Killed
         return super().update(state, reading)
 
@@ -128,7 +128,7 @@ def test_the_first_process_stores_and_all_go_on_from_there():
         return checkpoint.load()
 
     stored, nothing = in_processes(2, killed)
-    assert len(stored["states"]["head"]["alpha"]) == 2 and nothing is None
+    assert stored["states"]["head"]["products"] == 2 and nothing is None
 
     def resumed():
         checkpoint = MemoryCheckpoint()

@@ -64,14 +64,25 @@ def test_the_order_of_blocks_does_not_matter(name):
 def killed_at(solver, update):
     """The same solver, whose process ends at its n-th update, on the subset or on all samples."""
 
-    class Fragile(type(solver)):
-        def update(self, state, reading):
-            tick()
-            return super().update(state, reading)
+    tick = kill_after(update)
 
-    tick, fragile = kill_after(update), copy.copy(solver)
-    object.__setattr__(fragile, "__class__", Fragile)
-    return fragile
+    def fragile(solver):
+        class Fragile(type(solver)):
+            def update(self, state, reading):
+                tick()
+                return super().update(state, reading)
+
+            def sharper(self):
+                return fragile(super().sharper())
+
+            def for_subset(self):
+                return fragile(super().for_subset())
+
+        copied = copy.copy(solver)
+        object.__setattr__(copied, "__class__", Fragile)
+        return copied
+
+    return fragile(solver)
 
 
 RESUMED = {
@@ -101,11 +112,11 @@ def test_a_killed_analysis_goes_on(solver, update, batches):
 
 
 class LastWords(MemoryCheckpoint):
-    """The process ends when the second state of a phase was stored."""
+    """The process ends when the second state of a phase was stored, the first of a subset: one may be all it needs."""
 
     def __init__(self, opening):
         super().__init__()
-        self.opening, self.tick = opening, kill_after(2)
+        self.opening, self.tick = opening, kill_after(1 if opening == "subset" else 2)
 
     def save(self, state):
         super().save(state)

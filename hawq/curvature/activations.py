@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from hawq.curvature.double_backward import second_derivatives
 from hawq.curvature.operator import BlockOperator
-from hawq.curvature.solver import mean_and_error
+from hawq.curvature.solver import STANDARD, mean_and_error
 from hawq.distributed import all_reduce
 from hawq.records import Estimate
 
@@ -51,7 +51,8 @@ def activation_traces(
 
 def _estimate(draws: Sequence[float], tolerance: float) -> Estimate:
     mean, error = mean_and_error(draws)
-    return Estimate(mean, error, len(draws), len(draws) >= _FEWEST and error <= tolerance * abs(mean))
+    near = len(draws) >= _FEWEST and error <= tolerance * abs(mean)
+    return Estimate(mean, error, len(draws), near, confidence=STANDARD)
 
 
 def _draw(operator: BlockOperator, layers: Mapping[str, Sequence[str]], seed: int) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -15,6 +16,7 @@ from hawq.curvature.operator import BlockOperator
 from hawq.curvature.solver import Solver
 from hawq.distributed import broadcast
 from hawq.errors import UserError
+from hawq.modes import full_precision
 from hawq.records import Estimate
 
 Estimates = dict[str, Estimate]
@@ -55,13 +57,13 @@ def solve_blocks(
         checkpoint: where the newest state is stored every `save_every_seconds`, and from where a killed run resumes.
         save_every_seconds: least time between two stored states.
         listen: called with (block, estimates, done) after every reading of all samples.
-        settled: asked after every round on all samples; True ends all blocks with the errors that they have by then.
+        settled: asked after every round on all samples, once all errors are bounds; True ends all blocks as they are.
 
     Raises:
         UserError: a reading that is not finite.
     """
-    march = _March(operator, solver, seed, checkpoint, save_every_seconds, listen, settled)
-    return march.walk()
+    with full_precision(operator.device):
+        return _March(operator, solver, seed, checkpoint, save_every_seconds, listen, settled).walk()
 
 
 class _March:
@@ -100,30 +102,39 @@ class _March:
     def _until_done(self) -> bool:
         """Reads until all solvers have what they want; True when `settled` ended it before."""
         phase = self._phase
-        operator, cost = phase.operator, phase.operator.cost
-        while waiting := {name: state["vector"] for name, state in self._states.items() if not state["done"]}:
-            before = dict(cost.seconds)
+        while waiting := {name: state for name, state in self._states.items() if not state["done"]}:
+            before = phase.seconds()
             for name, reading in phase.read(waiting, self._rounds).items():
                 if not bool(reading.isfinite().all()):
                     raise UserError(f"the curvature of block {name!r} is not finite: check the weights and the loss")
                 self._states[name] = phase.solvers[name].update(self._states[name], reading)
-                self._seconds[name] += cost.seconds[name] - before[name]
+                self._seconds[name] += phase.seconds()[name] - before[name]
                 if phase.speaks:
                     self._listen(name, self._estimates(name), phase.is_last_of(self._states[name]))
             self._rounds += 1
             self._save()
-            if phase.speaks and broadcast(self._settled(self._found())):
-                operator.release()
+            if phase.speaks and broadcast(self._is_settled()):
+                phase.release()
                 return True
-        operator.release()
+        phase.release()
         return False
+
+    def _is_settled(self) -> bool:
+        """Whether the errors are bounds by now and, with them, small enough for whoever asked."""
+        found = self._found()
+        bounded = all(
+            estimate.confidence is not None and math.isfinite(estimate.error)
+            for estimates in found.values()
+            for estimate in list(estimates.values())[:1]
+        )
+        return bounded and self._settled(found)
 
     def _found(self) -> dict[str, Estimates]:
         return {name: self._estimates(name) for name in self._states}
 
     def _estimates(self, name: str) -> Estimates:
         """What the solver knows, with its cost so far."""
-        seconds, unit = self._seconds[name], self._operator.cost.gradient_seconds
+        seconds, unit = self._seconds[name], self._phase.gradient_seconds or self._operator.cost.gradient_seconds
         gradients = seconds / unit if unit else None
         found = self._phase.solvers[name].estimates(self._states[name])
         return {

@@ -10,6 +10,7 @@ from hawq.checks import check_range
 from hawq.components import component
 from hawq.curvature.solver import (
     MOST_READINGS,
+    STANDARD,
     SolverDefaults,
     State,
     check_memory_limit,
@@ -68,4 +69,4 @@ class Fisher(SolverDefaults):
     def estimates(self, state: State) -> dict[str, Estimate]:
         """ "trace" with the standard error of its mean over draws."""
         value, error = mean_and_error(state["draws"])
-        return {"trace": Estimate(value, error, len(state["draws"]), state["converged"])}
+        return {"trace": Estimate(value, error, len(state["draws"]), state["converged"], confidence=STANDARD)}

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from hawq.checks import check_range
 from hawq.components import component
-from hawq.curvature.lanczos import krylov_start, krylov_step, ritz_pairs
-from hawq.curvature.solver import MOST_READINGS, Reading, State, check_tolerance, mean_and_error
+from hawq.curvature.certificate import CONFIDENCE, largest_eigenvalue_bound, least_overlap
+from hawq.curvature.krylov import krylov_start, krylov_step, ritz_pairs
+from hawq.curvature.solver import MOST_READINGS, STANDARD, Reading, State, check_tolerance, mean_and_error
 from hawq.records import Estimate
 
 _FEWEST = 6  # draws below which a standard error says nothing, even widened
@@ -59,7 +60,14 @@ class Hutchinson(Reading):
 
     def start(self, vector: Tensor, seed: int = 0) -> State:
         """`seed` decides the signs."""
-        state = {**krylov_start(vector), "seed": seed, "draws": [], "done": False, "converged": False}
+        state = {
+            **krylov_start(vector),
+            "seed": seed,
+            "draws": [],
+            "done": False,
+            "converged": False,
+            "size": len(vector),
+        }
         return state if self.rank else state | {"basis": [], "vector": _signs(state, vector)}
 
     def update(self, state: State, reading: Tensor) -> State:
@@ -74,16 +82,26 @@ class Hutchinson(Reading):
         return self._ask(drawn, reading)
 
     def estimates(self, state: State) -> dict[str, Estimate]:
-        """ "trace" with its standard error, and "eigenvalue" where `rank` > 0."""
+        """ "trace" with its standard error, and "eigenvalue" where `rank` > 0: bounded where the start was random."""
         products, known = len(state["alpha"]) + len(state["draws"]), sum(state["alpha"])
         complete = state["done"] and not state["draws"]
         mean, error = (0.0, 0.0) if complete else mean_and_error(state["draws"])
-        found = {"trace": Estimate(known + mean, error, products, state["converged"])}
+        sure = 1.0 if complete else STANDARD
+        found = {"trace": Estimate(known + mean, error, products, state["converged"], confidence=sure)}
         if state["alpha"]:
-            top = ritz_pairs(state)[-1]
-            near = top.error <= self.tolerance * abs(top.value)
-            found["eigenvalue"] = Estimate(top.value, top.error, products, near)
+            found["eigenvalue"] = self._eigenvalue(state, products)
         return found
+
+    def _eigenvalue(self, state: State, products: int) -> Estimate:
+        """The top of the Krylov space; its error is a bound where the start was random, and else the residual."""
+        top = ritz_pairs(state)[-1]
+        error = top.error
+        if self.start_from == "random":
+            overlap = least_overlap(state["size"], 1 - CONFIDENCE)
+            error = largest_eigenvalue_bound(state["alpha"], state["beta"], overlap) - top.value
+        confidence = CONFIDENCE if self.start_from == "random" else None
+        near = confidence is not None and error <= self.tolerance * abs(top.value)
+        return Estimate(top.value, error, products, near, confidence=confidence)
 
     def _ask(self, state: State, like: Tensor) -> State:
         """Ends, or asks for the product with the next signs outside the Krylov space."""

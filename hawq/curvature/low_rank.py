@@ -11,11 +11,12 @@ from hawq.checks import check_choice, check_range
 from hawq.components import component
 from hawq.curvature.hutchinson import Hutchinson
 from hawq.curvature.lanczos import Lanczos
-from hawq.curvature.solver import MOST_READINGS, Reading, Solver, State, check_tolerance, mean_and_error
+from hawq.curvature.solver import MOST_READINGS, STANDARD, Reading, Solver, State, check_tolerance, mean_and_error
 from hawq.records import Estimate
 
 QUANTITIES = {"eigenvalue": 3, "trace": 6}  # and how many sketches are the fewest that say something
 _MOST_SKETCHES = 200
+_TWO_ERRORS = 0.95  # the confidence of two standard errors
 
 
 @component("solver/low_rank", not_in_key=("memory_limit_gib",))
@@ -104,10 +105,14 @@ class LowRank(Reading):
         """ "trace" with its standard error, and before it "eigenvalue" where that is wanted."""
         rest, error = mean_and_error(state["draws"])
         readings = state["seen"] + len(state["draws"])
-        trace = Estimate(state["known"] + rest, error, readings, state["converged"])
+        trace = Estimate(state["known"] + rest, error, readings, state["converged"], confidence=STANDARD)
         if self.quantity == "trace":
             return {"trace": trace}
-        return {"eigenvalue": Estimate(state["top"], rest + 2 * error, readings, state["converged"]), "trace": trace}
+        bound = rest + 2 * error  # λ(G) − λ(R Rᵀ) ≤ Tr(T), which two standard errors hold 95 % of the time
+        return {
+            "eigenvalue": Estimate(state["top"], bound, readings, state["converged"], confidence=_TWO_ERRORS),
+            "trace": trace,
+        }
 
     def _decomposed(self, state: State) -> State:
         """The rows replaced by the top of R Rᵀ."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, TypeVar
 
@@ -17,7 +17,7 @@ from hawq.curvature.cost import CostMeter
 from hawq.curvature.double_backward import second_derivatives
 from hawq.curvature.memory import is_out_of_memory, peak_bytes, samples_that_fit
 from hawq.curvature.samples import Batch, Samples, channels_last
-from hawq.curvature.survey import Loss, survey
+from hawq.curvature.survey import Loss, Survey, survey
 from hawq.distributed import all_gather, all_reduce
 from hawq.errors import UserError
 from hawq.measurement import memory_in_use_bytes
@@ -45,6 +45,7 @@ class BlockOperator(ABC):
         batches: fixed (inputs, targets) pairs; a ragged last batch is weighted by its samples.
         loss: mean loss over a batch of (outputs, targets).
         memory_limit_bytes: batches are cut so that this process stays below; None leaves them as they are.
+        seen: what a forward over these samples shows, where that is known.
 
     Raises:
         ValueError: no batches, or a limit too small for one sample.
@@ -58,6 +59,7 @@ class BlockOperator(ABC):
         batches: Sequence[Batch],
         loss: Loss,
         memory_limit_bytes: float | None = None,
+        seen: Survey | None = None,
     ) -> None:
         self.model, self.loss = model, loss
         self.weights, self.samples, self.cost = BlockWeights(parameters), Samples(batches), CostMeter(parameters)
@@ -68,9 +70,10 @@ class BlockOperator(ABC):
         self._use_fast_layout()
         if memory_limit_bytes is not None and self.samples.local_count:
             self.samples.cut(self._fitting_size(memory_limit_bytes))
-        with self.analysis():
-            seen = survey(model, loss, self.samples, self.device)
-        self.mean_loss, self.influence, self.outputs = seen.mean_loss, seen.influence, seen.outputs
+        if seen is None:
+            with self.analysis():
+                seen = survey(model, loss, self.samples, self.device)
+        self.seen, self.mean_loss, self.influence, self.outputs = seen, seen.mean_loss, seen.influence, seen.outputs
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -160,9 +163,12 @@ class BlockOperator(ABC):
         Influence is the curvature of the loss at a sample's outputs; where training has memorised the data, few samples
         carry nearly all of it.
         """
-        chosen = self.samples.most_influential(self.influence, share)
+        return self.of_samples(self.samples.heaviest(self.influence, share=share))
+
+    def of_samples(self, chosen: Collection[int], seen: Survey | None = None) -> BlockOperator:
+        """The same operator on some of this process's samples, by their index; `seen` is what is known of them."""
         parameters = {name: self.weights.of(name) for name in self.names}
-        return type(self)(self.model, parameters, chosen, self.loss)
+        return type(self)(self.model, parameters, self.samples.picked(chosen), self.loss, seen=seen)
 
     def release(self) -> None:
         """Drops the graphs that were kept for a single batch."""

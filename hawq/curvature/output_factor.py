@@ -11,6 +11,7 @@ from torch import Tensor
 
 from hawq.curvature.operator import BlockOperator
 from hawq.distributed import all_gather, rank
+from hawq.errors import UserError
 
 _ENTRIES = 2**24  # of the matrices that are decomposed at one time
 _ENTRIES_KEPT = 2**26  # of all decompositions; larger ones are recomputed for each series of draws
@@ -43,6 +44,9 @@ class OutputFactor:
         most_heads: most rows, those with the largest σ, that are given one by one.
         rest: share of Σ σ that may be left to the other rows; once it is, there are no more heads.
         seed: of the random signs.
+
+    Raises:
+        UserError: a curvature of the outputs that is not finite.
     """
 
     def __init__(self, operator: BlockOperator, most_heads: int, rest: float, seed: int) -> None:
@@ -127,7 +131,10 @@ def _spectra(operator: BlockOperator) -> Iterator[Chunk]:
                 torch.autograd.grad(slope[own], leaf, axis.expand_as(leaf[own]), retain_graph=True)[0][own]
                 for axis in axes
             ]
-            values, vectors = torch.linalg.eigh(torch.stack(rows, dim=1))
+            stacked = torch.stack(rows, dim=1)
+            if not bool(stacked.isfinite().all()):
+                raise UserError("the curvature of the loss by the outputs is not finite: check the weights and the loss")
+            values, vectors = torch.linalg.eigh(stacked)
             yield first + begin, values, vectors
         first += len(leaf)
 

@@ -20,13 +20,14 @@ class PowerIteration(Reading):
     """v ← Hv/‖Hv‖, λ = vᵀHv, from a random start (Algorithm 1 of 1905.03696).
 
     Power iteration finds the eigenvalue of largest magnitude. When that one is negative, the iteration goes on with
-    H − λI, whose dominant eigenvalue belongs to the largest algebraic one of H; so the sign is never lost.
+    H − λI, whose dominant eigenvalue belongs to the largest algebraic one of H; so the sign is never lost. Under both
+    rules the stated error is the residual: it does not bound the distance to the largest eigenvalue (confidence None).
 
     Args:
         tolerance: relative accuracy at which to stop.
         max_iterations: most products per block (twice that when the dominant eigenvalue is negative).
         stopping: "change" stops when |λ_k − λ_{k−1}| ≤ tolerance · |λ_k|, the published rule; "residual" stops when
-            ‖Hv − λv‖ ≤ tolerance · |λ|, which proves an eigenvalue within that distance.
+            ‖Hv − λv‖ ≤ tolerance · |λ|, so that some eigenvalue is within that distance.
 
     Raises:
         ValueError: a value out of range.

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from itertools import accumulate
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -60,24 +61,32 @@ class Samples:
         """Splits batches of more than `size` samples."""
         self.batches = _cut(self.batches, size)
 
-    def most_influential(self, influence: Sequence[float], share: float) -> list[Batch]:
-        """The `share` of all samples (at least one) with the largest influence, those that this process holds.
-
-        Args:
-            influence: one number per sample of this process.
-            share: of the samples of all processes, 0 … 1.
-        """
-        everyone = all_gather(influence)
-        order = sorted((-value, owner, i) for owner, own in enumerate(everyone) for i, value in enumerate(own))
-        chosen = {i for _, owner, i in order[: max(1, round(share * self.count))] if owner == rank()}
+    def picked(self, chosen: Collection[int]) -> list[Batch]:
+        """The samples of this process with the given indices, joined to batches of at most the present size."""
+        joined: dict[Any, list[Batch]] = {}
         starts = accumulate((len(inputs) for inputs, _ in self.batches), initial=0)
-        picked: list[Batch] = []
         for (inputs, targets), start in zip(self.batches, starts, strict=False):
             rows = [i - start for i in sorted(chosen) if start <= i < start + len(inputs)]
             if rows:
-                picked.append((inputs[rows], targets[rows]))
-        joined = [(torch.cat([i for i, _ in picked]), torch.cat([t for _, t in picked]))] if picked else []
-        return _cut(joined, self.largest_batch)
+                joined.setdefault(inputs.shape[1:], []).append((inputs[rows], targets[rows]))
+        whole = [(torch.cat([i for i, _ in own]), torch.cat([t for _, t in own])) for own in joined.values()]
+        return _cut(whole, self.largest_batch)
+
+    def heaviest(self, weights: Sequence[float], *, share: float = 1.0, left: float = 0.0) -> list[int]:
+        """The samples of this process among the heaviest of all processes.
+
+        Args:
+            weights: one number per sample of this process.
+            share: of all samples, at most so many are taken, and at least one.
+            left: no more are taken once this share of the sum of all weights is left to the others.
+        """
+        everyone = all_gather(list(weights))
+        order = sorted((-value, owner, i) for owner, own in enumerate(everyone) for i, value in enumerate(own))
+        total = sum(map(sum, everyone))
+        remaining = accumulate((value for value, _, _ in order), initial=total)
+        enough = next((count for count, rest in enumerate(remaining) if rest <= left * total), len(order))
+        count = max(1, min(enough, round(share * self.count)))
+        return [i for _, owner, i in order[:count] if owner == rank()]
 
 
 def channels_last(batches: Sequence[Batch]) -> list[Batch]:

@@ -27,6 +27,9 @@ Each solver keeps `vector` (the next v to multiply), `done`, and whatever it nee
 
 CURVATURES = ("hessian", "ggn")
 STARTS = ("random", "gradient", "subset")
+ALL, SUBSET, REST = "all", "subset", "rest"
+"""Parts of the samples that a product may be asked of (`SplitSolver`)."""
+
 MOST_READINGS = 10**6  # that any solver may be asked to make per block
 READS = ("products", "gradients", "sketches", "rows", "nothing")
 
@@ -88,6 +91,26 @@ class EigenSolver(Solver, Protocol):
 
     def sharper(self) -> Solver:
         """The same solver with half the tolerance, for that first run."""
+        ...
+
+
+@runtime_checkable
+class SplitSolver(EigenSolver, Protocol):
+    """A solver that goes on from a subset without losing what it knows of it: H = s · A + (1 − s) · D.
+
+    Its later states say in state["part"] of which samples they want the product: `ALL`, `SUBSET` (A) or `REST` (D).
+    """
+
+    def for_subset(self) -> SplitSolver:
+        """The solver for the subset, whose last state can be carried on."""
+        ...
+
+    def start(self, vector: Tensor, seed: int = 0, rows: Tensor | None = None) -> State:
+        """As every solver's; `rows` U (m, n) are known with UᵀU near the matrix."""
+        ...
+
+    def carried(self, state: State, share: float) -> State | None:
+        """The state on all samples, s = `share` of which were in the run that ended in `state`; None to start anew."""
         ...
 
 
@@ -168,6 +191,10 @@ def check_tolerance(tolerance: float) -> None:
 def check_memory_limit(gib: float | None) -> None:
     """Raises ValueError for a limit in GiB that is not positive; None is no limit."""
     check_range("memory_limit_gib", gib, above=0, optional=True)
+
+
+STANDARD = 0.68
+"""The confidence of a standard error."""
 
 
 def mean_and_error(draws: Sequence[float]) -> tuple[float, float]:

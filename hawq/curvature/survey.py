@@ -25,11 +25,13 @@ class Survey:
     """What one forward over all samples shows.
 
     `influence` is |εᵀSε| of each sample of this process, S = ∂²L/∂z² of its own loss by the outputs z, ε random signs
-    (1 where S does not exist); `outputs` are (n, C), or None where they are no matrix or too wide to keep.
+    (1 where S does not exist), and `residual` is ‖∂L/∂z‖² of its own loss; `outputs` are (n, C), or None where they are
+    no matrix or too wide to keep.
     """
 
     mean_loss: float
     influence: list[float]
+    residual: list[float]
     outputs: Tensor | None
 
 
@@ -41,13 +43,15 @@ def survey(model: nn.Module, loss: Loss, samples: Samples, device: torch.device)
     """
     total = torch.zeros((), dtype=torch.float64, device=device)
     influence: list[float] = []
+    residual: list[float] = []
     rows: list[Tensor] = []
     for (inputs, targets), share in samples.weighted():
         with torch.no_grad():
             outputs = model(inputs)
         total += share * float(loss(outputs, targets))
-        curvature = _output_curvature(loss, outputs, targets)
+        curvature, slope = _output_curvature(loss, outputs, targets)
         influence += [1.0] * len(inputs) if curvature is None else curvature.tolist()
+        residual += [1.0] * len(inputs) if slope is None else slope.tolist()
         if curvature is not None and outputs.dim() == 2 and outputs.shape[1] <= _WIDEST:
             rows.append(outputs)
     all_reduce([total])
@@ -55,20 +59,21 @@ def survey(model: nn.Module, loss: Loss, samples: Samples, device: torch.device)
         raise UserError(
             f"the mean loss of the analysed samples is {float(total)}: a Hessian needs a finite one, check the weights"
         )
-    return Survey(float(total), influence, torch.cat(rows) if rows else None)
+    return Survey(float(total), influence, residual, torch.cat(rows) if rows else None)
 
 
-def _output_curvature(loss: Loss, outputs: Tensor, targets: Tensor) -> Tensor | None:
-    """|ε_nᵀ S ε_n| of each sample n (N,), mean over random draws of ε.
+def _output_curvature(loss: Loss, outputs: Tensor, targets: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    """|ε_nᵀ S ε_n| of each sample n (N,), mean over random draws of ε, and ‖∂L/∂z_n‖² (N,).
 
-    None for outputs that are no tensor, or a loss that is linear or can be differentiated only once.
+    None for outputs that are no tensor; the first also for a loss that is linear or can be differentiated only once.
     """
     if not isinstance(outputs, Tensor):
-        return None
+        return None, None
     leaf = outputs.detach().requires_grad_()
     (gradient,) = torch.autograd.grad(loss(leaf, targets), leaf, create_graph=True, materialize_grads=True)
+    slope = (len(outputs) * gradient.detach()).flatten(1).square().sum(1)  # × N: that of the sample's own loss
     if not gradient.requires_grad:
-        return None
+        return None, slope
     generator = torch.Generator().manual_seed(0)
     draws = []
     for _ in range(_DRAWS):
@@ -78,7 +83,7 @@ def _output_curvature(loss: Loss, outputs: Tensor, targets: Tensor) -> Tensor | 
             (row,) = torch.autograd.grad(gradient, leaf, signs, retain_graph=True, materialize_grads=True)
         except RuntimeError as error:
             if lacks_second_derivative(error):
-                return None
+                return None, slope
             raise
         draws.append((row * signs).flatten(1).sum(1).abs())
-    return len(outputs) * torch.stack(draws).mean(0)  # × N: the curvature of the sample's own loss
+    return len(outputs) * torch.stack(draws).mean(0), slope
