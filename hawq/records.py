@@ -14,6 +14,7 @@ from hawq.errors import UserError
 Record = TypeVar("Record")
 
 FLOAT_BITS = 32
+BIT_WIDTHS = tuple(range(1, 9))  # of quantised weights and activations
 IMAGE_BITS = 8  # the network's input is an 8-bit image, whatever the first block's activation bits are
 MEASURED = ("eigenvalue", "trace", "proxy")  # what an analysis may find of a block
 WEIGHTINGS = (*MEASURED, "none")  # what weighs the weight errors

@@ -6,9 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
 from hawq.costs import plan_cost
-from hawq.records import FLOAT_BITS, WEIGHTINGS, BitPlan, Block, LimitUse, Precision, Sensitivity
+from hawq.records import BIT_WIDTHS, FLOAT_BITS, WEIGHTINGS, BitPlan, Block, LimitUse, Precision, Sensitivity
 
-BIT_WIDTHS = tuple(range(1, 9))
 CANDIDATES = BIT_WIDTHS[1:]  # the papers' widths, which are chosen from unless others are given
 
 
