@@ -17,7 +17,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from hawq.experiment.config import NOT_PART_OF_A_RESULT, REPOSITORY
+from hawq.experiment.config.names import NOT_PART_OF_A_RESULT, REPOSITORY
 from hawq.experiment.sweep import read_report
 from hawq.files import write_whole
 from hawq.records import RunReport

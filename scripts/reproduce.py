@@ -21,7 +21,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from hawq.allocation import Manual, UniformBits
 from hawq.blocks import find_blocks
 from hawq.costs import paper_size_mib, plan_cost, published_bytes
-from hawq.experiment.config import REPOSITORY, compose_parts
+from hawq.experiment.config.build import compose_parts
+from hawq.experiment.config.names import REPOSITORY
 from hawq.models import ModelSpec
 from hawq.quantization import BIT_WIDTHS
 from hawq.records import FLOAT_BITS, Block, BlockSensitivity, Cost, Estimate, Precision, Sensitivity
