@@ -5,7 +5,6 @@ from __future__ import annotations
 import subprocess
 import sys
 
-import pytest
 from runs import REPOSITORY
 
 HEAVY = ("torch", "torchvision", "timm", "sklearn", "matplotlib", "wandb", "onnx", "scipy.optimize", "scipy.stats")
@@ -14,7 +13,7 @@ LIGHT = (
     *("validation", "report"),
 )
 
-# `import hawq.x` runs hawq/__init__.py first; here an empty package takes its place, so that each room answers for itself.
+# `import hawq.x` runs hawq/__init__.py first; an empty package takes its place here, to test each room alone.
 PROBE = """
 import sys, types
 package = types.ModuleType("hawq")
@@ -36,6 +35,5 @@ def test_light_rooms_load_no_heavy_library() -> None:
     assert loaded(",".join(LIGHT)) == ""
 
 
-@pytest.mark.parametrize(("room", "library"), [("curvature", "torch"), ("validation.increases", "torch")])
-def test_the_probe_sees_what_is_loaded(room: str, library: str) -> None:
-    assert library in loaded(room).split(",")
+def test_the_probe_sees_what_is_loaded() -> None:
+    assert "torch" in loaded("weights").split(",")
