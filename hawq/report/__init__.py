@@ -1,4 +1,4 @@
-"""Tables and figures."""
+"""Tables, figures and recorded results."""
 
 from hawq.report.figures import (
     convergence_figure,
