@@ -8,15 +8,11 @@ from __future__ import annotations
 
 import argparse
 import math
-import sys
 import time
 from collections.abc import Callable
 from itertools import combinations_with_replacement
-from pathlib import Path
 
 import numpy as np
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from hawq.allocation import IntegerProgram
 from hawq.records import Block, BlockSensitivity, Estimate, Sensitivity

@@ -5,8 +5,6 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 from hawq.experiment.artifacts import PLAN_SCHEMA, parse_record
 from hawq.records import BitPlan
 from hawq.report import plans_table

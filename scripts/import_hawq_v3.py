@@ -12,8 +12,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 from hawq.allocation.latency import SCHEMA
 from hawq.experiment.artifacts import dump_record, write_json
 from hawq.experiment.stages import SENSITIVITY_SCHEMA

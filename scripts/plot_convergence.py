@@ -8,10 +8,7 @@ Run folders or records, each with a label before it, else its file name; several
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from hawq.experiment.sweep import read_report
 from hawq.report import RecordedRow, convergence_figure, read_result, recorded_rows

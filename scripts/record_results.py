@@ -9,13 +9,10 @@ from __future__ import annotations
 
 import argparse
 import shlex
-import sys
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from hawq.experiment.config import NOT_PART_OF_A_RESULT, REPOSITORY
 from hawq.experiment.sweep import read_report

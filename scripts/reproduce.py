@@ -12,11 +12,8 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
-from pathlib import Path
 
 import torch
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from hawq.allocation import Manual, UniformBits
 from hawq.blocks import find_blocks
