@@ -7,11 +7,8 @@ Network, data set and preparation of the images stand in the file. Overrides are
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 from typing import Any
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 from torch import nn
