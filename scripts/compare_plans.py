@@ -1,11 +1,9 @@
-"""Two plans beside each other: `python scripts/compare_plans.py outputs/runs/A/plan.json outputs/runs/B/plan.json`."""
+"""Two plans side by side: `python scripts/compare_plans.py outputs/runs/A/plan.json outputs/runs/B/plan.json`."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from hawq.experiment.artifacts import PLAN_SCHEMA, parse_record
 from hawq.records import BitPlan
@@ -13,6 +11,7 @@ from hawq.report import plans_table
 
 
 def main() -> None:
+    """Prints the table of differences."""
     if len(sys.argv) != 3:
         raise SystemExit("error: two plans are needed; type: python scripts/compare_plans.py a/plan.json b/plan.json")
     try:

@@ -8,13 +8,11 @@ from pathlib import Path
 from unittest import mock
 
 import pytest
+import reproduce
 from runs import CONF, REPOSITORY, compose_here, read_json, run_folder, run_here
 
-from hawq.experiment.config import build_settings
+from hawq.experiment.config.build import build_settings
 from hawq.report import NOT_RUN, comparison, read_results, read_table, readme_results
-
-sys.path.insert(0, str(REPOSITORY / "scripts"))
-import reproduce
 
 TABLES = {name: read_table(path) for name, path in reproduce.TABLES.items()}
 RESULTS = read_results(REPOSITORY / "docs" / "results")
