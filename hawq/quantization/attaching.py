@@ -100,8 +100,8 @@ def refuse_quantized(model: nn.Module) -> None:
         if isinstance(module, FakeQuantizer):
             layer = name.split(".parametrizations.")[0].removesuffix(f".{INPUT}")
             raise UserError(
-                f"the network is quantised already ({layer} has {module.bits} bits): give the float network that it was "
-                "made from"
+                f"the network is quantised already ({layer} has {module.bits} bits): "
+                "give the float network that it was made from"
             )
 
 

@@ -25,8 +25,8 @@ def input_batches(calibration: Iterable[Tensor | Sequence[Tensor]] | Tensor, dev
     """The inputs (N, ...) of calibration batches, on `device`.
 
     Args:
-        calibration: batches of inputs, or of (inputs, targets): a list, of which all are taken, or any other iterable, a
-            DataLoader say, of which the first 64 are; a tensor is one batch.
+        calibration: batches of inputs, or of (inputs, targets): a list, of which all are taken, or any other iterable,
+            a DataLoader say, of which the first 64 are; a tensor is one batch.
         device: the network's.
 
     Raises:
