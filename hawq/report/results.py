@@ -1,4 +1,4 @@
-"""Results that were recorded (docs/results/*.json), and the table of the README that is made of them."""
+"""Results that were recorded (docs/results/*.json), and the tables of the README and the docs that are made of them."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Recorded:
     """What one command gave, with each seed that it was run with.
 
     `epochs` is None where steps were counted instead; `curve_images` is the number of test images that the curves were
-    measured on, None for all; `place` orders the records in the README, None leaves one out;
+    measured on, None for all; `place` orders the records in the tables, None leaves one out;
     `fills` maps a method to the paper's row that it stands for, as table/row.
 
     Raises ValueError without runs, or when they are not about the same networks.
@@ -174,8 +174,24 @@ def _on_one_line(found: re.Match[str]) -> str:
     return found[0] if found[0].startswith('"') else re.sub(r"\s+", "", found[0]).replace(",", ", ")
 
 
-def readme_results(results: Sequence[Recorded]) -> str:
-    """The README's table, and a numbered note for each record; the packed files are linked.
+def summary_table(results: Sequence[Recorded], most: int = 6) -> str:
+    """The README's table: one line for each of the first `most` records that have a place, the float network beside
+    the last, quantised one; packed files are linked.
+    """
+    columns = ("network, data", "method", "w-bits", "a-bits", "float %", "quantised %", "W-Comp", "packed file")
+    lines = []
+    for recorded in [one for one in results if one.place is not None][:most]:
+        cells = recorded.cells()
+        method, weights, activations, accuracy, w_comp, size, _ = cells[-1]
+        packed = recorded.runs[0].packed
+        file = f"[{size}](docs/results/{packed})" if packed else size
+        parent = cells[0][_ACCURACY].removesuffix(" ± 0.00")  # all seeds began at one float network
+        lines.append((recorded.network, method, weights, activations, parent, accuracy, w_comp, file))
+    return markdown(columns, lines)
+
+
+def full_results(results: Sequence[Recorded]) -> str:
+    """The table of docs/results.md, and a numbered note for each record; packed files are linked.
 
     Records that follow each other and share a network and its float row show that row once.
     """
@@ -185,7 +201,7 @@ def readme_results(results: Sequence[Recorded]) -> str:
         lines = recorded.cells()
         packed = recorded.runs[0].packed
         if packed:
-            lines[-1] = (f"[{lines[-1][0]}](docs/results/{packed})", *lines[-1][1:])
+            lines[-1] = (f"[{lines[-1][0]}](results/{packed})", *lines[-1][1:])
         shown = lines[1:] if parent == (recorded.network, lines[0]) else lines
         parent = (recorded.network, lines[0])
         labels = [f"{recorded.network} ({number})"] + [""] * (len(shown) - 1)
