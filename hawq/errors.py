@@ -1,7 +1,10 @@
-"""Errors that are told to a person in one sentence."""
+"""Errors that are reported to the user in one sentence."""
 
 from __future__ import annotations
 
 
 class UserError(ValueError):
-    """Something the user can mend; the message says what was found and what to do, and needs no traceback."""
+    """A mistake that the user can correct.
+
+    The message says what was found and what to do about it, so no traceback is needed.
+    """

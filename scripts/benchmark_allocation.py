@@ -1,7 +1,7 @@
-"""Exact allocation timed: `python scripts/benchmark_allocation.py [--instances 10] [--seconds 60]`.
+"""The exact allocation, timed: `python scripts/benchmark_allocation.py [--instances 10] [--seconds 60]`.
 
-54 and 200 blocks × 7 widths × two limits (bits of the weights, BOPS), seeded: ours, PuLP with CBC, and listing all
-assignments that are monotone in S. Needs PuLP, which nothing else does: pip install pulp.
+54 and 200 blocks × 7 bit-widths × two limits (bits of the weights, BOPS), seeded: ours, PuLP with CBC, and listing all
+assignments that are monotone in S. Needs PuLP, which nothing else here does: pip install pulp.
 """
 
 from __future__ import annotations
@@ -36,13 +36,14 @@ def make_instance(num_blocks: int, seed: int) -> tuple[Sensitivity, IntegerProgr
 
 
 def ours(sensitivity: Sensitivity, allocator: IntegerProgram, seconds: float) -> float:
+    """Σ Ω of our plan, proven to be the least."""
     plan = allocator.allocate(sensitivity)
     assert plan.objective is not None and plan.gap is not None and plan.gap < 1e-9, "not proven"
     return plan.objective
 
 
 def with_pulp(sensitivity: Sensitivity, allocator: IntegerProgram, seconds: float) -> float:
-    """The same program, as HAWQ-V3 states it in PuLP, solved by CBC to a gap of zero."""
+    """Σ Ω of the same program, as HAWQ-V3 states it in PuLP, solved by CBC to a gap of zero."""
     import pulp
 
     choices = allocator.problem(sensitivity.blocks, None).choices(
@@ -62,7 +63,7 @@ def with_pulp(sensitivity: Sensitivity, allocator: IntegerProgram, seconds: floa
 
 
 def by_listing(sensitivity: Sensitivity, allocator: IntegerProgram, seconds: float) -> float:
-    """The best of all lists that fall along S, one after the other (HAWQ-V2's way of searching)."""
+    """Σ Ω of the best of all assignments that fall along S, tried one after the other (HAWQ-V2's search)."""
     rows = sorted(sensitivity.rows, key=lambda row: -row.score_by("eigenvalue"))
     limits = allocator.problem(sensitivity.blocks, None).limits
     scores = np.array([[row.omega(bits) for bits in BIT_WIDTHS[::-1]] for row in rows])
@@ -82,7 +83,7 @@ def by_listing(sensitivity: Sensitivity, allocator: IntegerProgram, seconds: flo
 def timed(
     method: Callable[..., float], instance: tuple[Sensitivity, IntegerProgram], seconds: float
 ) -> tuple[float, float]:
-    """(milliseconds, Σ Ω), both infinite when the time is up."""
+    """(milliseconds, Σ Ω) of a method, both infinite when the time is up."""
     started = time.perf_counter()
     try:
         found = method(*instance, seconds)
@@ -92,6 +93,7 @@ def timed(
 
 
 def main() -> None:
+    """Prints the table of times."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--instances", type=int, default=10, help="seeded instances of each size")
     parser.add_argument("--seconds", type=float, default=60, help="time limit of each solve by the others")

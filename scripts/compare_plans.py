@@ -1,4 +1,4 @@
-"""Two plans beside each other: `python scripts/compare_plans.py outputs/runs/A/plan.json outputs/runs/B/plan.json`."""
+"""Two plans side by side: `python scripts/compare_plans.py outputs/runs/A/plan.json outputs/runs/B/plan.json`."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from hawq.report import plans_table
 
 
 def main() -> None:
+    """Prints the table of differences."""
     if len(sys.argv) != 3:
         raise SystemExit("error: two plans are needed; type: python scripts/compare_plans.py a/plan.json b/plan.json")
     try:

@@ -42,7 +42,7 @@ def test_a_plan_keeps_within_the_time(tmp_path):
         plan = IntegerProgram(limit, "latency_ms", **latency).allocate(sensitivity)
         assert list(plan.weight_bits().values()) == bits
         assert plan.limits[0].reached <= limit
-    with pytest.raises(ValueError, match=r"bits.target=2 \(latency_ms\) cannot be met.*2.5 to 7.25 latency_ms"):
+    with pytest.raises(ValueError, match=r"target=2 \(latency_ms\) cannot be met.*2.5 to 7.25 latency_ms"):
         IntegerProgram(2.0, "latency_ms", **latency).check(sensitivity.blocks)
 
 
@@ -65,7 +65,7 @@ def test_a_plan_keeps_within_the_time(tmp_path):
 )
 def test_other_files_are_refused(content, tmp_path):
     path = written(tmp_path, content)
-    with pytest.raises(ValueError, match=rf"bits.latency=.*{path.name} is not a latency table"):
+    with pytest.raises(ValueError, match=rf"latency=.*{path.name} is not a latency table"):
         IntegerProgram(latency=str(path))
     with pytest.raises(FileNotFoundError, match=r"absent\.csv does not exist"):
         IntegerProgram(latency=str(tmp_path / "absent.csv"))

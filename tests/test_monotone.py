@@ -96,12 +96,12 @@ def test_many_blocks_in_no_time():
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"unit": "bops"}, "'bops' is unknown here: give w_comp, average_bits, bytes"),
+        ({"unit": "bops"}, "'bops' is unknown: give w_comp, average_bits, bytes"),
         ({"order": "sideways"}, "'sideways'.*descending, ascending, random"),
         ({"weighting": "gut"}, "'gut'.*eigenvalue, trace"),
-        ({"activations": 16}, "bits.activations=16"),
-        ({"candidates": (0,)}, r"bits.candidates=\[0\]"),
-        ({"target": -2}, "bits.target=-2"),
+        ({"activations": 16}, "activations=16"),
+        ({"candidates": (0,)}, r"candidates=\[0\]"),
+        ({"target": -2}, "target=-2"),
     ],
 )
 def test_values_out_of_range(values, message):

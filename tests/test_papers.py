@@ -11,7 +11,7 @@ import pytest
 import reproduce
 from runs import CONF, REPOSITORY, compose_here, read_json, run_folder, run_here
 
-from hawq.experiment.config import build_settings
+from hawq.experiment.config.build import build_settings
 from hawq.report import NOT_RUN, comparison, full_results, read_results, read_table, summary_table
 
 TABLES = {name: read_table(path) for name, path in reproduce.TABLES.items()}

@@ -12,18 +12,23 @@ from hawq.records import (
     Block,
     BlockSensitivity,
     Confidence,
+    Correlation,
     Cost,
     Estimate,
     FloatPart,
     LimitUse,
+    LossIncrease,
+    LossIncreases,
     Normalization,
     Phase,
     Precision,
     Preprocessing,
     ResultRow,
     RunReport,
+    Score,
     Sensitivity,
     StageRecord,
+    Validated,
     from_dict,
     to_dict,
 )
@@ -49,6 +54,10 @@ REPORT = RunReport(
     {"p": "q"},
     (FloatPart("w", 3),),
 )
+INCREASE = LossIncrease("b", "weights", 2, 0.1, 0.01, 1.5, 0.2)
+TRUTH = LossIncreases(9, 0.2, 99.0, (INCREASE, INCREASE))
+SCORE = Score("trace", "weights", "trace", {"b": {2: 1.5, 4: 0.5}}, 2.5, None)
+CORRELATION = Correlation("trace", "weights", None, 6, 0.5, (0.1, 0.9), None, None)
 BARE = [
     Block("a", ("a",), 1),
     BlockSensitivity(BLOCK, ESTIMATE, {}),
@@ -59,6 +68,7 @@ FULL = [
     *(BLOCK, ESTIMATE, ROW, Sensitivity((ROW, ROW), "power", 256, 1.5, 9), Normalization((0.4, 0.5), (0.2, 0.25))),
     *(Precision(2, 32), COST, USE, CONFIDENCE, PLAN, Phase(("a",), ("a", "b"), 7, 0.02, 0.0), RESULT, STAGE, REPORT),
     *(FloatPart("attn", 0, 12), Preprocessing(224, 0.875, "bicubic")),
+    *(INCREASE, TRUTH, SCORE, CORRELATION, Validated(TRUTH, (SCORE,), (CORRELATION, CORRELATION))),
 ]
 
 
@@ -132,11 +142,11 @@ def test_score_and_omega(value, positive):
 
 def test_what_was_not_analysed_is_asked_for():
     row = BlockSensitivity(BLOCK, None, {4: 1.0}, proxy=ESTIMATE)
-    with pytest.raises(ValueError, match=r"'layer1.0' has no eigenvalue: give bits.weighting=proxy"):
+    with pytest.raises(ValueError, match=r"'layer1.0' has no eigenvalue: give weighting=proxy"):
         row.omega(4)
-    with pytest.raises(ValueError, match=r"no trace: give bits.weighting=proxy"):
+    with pytest.raises(ValueError, match=r"no trace: give weighting=proxy"):
         row.omega(4, "trace")
-    with pytest.raises(ValueError, match=r"'layer1.0' lacks: run the analysis with analysis.activations=true"):
+    with pytest.raises(ValueError, match=r"'layer1.0' lacks: run the analysis with activations=true"):
         row.activation_omega(4)
     with pytest.raises(ValueError, match="neither eigenvalue nor trace nor proxy"):
         BlockSensitivity(BLOCK, None, {4: 1.0})
@@ -150,8 +160,8 @@ def test_what_was_not_analysed_is_asked_for():
 @pytest.mark.parametrize(
     ("confidence", "text"),
     [
-        (CONFIDENCE, "widths within 10 draws of the curvature ± its error: a 8/32 (7×), 7/32 (3×); the others stay"),
-        (Confidence(4, {}), "no width changes in 4 draws of the curvature ± its error"),
+        (CONFIDENCE, "bit-widths in 10 draws of the curvature ± its error: a 8/32 (7×), 7/32 (3×); the others stay"),
+        (Confidence(4, {}), "no bit-width changes in 4 draws of the curvature ± its error"),
     ],
 )
 def test_confidence_reads_well(confidence, text):

@@ -263,10 +263,10 @@ def test_round_trip():
 def test_settings_are_checked():
     assert Validation(**SETTINGS).bit_widths == (2,)
     for key, value in (("num_samples", 1), ("batch_size", 0), ("draws", 0), ("save_every_seconds", -1.0)):
-        with pytest.raises(ValueError, match=f"validation.{key}={value} is out of range"):
+        with pytest.raises(ValueError, match=f"{key}={value} is out of range"):
             Validation(**SETTINGS | {key: value})
     for key, value in (("bit_widths", (2, 2)), ("bit_widths", ()), ("solvers", ("ggn", "ggn")), ("solvers", ())):
-        with pytest.raises(ValueError, match=rf"validation.{key}=.* at least one, none twice"):
+        with pytest.raises(ValueError, match=rf"{key}=.* at least one, none twice"):
             Validation(**SETTINGS | {key: value})
-    with pytest.raises(ValueError, match=r"validation.bit_widths=\[2, 9\] is out of range: give some of"):
+    with pytest.raises(ValueError, match=r"bit_widths=\[2, 9\] is out of range: give some of"):
         Validation(**SETTINGS | {"bit_widths": (2, 9)})

@@ -1,4 +1,4 @@
-"""From sensitivities to a plan: who gets how many bits."""
+"""From sensitivities to a plan: which block gets how many bits."""
 
 from hawq.allocation.allocator import Allocator, Weighted
 from hawq.allocation.confidence import confidence, is_proven
@@ -30,8 +30,13 @@ __all__ = [
 
 
 def allocate(sensitivity: Sensitivity, allocator: Allocator | None = None) -> BitPlan:
-    """The bit plan that `allocator` (the exact optimum at W-Comp 13.1 unless given) draws from an analysis.
+    """The bit plan that an allocator makes from an analysis.
 
-    Raises ValueError, with the feasible range, when the allocator's limits cannot be met.
+    Args:
+        sensitivity: from `analyze`, or from a file.
+        allocator: the exact optimum at W-Comp 13.1 unless given.
+
+    Raises:
+        ValueError: the allocator's limits cannot be met (with the feasible range), or the analysis lacks what it needs.
     """
     return (allocator or IntegerProgram()).allocate(sensitivity)

@@ -1,4 +1,4 @@
-"""Whether a plan holds within the errors of the curvature it was made from."""
+"""Whether a plan holds within the errors of the curvature from which it was made."""
 
 from __future__ import annotations
 
@@ -11,16 +11,31 @@ import numpy as np
 from hawq.allocation.allocator import Weighted
 from hawq.allocation.integer_program import IntegerProgram
 from hawq.allocation.solver import minimise
+from hawq.checks import check_range
 from hawq.records import BitPlan, Block, Confidence, Estimate, Precision, Sensitivity
+
+MOST_DRAWS = 10_000
 
 
 def confidence(
     sensitivity: Sensitivity, allocator: Weighted, plan: BitPlan, draws: int, seed: int = 0
 ) -> Confidence | None:
-    """The plan made again `draws` times, each λ_i or trace moved to value ± error by a coin of its own (seeded).
+    """The plan recomputed `draws` times, each λ_i or trace moved to value + error or value − error at random.
 
-    None where no error is stated, as in files made from published numbers.
+    Args:
+        sensitivity: that the plan was made from.
+        allocator: that made the plan.
+        plan: to examine.
+        draws: number of recomputed plans, 1 … 10,000.
+        seed: of the random signs.
+
+    Returns:
+        None where no error is stated, as in files made from published numbers.
+
+    Raises:
+        ValueError: `draws` out of range, or what `allocator.allocate` raises.
     """
+    check_range("draws", draws, least=1, most=MOST_DRAWS)
     weighting = sensitivity.weighting(allocator.weighting)
     if not any(row.curvature(weighting).error for row in sensitivity.rows):
         return None
@@ -47,8 +62,8 @@ def is_proven(sensitivity: Sensitivity, allocator: IntegerProgram, plan: BitPlan
     """Whether no curvature within value ± error makes another allowed plan better than `plan`.
 
     The largest regret, max over plans q of Σ_i max_{|c − c_i| ≤ e_i} c · (E_i(p_i) − E_i(q_i)), E the squared errors,
-    is itself an allocation over the same choices and limits; the plan is proven when it is zero. A negative c counts as
-    flat, as in Ω. Raises UserError as `allocate` does.
+    is itself an allocation problem with the same choices and limits; the plan is proven when it is zero. A negative c
+    counts as 0, as in Ω. Raises UserError as `allocate` does.
     """
     weighting = sensitivity.weighting(allocator.weighting)
     moved = (_moved(sensitivity, lambda: -1), _moved(sensitivity, lambda: 1))
@@ -56,7 +71,7 @@ def is_proven(sensitivity: Sensitivity, allocator: IntegerProgram, plan: BitPlan
     problem = allocator.problem(sensitivity.blocks, sensitivity.overhead_bytes)
 
     def regret(block: Block, precision: Precision) -> float:
-        """The most that `precision` in place of the plan's can gain in this block."""
+        """The most that `precision` instead of the plan's can gain in this block."""
         mine, rows = plan.precisions[block.name], [end[block.name] for end in ends]
         return sum(max(part(row, mine) - part(row, precision) for row in rows) for part in allocator.parts(weighting))
 
@@ -71,7 +86,7 @@ def is_proven(sensitivity: Sensitivity, allocator: IntegerProgram, plan: BitPlan
 
 
 def _moved(sensitivity: Sensitivity, sign: Callable[[], int]) -> Sensitivity:
-    """Every estimate one error up or down, as `sign` says (1 or −1)."""
+    """The sensitivity with each estimate moved by one error, up or down as `sign` says (1 or −1)."""
 
     def move(estimate: Estimate | None) -> Estimate | None:
         return estimate and replace(estimate, value=estimate.value + sign() * estimate.error)

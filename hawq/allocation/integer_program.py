@@ -25,8 +25,8 @@ from hawq.records import BitPlan, Block, BlockSensitivity, Precision, Sensitivit
 @component("bits/integer_program")
 @dataclass(frozen=True)
 class IntegerProgram:
-    """The exact optimum: least Σ_i Ω_i(b_i) over one choice a block, by integer programming (HAWQ-V3, 2011.10680,
-    with the Ω of HAWQ or HAWQ-V2, any widths and any limits).
+    """The exact optimum: least Σ_i Ω_i(b_i) over one choice per block, by integer programming (HAWQ-V3, 2011.10680,
+    with the Ω of HAWQ or HAWQ-V2, any bit-widths and any limits).
 
     With activations="mixed" each block also chooses its activation bits, and Ω^a_i (HAWQ-V2, §3.5) is added.
 
@@ -35,16 +35,16 @@ class IntegerProgram:
         unit: "w_comp" or "a_comp" (compressions, at least), "average_bits" or "activation_bits" (means, at most),
             "bytes" (packed file), "bops", "peak_activation_bytes" (block with the most) or "latency_ms" (at most).
         limits: further limits by unit; None is no limit.
-        candidates: widths to choose from, 1 … 8.
-        overrides: widths for single blocks, by name; one width fixes a block.
+        candidates: bit-widths to choose from, 1 … 8.
+        overrides: candidates of single blocks, by name; a single one fixes the block.
         tied: lists of blocks that share their bits.
-        activations: width of every block's activations, 32 for float, or "mixed".
-        activation_candidates: widths to choose from when activations are mixed.
+        activations: bit-width of all activations, 32 for float, or "mixed".
+        activation_candidates: bit-widths to choose from when activations are mixed.
         weighting: "eigenvalue" (HAWQ: λ_i), "trace" (HAWQ-V2: Tr(H_i)/n_i), "proxy" (what stands in for λ_i),
             "none" (1: the plain error), or "auto": the first that the analysis has found.
         latency: table of milliseconds, .json or .csv, for a limit on latency.
         gap: relative distance from the optimum to stop at, 0 for a proven optimum.
-        time_limit: seconds after which the best plan so far is taken, with its proven gap.
+        time_limit: seconds after which the best plan so far is returned, with its proven gap.
 
     Raises:
         ValueError: a value out of range; `check` and `allocate`: limits that cannot be met, with the feasible ranges.
@@ -67,14 +67,14 @@ class IntegerProgram:
     def __post_init__(self) -> None:
         for key, (unit, target) in self._targets().items():
             check_limit(key, unit, target)
-        check_bit_widths("bits.candidates", self.candidates)
+        check_bit_widths("candidates", self.candidates)
         for name, bit_widths in self.overrides.items():
-            check_bit_widths(f"bits.overrides.{name}", bit_widths)
+            check_bit_widths(f"overrides.{name}", bit_widths)
         if self.activations == "mixed":
-            check_bit_widths("bits.activation_candidates", self.activation_candidates)
+            check_bit_widths("activation_candidates", self.activation_candidates)
         elif isinstance(self.activations, str):
             allowed = f"{BIT_WIDTHS[0]} to {BIT_WIDTHS[-1]}, 32 for float, or mixed"
-            raise ValueError(f"bits.activations={self.activations!r} is unknown: give {allowed}")
+            raise ValueError(f"activations={self.activations!r} is unknown: give {allowed}")
         else:
             check_activation_bits(self.activations)
         check_solver_settings(self.weighting, self.gap, self.time_limit)
@@ -82,9 +82,11 @@ class IntegerProgram:
             read_latency(Path(self.latency))
 
     def check(self, blocks: Sequence[Block], overhead_bytes: int | None = None) -> None:
+        """Raises ValueError, with the feasible ranges, when no plan for `blocks` can meet all limits."""
         self.problem(blocks, overhead_bytes).check(self.time_limit)
 
     def allocate(self, sensitivity: Sensitivity) -> BitPlan:
+        """The optimum. Raises ValueError when limits cannot be met, or the analysis lacks data."""
         rows = {row.block.name: row for row in sensitivity.rows}
         weighting = sensitivity.weighting(self.weighting)
 
@@ -101,11 +103,11 @@ class IntegerProgram:
         return weights + (activations if self.activations == "mixed" else [])
 
     def problem(self, blocks: Sequence[Block], overhead_bytes: int | None) -> Problem:
-        """What there is to decide for these blocks. Raises UserError for names that no block has."""
+        """The options of these blocks and the limits on them. Raises UserError for names that no block has."""
         unknown = sorted(self.overrides.keys() - {block.name for block in blocks})
         if unknown:
             names = [block.name for block in blocks]
-            raise UserError(f"bits.overrides names unknown blocks {unknown}: the blocks are {names}")
+            raise UserError(f"overrides names unknown blocks {unknown}: the blocks are {names}")
         table = read_latency(Path(self.latency)) if self.latency else None
         options = {block.name: self._options(block) for block in blocks}
         limits = make_limits(self._targets(), blocks, overhead_bytes, table)
@@ -120,6 +122,6 @@ class IntegerProgram:
         return [Precision(*bits) for bits in product(weights, activations)]
 
     def _targets(self) -> Mapping[str, tuple[str, float]]:
-        """{key as typed: (unit, target)} of all limits."""
-        further = {f"bits.limits.{unit}": (unit, goal) for unit, goal in self.limits.items() if goal is not None}
-        return {"bits.target": (self.unit, self.target), **further}
+        """{field: (unit, target)} of all limits."""
+        further = {f"limits.{unit}": (unit, goal) for unit, goal in self.limits.items() if goal is not None}
+        return {"target": (self.unit, self.target), **further}

@@ -1,4 +1,4 @@
-"""Latency tables: measured milliseconds of each block at each width, on a named device."""
+"""Latency tables: measured milliseconds of each block at each bit-width, on a named device."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ class LatencyTable:
     milliseconds: dict[str, dict[str, float]]
 
     def cost(self, block: Block, precision: Precision) -> float:
-        """Milliseconds of one block. Raises UserError when the table does not hold it."""
+        """Milliseconds of one block. Raises UserError when the table has no time for it."""
         row = self.milliseconds.get(block.name, {})
         found = row.get(f"{precision.weight_bits}/{precision.activation_bits}", row.get(f"{precision.weight_bits}"))
         if found is None:
             raise UserError(
                 f"the latency table of {self.device} has no time for block {block.name!r} at {precision.weight_bits} "
                 f"weight and {precision.activation_bits} activation bits (it has {', '.join(row) or 'none'}): "
-                "add it, or narrow the candidates"
+                "add it, or give fewer candidates"
             )
         return found
 
@@ -36,17 +36,17 @@ class LatencyTable:
 def read_latency(path: Path) -> LatencyTable:
     """A table from JSON ("schema", "device", "milliseconds") or CSV (columns device, block, bits, ms).
 
-    Raises FileNotFoundError, or UserError for a file that holds no table, times of two devices, or a time below zero.
+    Raises FileNotFoundError, or UserError for a file that is no table, holds times of two devices, or a negative time.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"bits.latency={path} does not exist: give a latency table (.json or .csv)")
+        raise FileNotFoundError(f"latency={path} does not exist: give a latency table (.json or .csv)")
     try:
         table = _from_csv(path) if path.suffix == ".csv" else _from_json(path)
         times = [time for row in table.milliseconds.values() for time in row.values()]
         if not times or not all(0 <= time < float("inf") for time in times):
             raise ValueError("every time must be a finite number of milliseconds, and there must be one")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"bits.latency={path} is not a latency table ({error!r}): see docs/formats.md") from error
+        raise UserError(f"latency={path} is not a latency table ({error!r}): see docs/formats.md") from error
     return table
 
 

@@ -1,4 +1,4 @@
-"""Tables and figures."""
+"""Tables, figures and recorded results."""
 
 from hawq.report.figures import (
     convergence_figure,
@@ -30,6 +30,7 @@ from hawq.report.tables import (
     result_row,
     results_table,
     sensitivity_rows,
+    sensitivity_table,
     size_label,
     validation_rows,
     validation_table,
@@ -64,6 +65,7 @@ __all__ = [
     "results_table",
     "sensitivity_figure",
     "sensitivity_rows",
+    "sensitivity_table",
     "size_label",
     "summary_table",
     "validation_figure",

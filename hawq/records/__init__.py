@@ -1,0 +1,39 @@
+"""The nouns: frozen records that each stage hands to the next, and that round-trip through JSON."""
+
+from hawq.records.blocks import FLOAT_BITS, IMAGE_BITS, Block, FloatPart, Normalization, Preprocessing
+from hawq.records.conversion import Record, from_dict, to_dict
+from hawq.records.plans import BitPlan, Confidence, Cost, LimitUse, Phase, Precision
+from hawq.records.reports import ResultRow, RunReport, StageRecord
+from hawq.records.sensitivity import MEASURED, WEIGHTINGS, BlockSensitivity, Estimate, Sensitivity
+from hawq.records.validation import Correlation, LossIncrease, LossIncreases, Score, Validated
+
+__all__ = [
+    "FLOAT_BITS",
+    "IMAGE_BITS",
+    "MEASURED",
+    "WEIGHTINGS",
+    "BitPlan",
+    "Block",
+    "BlockSensitivity",
+    "Confidence",
+    "Correlation",
+    "Cost",
+    "Estimate",
+    "FloatPart",
+    "LimitUse",
+    "LossIncrease",
+    "LossIncreases",
+    "Normalization",
+    "Phase",
+    "Precision",
+    "Preprocessing",
+    "Record",
+    "ResultRow",
+    "RunReport",
+    "Score",
+    "Sensitivity",
+    "StageRecord",
+    "Validated",
+    "from_dict",
+    "to_dict",
+]
