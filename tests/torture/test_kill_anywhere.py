@@ -59,7 +59,7 @@ def found(outputs: Path) -> dict[str, object]:
     steps = sorted(str(key) + str(row[key]) for row in sent for key in row if key.endswith("/step"))
     return {
         "plan": (folder / "plan.json").read_bytes(),
-        "weights": {name: str(value.tolist() if hasattr(value, "tolist") else value) for name, value in weights.items()},
+        "weights": {name: str(v.tolist() if hasattr(v, "tolist") else v) for name, v in weights.items()},
         "packed": (folder / "model.safetensors").read_bytes(),
         "rows": [row["accuracy"] for row in report["rows"]],
         "metrics": rows,

@@ -18,9 +18,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from hawq.experiment.config.explain import explain, in_section, refuse_unknown_keys, suggest
+from hawq.experiment.config.fields import as_annotated, fits, wrong_type
 from hawq.experiment.config.names import config_folder, plain, register_resolvers, shown
 from hawq.experiment.config.options import COMPONENTS, FROM_FILE, RunOptions, Settings
-from hawq.experiment.config.fields import as_annotated, fits, wrong_type
 from hawq.experiment.config.targets import allowed_class, typed_targets
 
 

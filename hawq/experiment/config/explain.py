@@ -20,6 +20,7 @@ RENAMED = {
 }
 """Sections and keys that had another name; on a command line the old one still works."""
 
+
 def explain(error: Exception, known_keys: Sequence[str] = ()) -> str:
     """An error of Hydra or OmegaConf about a command line or a file."""
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
