@@ -13,8 +13,8 @@ import torch
 from runs import REPOSITORY, command_line, finished, read_json, run_folder
 
 from hawq.experiment.artifacts import MANIFEST, PartialCheckpoint, parse_record
+from hawq.experiment.metrics import read_metrics
 from hawq.experiment.prepare import SENSITIVITY_SCHEMA
-from hawq.experiment.tracking import read_metrics
 from hawq.records import Sensitivity
 
 LONG_ENOUGH = (

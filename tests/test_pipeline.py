@@ -16,8 +16,8 @@ from safetensors.torch import load_file
 from scipy.stats import spearmanr
 
 from hawq.experiment.config.build import build_settings
+from hawq.experiment.metrics import read_metrics
 from hawq.experiment.prepare import SENSITIVITY_SCHEMA, Inputs, prepare
-from hawq.experiment.tracking import read_metrics
 from hawq.export import load
 from hawq.records import BitPlan, RunReport, Sensitivity, from_dict
 from hawq.validation import Validated
