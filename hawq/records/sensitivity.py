@@ -113,7 +113,7 @@ class BlockSensitivity:
         if self.activation_trace is None or self.activation_errors is None or self.block.num_activations is None:
             raise UserError(
                 f"activations=mixed needs the curvature of activations, which block {self.block.name!r} lacks: "
-                "run the analysis with activations=true"
+                "run the analysis with analysis.activations=true"
             )
         average = max(self.activation_trace.value, 0.0) / self.block.num_activations
         return average * _error_at(
