@@ -12,6 +12,12 @@ def load_strictly(model: nn.Module, state: Mapping[str, Tensor], origin: str) ->
 
     Raises ValueError, beginning with `origin`, that lists missing names, unexpected names, and other shapes.
     """
+    check_names(model, state, origin)
+    model.load_state_dict(state, strict=False)
+
+
+def check_names(model: nn.Module, state: Mapping[str, Tensor], origin: str) -> None:
+    """Raises ValueError, beginning with `origin`, unless `state` has the names and shapes that `model` needs."""
     expected = model.state_dict()
     needed = {name for name, tensor in expected.items() if tensor.is_floating_point()}
     missing = sorted(needed - state.keys())
@@ -26,10 +32,9 @@ def load_strictly(model: nn.Module, state: Mapping[str, Tensor], origin: str) ->
             f"{origin} is for another network than {type(model).__name__}: missing names {_listed(missing)}, "
             f"unexpected names {_listed(unexpected)}, other shapes {_listed(shapes)}; choose the matching model"
         )
-    model.load_state_dict(state, strict=False)
 
 
-def _listed(names: Sequence[str], most: int = 20) -> str:
+def _listed(names: Sequence[str], most: int = 8) -> str:
     """Names in brackets; a long list is cut and counted."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return f"[{', '.join(names[:most])}]{more}" if names else "none"

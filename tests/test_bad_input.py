@@ -90,7 +90,7 @@ MISTAKES = {
         "model.checkpoint={tmp}/other.pt model.mean=[0.5] model.std=[0.5]",
         ["model.mean=(0.5,)", "[r,g,b] each"],
     ),
-    "checkpoint without normalisation": ("model.checkpoint={tmp}/other.pt", ["model.mean=[r,g,b]", "model.std"]),
+    "checkpoint without normalisation": ("model.checkpoint={tmp}/plain.pt", ["model.mean=[r,g,b]", "model.std"]),
     "checkpoint of another network": (
         f"model.checkpoint={{tmp}}/other.pt model.mean={HALF} model.std={HALF}",
         ["{tmp}/other.pt", "missing names", "fc.bias", "unexpected names", "head.bias"],
@@ -147,7 +147,9 @@ def material(tmp_path_factory: pytest.TempPathFactory) -> Path:
     weights = timm.create_model("resnet20").state_dict()
     weights["head.bias"] = weights.pop("fc.bias")
     torch.save(weights, folder / "other.pt")
-    weights["fc.bias"] = weights.pop("head.bias") * torch.nan
+    weights["fc.bias"] = weights.pop("head.bias")
+    torch.save(weights, folder / "plain.pt")
+    weights["fc.bias"] = weights["fc.bias"] * torch.nan
     torch.save(weights, folder / "nan.pt")
     (folder / "plan.json").write_text(json.dumps({"precisions": {"stem": {"weight_bits": 8, "activation_bits": 8}}}))
     return folder
@@ -193,11 +195,10 @@ def test_sweep_is_checked_before_its_first_job(sweep: str, fragments: list[str],
 
 
 def test_checkpoint_that_holds_no_numbers_ends_in_one_line(material: Path, tmp_path: Path) -> None:
-    """Seen only at work: the analysis needs a finite loss."""
     checkpoint = [f"model.checkpoint={material / 'nan.pt'}", f"model.mean={HALF}", f"model.std={HALF}"]
     message = run_here(tmp_path / "outputs", *checkpoint)
     assert message is not None and message.startswith("error: ") and len(message.splitlines()) == 1
-    assert "loss" in message and "nan" in message
+    assert "nan.pt" in message and "fc.bias holds NaN" in message
 
 
 def test_mistake_leaves_an_existing_run_alone(tmp_path: Path) -> None:

@@ -156,6 +156,8 @@ def prepare_network(settings: Settings) -> Inputs:
     normalization = model.normalization or settings.dataset.normalization
     prepare_image = settings.dataset.prepare(model.preprocessing, normalization)
     example = prepare_image(splits.test_images[0])[None].to(device)
+    with component_section("model", settings.model):
+        model.check_input(example)
     blocks, float_parts = _blocks(settings, model, example)
     about = _about(settings, normalization, model.preprocessing, example)
     overhead_bytes = packed_overhead(model.network, blocks, settings.quantizer, about)
@@ -202,8 +204,8 @@ def _blocks(settings: Settings, model: FloatModel, example: Tensor) -> tuple[tup
     except (RuntimeError, AssertionError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(
-            f"model {settings.model.name} cannot take images of {tuple(example.shape[2:])} ({reason}): "
-            "give a larger model.small_input_size or another dataset"
+            f"model {settings.model.name} cannot be analysed with images of {tuple(example.shape[2:])} ({reason}): "
+            "give model.input_size or another model"
         ) from error
 
 
