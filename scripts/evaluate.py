@@ -7,11 +7,8 @@ Network, data set and preparation of the images stand in the file. Overrides are
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 from typing import Any
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 from torch import nn
@@ -19,7 +16,8 @@ from torch import nn
 from hawq.costs import published_bytes
 from hawq.data import Images
 from hawq.evaluation import accuracy_on
-from hawq.experiment.config import REPOSITORY, compose_parts
+from hawq.experiment.config.build import compose_parts
+from hawq.experiment.config.names import REPOSITORY
 from hawq.experiment.progress import Console
 from hawq.export import load, read_about
 from hawq.records import Normalization, Preprocessing, from_dict

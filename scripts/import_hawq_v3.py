@@ -14,7 +14,7 @@ from typing import Any
 
 from hawq.allocation.latency import SCHEMA
 from hawq.experiment.artifacts import dump_record, write_json
-from hawq.experiment.stages import SENSITIVITY_SCHEMA
+from hawq.experiment.prepare import SENSITIVITY_SCHEMA
 from hawq.files import write_whole
 from hawq.records import Block, BlockSensitivity, Estimate, Sensitivity
 

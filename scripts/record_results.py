@@ -14,7 +14,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from hawq.experiment.config import NOT_PART_OF_A_RESULT, REPOSITORY
+from hawq.experiment.config.names import NOT_PART_OF_A_RESULT, REPOSITORY
 from hawq.experiment.sweep import read_report
 from hawq.files import write_whole
 from hawq.records import RunReport

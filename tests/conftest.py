@@ -1,12 +1,7 @@
 """Settings that every test shares."""
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
-
-sys.path.insert(0, str(Path(__file__).parents[1]))  # `import hawq` from a checkout that is not installed
 
 
 def pytest_configure() -> None:

@@ -31,7 +31,7 @@ FILES = {"curvature.json": b'{"value": 1.5}', "history.json": b"[]"}
 
 @pytest.fixture
 def entry(tmp_path: Path) -> Artifact:
-    return Store(tmp_path).entry("analysis", FACTS)
+    return Store(tmp_path).artifact("analysis", FACTS)
 
 
 @pytest.fixture
@@ -88,9 +88,9 @@ def test_entry_counts_only_once_it_is_finished(entry: Artifact) -> None:
 
 
 def test_same_facts_find_the_artifact_again(done: Artifact, tmp_path: Path) -> None:
-    assert Store(tmp_path).entry("analysis", dict(reversed(FACTS.items()))).manifest() is not None
-    assert Store(tmp_path).entry("finetune", FACTS).manifest() is None
-    assert Store(tmp_path).entry("analysis", {**FACTS, "seed": 1}).manifest() is None
+    assert Store(tmp_path).artifact("analysis", dict(reversed(FACTS.items()))).manifest() is not None
+    assert Store(tmp_path).artifact("finetune", FACTS).manifest() is None
+    assert Store(tmp_path).artifact("analysis", {**FACTS, "seed": 1}).manifest() is None
 
 
 def change(content: dict[str, Any]) -> Callable[[Path], Any]:
@@ -200,7 +200,7 @@ def test_temporary_file_left_by_a_kill_is_ignored(entry: Artifact) -> None:
 def hold(root: Path, wanted: Any, got: Any) -> None:
     """In another process: takes the artifact when told to, and says when it has it."""
     wanted.wait(10)
-    with Store(root).entry("analysis", FACTS).locked():
+    with Store(root).artifact("analysis", FACTS).locked():
         got.set()
 
 
@@ -212,7 +212,7 @@ def test_second_process_waits_for_the_first(entry: Artifact, tmp_path: Path) -> 
     with entry.locked():
         wanted.set()
         assert not got.wait(0.3)
-        with Store(tmp_path).entry("analysis", {**FACTS, "seed": 1}).locked():
+        with Store(tmp_path).artifact("analysis", {**FACTS, "seed": 1}).locked():
             pass  # another key is free
     assert got.wait(10)
     other.join(10)

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+import itertools
 import json
+import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
@@ -43,11 +47,11 @@ MISTAKES = {
     "width": ("bits.candidates=[0,4]", ["bits.candidates=[0, 4]", "1 to 8"]),
     "share": ("finetune.final_fraction=2", ["finetune.final_fraction=2", "0 to 1"]),
     "samples": ("analysis.num_samples=0", ["analysis.num_samples=0", "1 or more"]),
-    "tried width": ("validation.bit_widths=[4,9]", ["validation.bit_widths=[4, 9]", "[1, 2, 3, 4, 5, 6, 7, 8]"]),
-    "tried images": ("validation.num_samples=1", ["validation.num_samples=1", "2 or more"]),
-    "compared solver": ("validation.solvers=[lanczo]", ["solver=lanczo", "did you mean lanczos?", "fisher"]),
+    "tried width": ("validate.bit_widths=[4,9]", ["validate.bit_widths=[4, 9]", "[1, 2, 3, 4, 5, 6, 7, 8]"]),
+    "tried images": ("validate.num_samples=1", ["validate.num_samples=1", "2 or more"]),
+    "compared solver": ("validate.solvers=[lanczo]", ["solver=lanczo", "did you mean lanczos?", "fisher"]),
     "choice": ("solver.start_from=zero", ["solver.start_from='zero'", "random", "gradient", "subset"]),
-    "stage": ("stages=[analyse]", ["analyse", "'analysis', 'allocation', 'finetune', 'export', 'report', 'validate'"]),
+    "stage": ("stages=[analyse]", ["analyse", "'analysis', 'validate', 'allocation', 'finetune', 'export', 'report'"]),
     "seed": ("seed=-1", ["seed=-1", "0 to"]),
     "device": ("device=tpu", ["device='tpu'", "auto, cpu, cuda or cuda:N"]),
     "absent device": ("device=cuda:99", ["device='cuda:99'", "not on this machine"]),
@@ -103,10 +107,10 @@ MISTAKES = {
         ["{tmp}/plan.json is a plan for another model", "missing blocks", "layer1.0", "unknown blocks", "stem"],
     ),
     # not allowed
-    "target": ("solver._target_=os.system", ["solver._target_=os.system", "hawq., torch., timm."]),
+    "target": ("solver._target_=os.system", ["solver._target_=os.system", "below hawq.", "allowed_targets="]),
     "target in disguise": (
-        "solver._target_=hawq.experiment.config.pkgutil.resolve_name",
-        ["hawq.experiment.config.pkgutil.resolve_name", "hawq., torch., timm."],
+        "solver._target_=hawq.experiment.config.targets.pkgutil.resolve_name",
+        ["hawq.experiment.config.targets.pkgutil.resolve_name", "below hawq.", "allowed_targets="],
     ),
     "target that is not there": ("solver._target_=hawq.curvature.Powr", ["hawq.curvature.Powr", "does not exist"]),
 }
@@ -203,3 +207,27 @@ def test_mistake_leaves_an_existing_run_alone(tmp_path: Path) -> None:
     before = files_below(outputs)
     assert run_here(outputs, "stages=[]", "device=tpu") is not None
     assert files_below(outputs) == before != []
+
+
+def test_a_full_disk_is_told_and_half_done_work_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where there is no space left the path is named; nothing temporary stays, and the same command ends the run."""
+    outputs, written = tmp_path / "outputs", itertools.count()
+
+    def fsync(descriptor: int, real: Any = os.fsync) -> None:
+        if next(written) == 2:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(descriptor)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", fsync)
+        message = run_here(outputs, "stages=[]")
+    assert message is not None and message.startswith("error: ") and len(message.splitlines()) == 1, message
+    assert "no space left" in message and str(outputs) in message and "again" in message
+    assert not [path for path in outputs.rglob("*") if path.name.endswith(".tmp")]
+    assert run_here(outputs, "stages=[]") is None
+
+
+@pytest.mark.parametrize("given", ["outputs=", "outputs=' '"])
+def test_outputs_need_a_folder(given: str, tmp_path: Path) -> None:
+    process = run_apart(tmp_path / "outputs", given)
+    assert process.returncode == 1 and process.stderr.startswith("error: outputs is empty"), process.stderr

@@ -15,7 +15,9 @@ from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
-from hawq.experiment.config import check_config, config_keys, explain
+from hawq.experiment.config.build import check_config, config_keys
+from hawq.experiment.config.explain import explain
+from hawq.experiment.config.targets import check_hydra
 from hawq.files import write_whole
 from hawq.records import RunReport, from_dict
 from hawq.report import RESULT_COLUMNS, markdown, result_cells
@@ -32,7 +34,9 @@ class SweepTable(Callback):
         self._folder = Path(str(OmegaConf.select(config, "hydra.sweep.dir")))
         for overrides in _overrides_of_jobs(config):
             try:
-                check_config(compose(config.hydra.job.config_name, overrides=overrides))
+                job = compose(config.hydra.job.config_name, overrides=overrides, return_hydra_config=True)
+                check_hydra(job, overrides)
+                check_config(job, overrides)
             except (ValueError, FileNotFoundError, HydraException) as error:
                 text = explain(error, config_keys()) if isinstance(error, HydraException) else error
                 raise SystemExit(f"error: job {' '.join(overrides)}: {text}") from error

@@ -1,4 +1,4 @@
-"""Checkpoint files: reading them safely, translating their names, and knowing how their inputs were normalised."""
+"""Checkpoint files: read safely, with their weights renamed and their normalisation known."""
 
 from __future__ import annotations
 
@@ -7,20 +7,18 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as to_safetensors
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, Any
 
 from hawq.models.publishers import IMAGENET, Publication
 from hawq.records import Normalization
 
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Weights under this project's names, with the normalisation they were trained with."""
+    """Weights by our names, and the normalisation they were trained with."""
 
     state: dict[str, Tensor]
     normalization: Normalization
@@ -53,10 +51,15 @@ _KNOWN_BY_SHA256 = {
 
 
 def read_checkpoint(path: Path, given: Normalization | None, publication: Publication | None = None) -> Checkpoint:
-    """Weights and normalisation of a checkpoint file.
+    """Weights and normalisation of a checkpoint file, on the CPU.
 
-    The normalisation comes from the file (one that this project wrote, or a published one recognised by its SHA-256)
-    or from its `publication`; for any other file the user must give it, and it may never contradict these.
+    The normalisation comes from the file (one that this package wrote, or a published one recognised by its SHA-256)
+    or from its publication; for any other file it must be given.
+
+    Args:
+        path: a state dict as `torch.save` or safetensors wrote it.
+        given: normalisation that the user states, or None; it may not contradict the file.
+        publication: names and normalisation of the publisher, or None for our names.
 
     Raises:
         FileNotFoundError: no such file.
@@ -64,7 +67,7 @@ def read_checkpoint(path: Path, given: Normalization | None, publication: Public
             contradicts the file.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"model.checkpoint={path} does not exist: give the path of a weights file")
+        raise FileNotFoundError(f"checkpoint={path} does not exist: give the path of a weights file")
     if path.suffix == ".safetensors":
         state, own = _read_safetensors(path)
     else:
@@ -74,41 +77,47 @@ def read_checkpoint(path: Path, given: Normalization | None, publication: Public
         if known:
             state = {known.rename(name): tensor for name, tensor in state.items()}
     if publication is not None:
-        state, own = publication.rename(state, f"model.checkpoint={path}"), own or publication.normalization
+        state, own = publication.rename(state, f"checkpoint={path}"), own or publication.normalization
     return Checkpoint(state, _agree(path, own, given))
 
 
 def write_checkpoint(model: nn.Module, normalization: Normalization) -> bytes:
-    """A float network as a safetensors file that carries its normalisation."""
+    """The content of a safetensors file with the weights of a float network and its normalisation."""
+    from safetensors.torch import save as to_safetensors
+
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     about = {"mean": normalization.mean, "std": normalization.std}
     return to_safetensors(state, {"hawq.normalization": json.dumps(about)})
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], Normalization | None]:
+    from safetensors import SafetensorError, safe_open
+
     try:
         with safe_open(path, framework="pt") as file:
             about = (file.metadata() or {}).get("hawq.normalization")
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     except SafetensorError as error:
-        raise ValueError(f"model.checkpoint={path} is not a safetensors file, or is damaged: {error}") from error
+        raise ValueError(f"checkpoint={path} is not a safetensors file, or is damaged: {error}") from error
     own = json.loads(about) if about else None
     return state, Normalization(tuple(own["mean"]), tuple(own["std"])) if own else None
 
 
 def _read_torch(path: Path) -> dict[str, Tensor]:
+    import torch
+
     try:
         content: Any = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # the unpickler of a file in another format raises almost anything
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(
-            f"model.checkpoint={path} is not a file of plain weights ({reason}): give a state dict or .safetensors"
+            f"checkpoint={path} is not a file of plain weights ({reason}): give a state dict or .safetensors"
         ) from error
     for key in ("state_dict", "model"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
-    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise ValueError(f"model.checkpoint={path} holds no state dict: give a dictionary of name → tensor")
+    if not isinstance(content, dict) or not all(isinstance(value, torch.Tensor) for value in content.values()):
+        raise ValueError(f"checkpoint={path} holds no state dict: give a dictionary of name → tensor")
     return dict(content)
 
 
@@ -120,12 +129,12 @@ def _without_module(name: str) -> str:
 def _agree(path: Path, own: Normalization | None, given: Normalization | None) -> Normalization:
     if own is None and given is None:
         raise ValueError(
-            f"model.checkpoint={path} does not say how its inputs were normalised: give model.source, or "
-            "model.mean=[r,g,b] and model.std=[r,g,b], as it was trained"
+            f"checkpoint={path} does not say how its inputs were normalised: give source, or mean=[r,g,b] "
+            "and std=[r,g,b], as it was trained"
         )
     if own is not None and given is not None and own != given:
         raise ValueError(
-            f"model.checkpoint={path} was trained with mean {list(own.mean)} and std {list(own.std)}, but model.mean="
-            f"{list(given.mean)} model.std={list(given.std)} was given: leave model.mean and model.std out"
+            f"checkpoint={path} was trained with mean {list(own.mean)} and std {list(own.std)}, but mean="
+            f"{list(given.mean)} std={list(given.std)} was given: leave mean and std out"
         )
     return own or given  # type: ignore[return-value]

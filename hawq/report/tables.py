@@ -172,6 +172,13 @@ def _number(value: float | None) -> str:
     return "–" if value is None else f"{value:.6g}"
 
 
+def sensitivity_table(sensitivity: Sensitivity, plan: BitPlan | None) -> str:
+    """`sensitivity_rows` as a table for the console."""
+    columns, rows = sensitivity_rows(sensitivity, plan)
+    shown = [[f"{cell:.3g}" if isinstance(cell, float) else str(cell) for cell in row] for row in rows]
+    return markdown(columns, shown)
+
+
 def markdown(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     """A table that reads well as plain text and as Markdown, cells padded to the longest of their column."""
     cells = [[str(cell) for cell in row] for row in (columns, *rows)]

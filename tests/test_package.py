@@ -1,0 +1,111 @@
+"""What `pip install .` gives: the wheel's files, its requirements and its command."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from email.parser import Parser
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from runs import REPOSITORY, files_below
+
+LISTS = {path.stem: path for path in (REPOSITORY / "requirements").glob("*.txt")} | {
+    "": REPOSITORY / "requirements.txt"
+}
+CHECKERS = {"pytest", "pytest-xdist", "hypothesis", "ruff", "mypy"}
+SOURCES = (
+    *("pyproject.toml", "setup.py", "requirements.txt", "requirements", "hawq", "conf"),
+    *("README.md", "LICENSE", "NOTICE"),
+)
+
+
+def requirements(path: Path) -> list[Requirement]:
+    """The requirements of a list, without comments."""
+    lines = (line.partition("#")[0].strip() for line in path.read_text().splitlines())
+    return [Requirement(line) for line in lines if line]
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The unpacked wheel of a copy of the sources, so that nothing is left in the repository."""
+    sources, folder = tmp_path_factory.mktemp("sources"), tmp_path_factory.mktemp("installed")
+    for name in SOURCES:
+        path = REPOSITORY / name
+        copy = shutil.copytree if path.is_dir() else shutil.copy
+        copy(path, sources / name)
+    build = "from setuptools import build_meta; build_meta.build_wheel('wheels')"
+    done = subprocess.run([sys.executable, "-c", build], cwd=sources, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (wheel,) = (sources / "wheels").glob("*.whl")
+    with zipfile.ZipFile(wheel) as file:
+        file.extractall(folder)
+    return folder
+
+
+def python(installed: Path, code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Runs code that finds the unpacked wheel in place of the repository, from its folder."""
+    return subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        cwd=installed,
+        env={**os.environ, "PYTHONPATH": str(installed)},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+
+
+def test_wheel_holds_every_module_and_every_option(installed: Path) -> None:
+    files = {name for name in files_below(installed) if (installed / name).is_file() and ".dist-info/" not in name}
+    modules = {str(path.relative_to(REPOSITORY)) for path in (REPOSITORY / "hawq").rglob("*.py")}
+    options = {f"hawq/{path.relative_to(REPOSITORY)}" for path in (REPOSITORY / "conf").rglob("*.yaml")}
+    assert files == modules | options | {"hawq/py.typed"}
+
+
+def test_wheel_requires_what_runs_and_no_more(installed: Path) -> None:
+    (metadata,) = installed.glob("*.dist-info/METADATA")
+    stated = [Requirement(line) for line in Parser().parsestr(metadata.read_text()).get_all("Requires-Dist", [])]
+    plain = {one.name: one.specifier for one in stated if one.marker is None}
+    assert plain == {one.name: one.specifier for one in requirements(LISTS[""])}
+    assert not CHECKERS & plain.keys()
+    for extra in LISTS.keys() - {""}:
+        named = {one.name for one in stated if one.marker and one.marker.evaluate({"extra": extra})}
+        assert named == {one.name for one in requirements(LISTS[extra])}
+
+
+def test_licence_and_notice_are_in_the_wheel(installed: Path) -> None:
+    (licences,) = installed.glob("*.dist-info/licenses")
+    for name in ("LICENSE", "NOTICE"):
+        assert (licences / name).read_bytes() == (REPOSITORY / name).read_bytes()
+
+
+def test_library_is_imported_from_the_wheel(installed: Path) -> None:
+    done = python(installed, "import hawq; print(hawq.__file__, hawq.__version__)")
+    (metadata,) = installed.glob("*.dist-info/METADATA")
+    version = Parser().parsestr(metadata.read_text())["Version"]
+    assert done.stdout.split() == [str(installed / "hawq" / "__init__.py"), version], done.stderr
+    assert yaml.safe_load((REPOSITORY / "CITATION.cff").read_text())["version"] == version
+    assert f"## [{version}]" in (REPOSITORY / "CHANGELOG.md").read_text()
+
+
+@pytest.mark.parametrize(
+    "requirement", [one for path in LISTS.values() for one in requirements(path)], ids=lambda one: one.name
+)
+def test_every_requirement_has_both_bounds(requirement: Requirement) -> None:
+    assert {">=", "<"} <= {one.operator for one in requirement.specifier}
+
+
+def test_nobody_edits_the_path() -> None:
+    sources = [
+        path
+        for folder in ("hawq", "scripts", "tests", "examples")
+        for path in (REPOSITORY / folder).rglob("*.py")
+        if path != Path(__file__)
+    ]
+    assert [str(path) for path in sources if "sys.path" in path.read_text()] == []
