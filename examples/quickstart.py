@@ -52,9 +52,8 @@ def main() -> None:
     batches = [(train[0][:256], train[1][:256])]
     sensitivity = hawq.analyze(model, blocks, batches, F.cross_entropy)
     for row in sensitivity.rows:
-        print(
-            f"  {row.block.name:10} {row.block.num_weights:6,} weights, largest eigenvalue {row.eigenvalue.value:.3g}"
-        )
+        found = row.curvature("eigenvalue").value
+        print(f"  {row.block.name:10} {row.block.num_weights:6,} weights, largest eigenvalue {found:.3g}")
 
     # 2. The bits that cost least, at 12 times fewer weight bits than float32 and 4-bit activations.
     plan = hawq.allocate(sensitivity, hawq.IntegerProgram(target=12, activations=4))

@@ -1,4 +1,4 @@
-"""Looking at a network without changing its state."""
+"""Running a network without changing its state."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 @contextmanager
 def eval_mode(model: nn.Module) -> Iterator[None]:
-    """Every module in eval mode; in the end each gets its own mode back, also a batch norm that was frozen alone."""
+    """Every module in eval mode; afterwards each is back in its own mode, also a batch norm that was frozen alone."""
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
@@ -23,7 +23,7 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def analysis_mode(model: nn.Module, weights: Sequence[Tensor]) -> Iterator[None]:
-    """Eval mode, gradients for `weights` alone, full float32 without autocast and TF32; all is put back at the end."""
+    """Eval mode, gradients for `weights` alone, full float32 without autocast or TF32; all restored at the end."""
     required = {parameter: parameter.requires_grad for parameter in model.parameters()}
     tf32 = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
     try:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache, partial
 
@@ -74,7 +74,11 @@ def command(table: PaperTable, name: str, overrides: list[str]) -> list[str]:
 
 def with_results(page: str, results: list[Recorded]) -> str:
     """The text of a page with each table that it has a place for made from the records."""
-    tables = {"summary": summary_table, "results": full_results, "ablations": partial(beside_ours, "ablations")}
+    tables: dict[str, Callable[[list[Recorded]], str]] = {
+        "summary": summary_table,
+        "results": full_results,
+        "ablations": partial(beside_ours, "ablations"),
+    }
     for name, make in tables.items():
         before, begin, rest = page.partition(BEGIN.format(name))
         if begin:

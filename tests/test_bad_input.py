@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+import itertools
 import json
+import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
@@ -203,3 +207,27 @@ def test_mistake_leaves_an_existing_run_alone(tmp_path: Path) -> None:
     before = files_below(outputs)
     assert run_here(outputs, "stages=[]", "device=tpu") is not None
     assert files_below(outputs) == before != []
+
+
+def test_a_full_disk_is_told_and_half_done_work_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where there is no space left the path is named; nothing temporary stays, and the same command ends the run."""
+    outputs, written = tmp_path / "outputs", itertools.count()
+
+    def fsync(descriptor: int, real: Any = os.fsync) -> None:
+        if next(written) == 2:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(descriptor)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", fsync)
+        message = run_here(outputs, "stages=[]")
+    assert message is not None and message.startswith("error: ") and len(message.splitlines()) == 1, message
+    assert "no space left" in message and str(outputs) in message and "again" in message
+    assert not [path for path in outputs.rglob("*") if path.name.endswith(".tmp")]
+    assert run_here(outputs, "stages=[]") is None
+
+
+@pytest.mark.parametrize("given", ["outputs=", "outputs=' '"])
+def test_outputs_need_a_folder(given: str, tmp_path: Path) -> None:
+    process = run_apart(tmp_path / "outputs", given)
+    assert process.returncode == 1 and process.stderr.startswith("error: outputs is empty"), process.stderr

@@ -24,7 +24,7 @@ from hawq.curvature import (
     activation_traces,
 )
 from hawq.distributed import rank
-from hawq.experiment.tracking import read_metrics
+from hawq.experiment.metrics import read_metrics
 from hawq.sensitivity import block_weights, measure_curvature
 
 SIZES = {1: (13,), 2: (9, 4), 3: (5, 8, 0)}

@@ -7,9 +7,8 @@ from typing import Protocol, runtime_checkable
 
 from hawq.checks import check_choice, check_range
 from hawq.costs import plan_cost
-from hawq.records import FLOAT_BITS, WEIGHTINGS, BitPlan, Block, LimitUse, Precision, Sensitivity
+from hawq.records import BIT_WIDTHS, FLOAT_BITS, WEIGHTINGS, BitPlan, Block, LimitUse, Precision, Sensitivity
 
-BIT_WIDTHS = tuple(range(1, 9))
 CANDIDATES = BIT_WIDTHS[1:]  # the papers' bit-widths, the default candidates
 MOST_SECONDS = 604_800  # a week
 

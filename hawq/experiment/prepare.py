@@ -44,6 +44,7 @@ class Inputs:
 
     @property
     def network(self) -> nn.Module:
+        """The float network, on its device."""
         return self.model.network
 
     def prepare_image(self, *, augmented: bool = False) -> Callable[[Any], Tensor]:
@@ -51,12 +52,14 @@ class Inputs:
         return self.dataset.prepare(self.model.preprocessing, self.normalization, augmented=augmented)
 
     def train_images(self, *, augmented: bool) -> Images:
+        """Training images as network inputs (3, H, W) with labels; `augmented` ones are asked for by (index, seed)."""
         from hawq.data import Images
 
         augment = self.prepare_image(augmented=True) if augmented else None
         return Images(self.splits.train_images, self.splits.train_labels, self.prepare_image(), augment)
 
     def test_images(self) -> Images:
+        """Test images as network inputs (3, H, W) with labels."""
         from hawq.data import Images
 
         return Images(self.splits.test_images, self.splits.test_labels, self.prepare_image())

@@ -19,16 +19,19 @@ def export_onnx(model: nn.Module, path: str | Path, example: Tensor) -> Path:
     """Writes a quantised network as ONNX, weights on their grids, input quantisers as round and clip.
 
     Args:
-        model: from `quantize`, `finetune` or `load`; it stays as it is.
+        model: from `quantize`, `finetune` or `load`; left unchanged.
         path: of the `.onnx` file.
-        example: (N, ...) input on the model's device; N becomes a free axis.
+        example: (N, ...) input on the model's device; N becomes a dynamic axis.
+
+    Returns:
+        `path`. Raises what `torch.onnx.export` does for operators that ONNX lacks.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     frozen = copy.deepcopy(model).eval()
     for module in list(frozen.modules()):
         if parametrize.is_parametrized(module, "weight"):
-            kind = type(module)  # a copy shares it with its original, and removal edits it
+            kind = type(module)  # a copy shares its class with the original, and removal edits the class
             module.__class__ = type(kind.__name__, kind.__bases__, dict(vars(kind)))
             parametrize.remove_parametrizations(module, "weight", leave_parametrized=True)
         quantizer = getattr(module, "input_quantizer", None)
@@ -51,7 +54,7 @@ def export_onnx(model: nn.Module, path: str | Path, example: Tensor) -> Path:
 
 @contextmanager
 def _quiet(name: str) -> Iterator[None]:
-    """The exporter tells of every constant that it merges; only warnings are let through."""
+    """The exporter logs every constant that it merges; only warnings are let through."""
     logger = logging.getLogger(name)
     level = logger.level
     logger.setLevel(logging.WARNING)
@@ -62,7 +65,7 @@ def _quiet(name: str) -> Iterator[None]:
 
 
 class _RoundAndClip(nn.Module):
-    """s · clip(round(x · (1/s)), lo, hi) in plain operators, which every exporter knows."""
+    """s · clip(round(x · (1/s)), lo, hi) in plain operators, which every exporter supports."""
 
     def __init__(self, scale: Tensor, low: Tensor, high: Tensor, *, keeps_large: bool) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Distillation: the quantised network also learns the outputs of its float parent."""
+"""Distillation: the quantised network also learns from the outputs of its float parent."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from hawq.modes import eval_mode
 class Distillation:
     """loss = (1 − α)·hard + α·T²·KL(softmax(t/T) ‖ softmax(s/T)), t the teacher's outputs, s the student's.
 
-    Hinton et al., 1503.02531, §2; T² keeps the size of the gradient whatever T is. LSQ (1902.08153) distils
-    from the float parent with α = ½.
+    Hinton et al., 1503.02531, §2; T² keeps the size of the gradient independent of T. LSQ (1902.08153) distils from
+    the float parent with α = ½.
 
     Args:
-        teacher: the float network; it is read in eval mode without gradients and never changed.
+        teacher: the float network; run in eval mode without gradients and never changed.
         weight: α, 0 to 1.
         temperature: T, above 0.
     """
@@ -35,12 +35,12 @@ class Distillation:
         return outputs
 
     def mix(self, hard: Tensor, outputs: Tensor, targets: Tensor) -> Tensor:
-        """The loss above for the student's outputs (N, K, ...), their hard loss, and the teacher's outputs."""
+        """The loss above, a scalar, of the hard loss, the student's outputs (N, K, ...), and the teacher's."""
         return (1 - self.weight) * hard + self.weight * soft_loss(outputs, targets, self.temperature)
 
 
 def soft_loss(outputs: Tensor, targets: Tensor, temperature: float) -> Tensor:
-    """T²·KL(softmax(targets/T) ‖ softmax(outputs/T)) over axis 1, averaged over all others."""
+    """T²·KL(softmax(targets/T) ‖ softmax(outputs/T)) over axis 1 of (N, K, ...), averaged over all other axes."""
     student, teacher = (F.log_softmax(logits / temperature, dim=1) for logits in (outputs, targets))
     divergence = F.kl_div(student, teacher, reduction="none", log_target=True)  # (N, K, ...)
     return temperature**2 * divergence.sum(1).mean()

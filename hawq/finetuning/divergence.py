@@ -13,14 +13,22 @@ from hawq.quantization import Quantization
 
 
 class Diverged(Exception):
-    """A loss or a gradient that is not finite; says where it comes from."""
+    """A loss or a gradient is not finite; the message says where it comes from."""
 
 
 @torch.no_grad()
 def name_culprit(model: nn.Module, forward: Callable[[], object], loss: float) -> str:
     """What is not finite first: a weight or an output as `forward` runs `model` again, the loss, a gradient.
 
-    Gradients are read from the last layer to the first, as they were made.
+    Gradients are searched from the last layer to the first, in the order of the backward pass.
+
+    Args:
+        model: holds the gradients of the step that failed.
+        forward: runs `model` on the inputs of that step.
+        loss: of that step.
+
+    Returns:
+        Its name, followed by its block where the model has blocks.
     """
     called: list[tuple[str, nn.Module]] = []
     culprits: list[str] = []

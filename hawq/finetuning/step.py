@@ -1,4 +1,4 @@
-"""One optimiser step: loss, gradients of all its parts, the new weights."""
+"""The loss of a step and its gradient, in micro-batches."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Network = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Objective:
-    """What is minimised: the mean loss of (outputs, targets), and what a teacher adds to it.
+    """What is minimised: the mean loss of (outputs, targets), mixed with that of a teacher.
 
     Args:
         loss: the hard part.
@@ -31,7 +31,7 @@ class Objective:
     precision: str
 
     def __call__(self, network: Network, batch: Batch) -> Tensor:
-        """The loss of a network on one batch."""
+        """The loss, a scalar, of a network on one batch (inputs (N, ...), targets (N, ...))."""
         inputs, targets = batch
         outputs = self.outputs(network, inputs)
         hard = self.loss(outputs, targets)
@@ -40,7 +40,7 @@ class Objective:
         return self.distillation.mix(hard, outputs, self.outputs(self.distillation.teach, inputs))
 
     def outputs(self, network: Network, inputs: Tensor) -> Tensor:
-        """The network's outputs, computed in this precision."""
+        """The network's outputs for `inputs` (N, ...), computed in this precision and returned as float32."""
         reduced = self.precision == "bfloat16"
         with torch.autocast(inputs.device.type, torch.bfloat16, enabled=reduced):
             outputs = network(inputs)
@@ -48,11 +48,17 @@ class Objective:
 
 
 def add_gradients(network: Network, objective: Objective, batch: Batch, parts: int) -> Tensor:
-    """Adds the gradient of the batch's loss to the parameters', one of `parts` pieces after the other; the loss.
+    """Adds the gradient of the batch's loss to the parameters', one micro-batch after the other; returns the loss.
 
-    Each piece is weighted by its share of the batch, so for losses that are means over samples, and networks that see
-    each sample alone (no batch norm), the sum is the whole batch's gradient. In a process group the batch is that of
-    all processes together, and what they find is still to be added up.
+    Each micro-batch is weighted by its share of the batch, so for losses that are means over samples, and networks that
+    process each sample alone (no batch norm), the sum is the gradient of the whole batch. In a process group the batch
+    is that of all processes together, and neither gradients nor losses are reduced over processes yet.
+
+    Args:
+        network: called with inputs (N, ...).
+        objective: the loss.
+        batch: (inputs (N, ...), targets (N, ...)).
+        parts: number of micro-batches.
     """
     inputs, targets = batch
     samples = all_reduce_sum(len(inputs), inputs.device)
@@ -66,5 +72,5 @@ def add_gradients(network: Network, objective: Objective, batch: Batch, parts: i
 
 
 def gradient_length(model: nn.Module) -> Tensor:
-    """‖∂L/∂θ‖₂ over all parameters together."""
+    """‖∂L/∂θ‖₂ over all parameters together, a scalar."""
     return get_total_norm([parameter.grad for parameter in model.parameters() if parameter.grad is not None])

@@ -1,44 +1,21 @@
-"""Putting quantisers into a network: any `nn.Module`, no subclassing, the float network untouched."""
+"""Quantising a network: ranges from data, and the errors that quantisation makes."""
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
 from hawq.blocks import trace_blocks, trace_layers
 from hawq.modes import eval_mode
+from hawq.quantization.attaching import Quantization, Quantizer, attach, weight_quantizer
 from hawq.quantization.batch_norm import CarriedBatchNorm
 from hawq.quantization.fake_quantize import FakeQuantizer
 from hawq.quantization.lsq import LSQ
-from hawq.records import FLOAT_BITS, IMAGE_BITS, BitPlan, Block
+from hawq.records import BIT_WIDTHS, BitPlan, Block
 
-BIT_WIDTHS = tuple(range(1, 9))
 _CALIBRATION_VALUES = 200_000  # activations of one layer that its range is chosen from
-
-
-class Quantizer(Protocol):
-    """Makes the quantisers of weights and of layer inputs."""
-
-    @property
-    def name(self) -> str: ...
-
-    def weight(self, bits: int) -> FakeQuantizer: ...
-
-    def activation(self, bits: int) -> FakeQuantizer: ...
-
-
-@dataclass(frozen=True)
-class Quantization:
-    """What a quantised network carries with it: its blocks and the plan they follow."""
-
-    blocks: tuple[Block, ...]
-    plan: BitPlan
 
 
 def quantize(
@@ -53,12 +30,12 @@ def quantize(
     """A fake-quantised copy of `model`: each block's weights and layer inputs on the grids that the plan gives.
 
     Args:
-        model: the float network; it stays as it is.
-        blocks: from `find_blocks`; traced with the first calibration batch if they have not been.
+        model: the float network; left unchanged.
+        blocks: from `find_blocks`; traced with the first calibration batch if they are not yet.
         plan: from `allocate`; its block names must be those of `blocks`.
         calibration: batches of inputs (N, ...) that activation ranges are chosen from.
         quantizer: LSQ unless given.
-        carry_batch_norm: statistics of batch norm follow what quantising changes on the calibration batches.
+        carry_batch_norm: adapt batch norm's statistics to what quantisation changes on the calibration batches.
 
     Raises:
         ValueError: the plan names other blocks than the model has, or there is no calibration batch.
@@ -72,64 +49,19 @@ def quantize(
     return quantized
 
 
-def attach(model: nn.Module, blocks: Sequence[Block], plan: BitPlan, quantizer: Quantizer) -> nn.Module:
-    """A copy of `model` with a quantiser on every planned weight and layer input, all still passing through.
-
-    A weight's quantiser is a parametrisation of `layer.weight`; an input's is `layer.input_quantizer`, called by a
-    pre-forward hook. Layers that read the image keep 8-bit inputs. Raises ValueError for a plan of another model.
-    """
-    check_plan_fits(blocks, plan)
-    copied = copy.deepcopy(model)
-    layers = dict(copied.named_modules())
-    shared: dict[int, FakeQuantizer] = {}  # layers that share a weight share its quantiser
-    weights = {name: id(getattr(layer, "weight", None)) for name, layer in layers.items()}
-    for block in blocks:
-        precision = plan.precisions[block.name]
-        for name in block.layers:
-            layer = layers[name]
-            if precision.weight_bits < FLOAT_BITS:
-                made = shared.setdefault(weights[name], quantizer.weight(precision.weight_bits))
-                parametrize.register_parametrization(layer, "weight", made)
-            if precision.activation_bits < FLOAT_BITS:
-                bits = IMAGE_BITS if name in block.image_layers else precision.activation_bits
-                attach_input_quantizer(layer, quantizer.activation(bits))
-    copied.quantization = Quantization(tuple(blocks), plan)  # type: ignore[assignment]
-    device = next(model.parameters()).device
-    return copied.to(device)
-
-
-def check_plan_fits(blocks: Sequence[Block], plan: BitPlan) -> None:
-    """Raises ValueError when the plan's blocks are not the model's."""
-    names = {block.name for block in blocks}
-    unknown, missing = sorted(plan.precisions.keys() - names), sorted(names - plan.precisions.keys())
-    if unknown or missing:
-        raise ValueError(
-            f"the plan is for another model: it lacks blocks {missing or 'none'} and names unknown blocks "
-            f"{unknown or 'none'}; the model's blocks are {sorted(names)}"
-        )
-
-
-def attach_input_quantizer(layer: nn.Module, quantizer: FakeQuantizer) -> None:
-    """Makes `quantizer` act on the first input of `layer`."""
-    layer.input_quantizer = quantizer
-    layer.register_forward_pre_hook(_quantize_input)
-
-
-def weight_quantizer(layer: nn.Module) -> FakeQuantizer | None:
-    """The quantiser of a layer's weight, or None."""
-    if not parametrize.is_parametrized(layer, "weight"):
-        return None
-    first = layer.parametrizations.weight[0]  # type: ignore[union-attr, index]
-    return first if isinstance(first, FakeQuantizer) else None
-
-
 def enable(
     model: nn.Module, names: Sequence[str], calibration: Sequence[Tensor], *, carry_batch_norm: bool = True
 ) -> None:
-    """Switches on the quantisers of the named blocks, ranges chosen from weights and from `calibration` inputs.
+    """Switches on the quantisers of the named blocks, with ranges chosen from weights and from calibration inputs.
 
-    Batch norm's statistics are carried over once the weights are quantised, so that activations are seen as they will
-    be, and again at the end.
+    Batch norm's statistics are carried over once the weights are quantised, so that activations are observed as they
+    will be, and again at the end.
+
+    Args:
+        model: from `attach`; changed in place.
+        names: of blocks; none for no change.
+        calibration: batches of inputs (N, ...).
+        carry_batch_norm: see `quantize`.
     """
     if not names:
         return
@@ -151,7 +83,7 @@ def enable(
 def weight_errors(
     weights: Sequence[Tensor], quantizer: Quantizer, bit_widths: Sequence[int] = BIT_WIDTHS
 ) -> dict[int, float]:
-    """‖Q_b(W_i) − W_i‖²₂ of one block for each width b, summed over its weights."""
+    """Bit-width b → ‖Q_b(W_i) − W_i‖²₂ of one block, summed over its weights, tensors of any shape."""
     return {
         bits: sum(_squared_error(weight.detach(), quantizer.weight(bits)) for weight in weights) for bits in bit_widths
     }
@@ -164,7 +96,7 @@ def activation_errors(
     quantizer: Quantizer,
     bit_widths: Sequence[int] = BIT_WIDTHS,
 ) -> dict[str, dict[int, float]]:
-    """Block → mean over samples of ‖Q_b(a) − a‖²₂ for each width b, a the inputs of its layers (the image is not one).
+    """Block → bit-width b → mean over samples of ‖Q_b(a) − a‖²₂, a the inputs of its layers (the image is not one).
 
     Ranges and errors come from an even subsample of the values in `inputs`, batches (N, ...) of the network's input.
     """
@@ -188,10 +120,6 @@ def activation_errors(
 def _squared_error(weight: Tensor, quantizer: FakeQuantizer) -> float:
     quantizer.to(weight.device).initialise(weight)
     return float((quantizer(weight) - weight).double().square().sum())
-
-
-def _quantize_input(layer: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Any, ...]:
-    return (layer.input_quantizer(inputs[0]), *inputs[1:])  # type: ignore[operator]
 
 
 @torch.no_grad()

@@ -1,6 +1,6 @@
 """The nouns: frozen records that each stage hands to the next, and that round-trip through JSON."""
 
-from hawq.records.blocks import FLOAT_BITS, IMAGE_BITS, Block, FloatPart, Normalization, Preprocessing
+from hawq.records.blocks import BIT_WIDTHS, FLOAT_BITS, IMAGE_BITS, Block, FloatPart, Normalization, Preprocessing
 from hawq.records.conversion import Record, from_dict, to_dict
 from hawq.records.plans import BitPlan, Confidence, Cost, LimitUse, Phase, Precision
 from hawq.records.reports import ResultRow, RunReport, StageRecord
@@ -8,6 +8,7 @@ from hawq.records.sensitivity import MEASURED, WEIGHTINGS, BlockSensitivity, Est
 from hawq.records.validation import Correlation, LossIncrease, LossIncreases, Score, Validated
 
 __all__ = [
+    "BIT_WIDTHS",
     "FLOAT_BITS",
     "IMAGE_BITS",
     "MEASURED",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 FLOAT_BITS = 32
+BIT_WIDTHS = tuple(range(1, 9))  # of quantised weights and activations
 IMAGE_BITS = 8  # the network's input is an 8-bit image, whatever the first block's activation bits are
 
 

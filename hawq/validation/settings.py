@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from hawq.checks import check_range
 from hawq.components import component
+from hawq.records import BIT_WIDTHS
 
-BIT_WIDTHS = range(1, 9)  # at which a block can be quantised
 _MOST = {"num_samples": 10**9, "batch_size": 10**6, "draws": 20_000, "save_every_seconds": 10**6}
 
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, get_args, get_origin
 
 from hydra.errors import MissingConfigException
 
@@ -20,15 +19,6 @@ RENAMED = {
     "bits.widths": "bits.bit_widths",
 }
 """Sections and keys that had another name; on a command line the old one still works."""
-
-_TYPE_NAMES = {
-    int: "a whole number",
-    float: "a number",
-    bool: "true or false",
-    str: "text",
-    tuple: "a list",
-    dict: "a mapping",
-}
 
 
 def explain(error: Exception, known_keys: Sequence[str] = ()) -> str:
@@ -60,17 +50,6 @@ def refuse_unknown_keys(prefix: str, given: set[str], known: set[str]) -> None:
     for key in sorted(given - known):
         allowed = sorted(prefix + name for name in known)
         raise ValueError(f"{prefix}{key} is not a key of the config: {suggest(prefix + key, allowed)}")
-
-
-def wrong_type(prefix: str, full_key: str, values: Mapping[str, Any], hints: Mapping[str, Any]) -> str:
-    """One sentence for a value that does not fit the annotation of its field; `full_key` may point inside a list."""
-    key = full_key.split(".")[0].split("[")[0]
-    options = get_args(hints[key]) if type(None) in get_args(hints[key]) else (hints[key],)
-    names = [_TYPE_NAMES.get(get_origin(kind) or kind, str(kind)) for kind in options if kind is not type(None)]
-    inside = [kind for option in options for kind in get_args(option) if kind in _TYPE_NAMES]
-    of = f", each {_TYPE_NAMES[inside[0]]}," if inside and "a list" in names else ""
-    null = " or null" if len(options) > 1 else ""
-    return f"{prefix}{key}={values.get(key)!r} has the wrong type: {' or '.join(names)}{of}{null} is needed"
 
 
 @contextmanager
