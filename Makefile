@@ -32,7 +32,7 @@ torture: $(VENV)/installed
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m torture $(ARGS)
 
 docs: $(VENV)/installed-docs
-	$(BIN)/mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 clean:
 	rm -rf site build .pytest_cache .mypy_cache .ruff_cache .hypothesis

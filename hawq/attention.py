@@ -103,14 +103,14 @@ def open_attention(model: nn.Module) -> list[nn.MultiheadAttention]:
     if closed:
         for module in model.modules():
             if isinstance(module, nn.TransformerEncoder):
-                module.enable_nested_tensor = False
+                module.use_nested_tensor = False
     return closed
 
 
 @contextmanager
 def opened_attention(model: nn.Module) -> Iterator[None]:
     """While active, every plain attention of `model` is open, and no fused kernel bypasses its layers."""
-    encoders = {m: m.enable_nested_tensor for m in model.modules() if isinstance(m, nn.TransformerEncoder)}
+    encoders = {m: m.use_nested_tensor for m in model.modules() if isinstance(m, nn.TransformerEncoder)}
     fast = torch.backends.mha.get_fastpath_enabled()
     closed = open_attention(model)
     torch.backends.mha.set_fastpath_enabled(False)
@@ -121,7 +121,7 @@ def opened_attention(model: nn.Module) -> Iterator[None]:
         for module in closed:
             module.__class__ = nn.MultiheadAttention
         for encoder, nested in encoders.items():
-            encoder.enable_nested_tensor = nested
+            encoder.use_nested_tensor = nested
 
 
 def with_open_attention(function: Callable[..., Result]) -> Callable[..., Result]:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from hawq.attention import with_open_attention
 from hawq.blocks import block_layers, trace_blocks
+from hawq.checks import check_range
 from hawq.components import component
 from hawq.curvature import (
     OPERATORS,
@@ -41,8 +42,8 @@ class Analysis:
         num_samples: training samples, drawn once by the run's seed, that the loss is averaged over.
         batch_size: samples in one pass; with all samples in one batch no forward is repeated.
         activations: whether curvature by, and errors of, the blocks' input activations are measured as well.
-        stop_when_settled: ends as soon as no curvature within its error can change a width (bits=mixed).
-        save_every_seconds: how often a half-done analysis is stored, so that a killed run can go on.
+        stop_when_settled: ends as soon as no curvature within its error can change a bit-width (bits=mixed).
+        save_every_seconds: how often a half-done analysis is stored, so that a killed run can resume.
 
     Raises:
         ValueError: a value out of range.
@@ -55,16 +56,14 @@ class Analysis:
     save_every_seconds: float = 20.0
 
     def __post_init__(self) -> None:
-        for key in ("num_samples", "batch_size"):
-            if getattr(self, key) < 1:
-                raise ValueError(f"analysis.{key}={getattr(self, key)} is out of range: give 1 or more")
-        if self.save_every_seconds < 0:
-            raise ValueError(f"analysis.save_every_seconds={self.save_every_seconds} is out of range: give 0 or more")
+        check_range("num_samples", self.num_samples, least=1)
+        check_range("batch_size", self.batch_size, least=1)
+        check_range("save_every_seconds", self.save_every_seconds, least=0)
 
 
 @dataclass(frozen=True)
 class Curvature:
-    """What a solver found of every block, and the mean loss it belongs to: the expensive half of a sensitivity.
+    """What a solver found of every block, and the mean loss: the expensive half of a sensitivity.
 
     `estimates` maps block → quantity ("eigenvalue", "smallest", "trace", "proxy", "activation_trace") → estimate.
     """
@@ -92,19 +91,19 @@ def analyze(
     Args:
         model: the float network; it stays as it is.
         blocks: from `find_blocks`.
-        batches: fixed (inputs, targets) pairs, on the model's device; in a group of processes, this one's share.
+        batches: fixed (inputs, targets) pairs, on the model's device; in a group of processes, those of this one.
         loss: mean loss over a batch of (outputs, targets).
         solver: Lanczos unless given.
         quantizer: LSQ unless given; decides Q_b.
         activations: also measures the curvature by, and the quantisation error of, each block's input activations.
         seed: of the random start vectors.
-        progress: hears of every estimate.
+        progress: told of every estimate.
 
     Raises:
         ValueError: no batches, or batches, a network or a loss whose Hessian would mean nothing.
     """
     given = fixed(batches)
-    refuse_quantized(model)
+    _refuse_made_weights(model, blocks)
     if any(block.macs is None for block in blocks):
         blocks = trace_blocks(model, blocks, given[0][0][:1])
     curvature = measure_curvature(
@@ -138,23 +137,28 @@ def measure_curvature(
     settled: Callable[[Curvature], bool] = lambda curvature: False,
     progress: Progress = SILENT,
 ) -> Curvature:
-    """Checks network and loss, then runs one solver a block in lockstep.
+    """Checks network and loss, then runs one solver per block, all in step.
 
-    `on_estimate` hears each block's main result as soon as it stands, `warn` whatever makes the results less sure, and
-    `settled` may end the measurement of the weights' curvature after any round.
-    Raises ValueError as `BlockOperator`, `check_network` and `solve_blocks` do.
+    Args:
+        model, blocks, batches, loss, solver, seed, activations, progress: see `analyze`.
+        checkpoint: where a half-done analysis is stored every `save_every_seconds`.
+        on_estimate: called with each block's name and main result as soon as it is final.
+        warn: called with each sentence about what makes the results less sure.
+        settled: asked after every round; True ends the measurement of the weights' curvature.
+
+    Raises:
+        ValueError: as `BlockOperator`, `check_network` and `solve_blocks` do.
     """
-    refuse_quantized(model)
-    refuse_computed_weights(model, [layer for block in blocks for layer in block.layers])
+    _refuse_made_weights(model, blocks)
     for text in check_network(model, batches, loss, twice=solver.reads in ("products", "rows")):
         warn(text)
     limit = solver.memory_limit_gib
-    kind = OPERATORS[getattr(solver, "curvature", "hessian")]
+    kind = OPERATORS[solver.curvature]
     parameters = {block.name: block_weights(model, block) for block in blocks}
     operator = kind(model, parameters, batches, loss, None if limit is None else limit * 2**30)
     for text in check_loss(operator):
         warn(text)
-    with progress.blocks(operator.names, getattr(solver, "tolerance", None)) as task:
+    with progress.blocks(operator.names, solver.tolerance) as task:
 
         def listen(name: str, estimates: dict[str, Estimate], done: bool) -> None:
             main = next(iter(estimates.values()))
@@ -199,6 +203,12 @@ def combine(
         for block in blocks
     )
     return Sensitivity(rows, curvature.solver, curvature.num_samples, curvature.loss)
+
+
+def _refuse_made_weights(model: nn.Module, blocks: Sequence[Block]) -> None:
+    """Raises UserError for quantised or otherwise computed weights: their curvature would come out as zero."""
+    refuse_quantized(model)
+    refuse_computed_weights(model, [layer for block in blocks for layer in block.layers])
 
 
 def block_weights(model: nn.Module, block: Block) -> list[Tensor]:

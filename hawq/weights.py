@@ -22,11 +22,11 @@ def load_strictly(model: nn.Module, state: Mapping[str, Tensor], origin: str, *,
     Raises:
         ValueError: lists missing names, unexpected names, other shapes, and other kinds of numbers.
     """
-    check_fit(model, state, origin, whole_numbers=whole_numbers)
+    check_names(model, state, origin, whole_numbers=whole_numbers)
     model.load_state_dict(state, strict=False)
 
 
-def check_fit(model: nn.Module, state: Mapping[str, Tensor], origin: str, *, whole_numbers: bool = False) -> None:
+def check_names(model: nn.Module, state: Mapping[str, Tensor], origin: str, *, whole_numbers: bool = False) -> None:
     """Raises what `load_strictly` would, and loads nothing; of `state` only shapes and dtypes are read."""
     expected = {name: tensor for name, tensor in model.state_dict().items() if isinstance(tensor, Tensor)}
     given = {_place(expected[name]) for name in expected.keys() & state.keys()}
@@ -86,7 +86,7 @@ def _place(tensor: Tensor) -> tuple[object, ...]:
     return tensor.untyped_storage()._cdata, tensor.storage_offset(), tuple(tensor.shape), tensor.stride()
 
 
-def _listed(names: Sequence[str], most: int = 20) -> str:
+def _listed(names: Sequence[str], most: int = 8) -> str:
     """Names in brackets; a long list is cut and counted."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return f"[{', '.join(names[:most])}]{more}" if names else "none"

@@ -1,7 +1,7 @@
 """The papers' tables next to ours: `python scripts/reproduce.py table1` (or table2 … table4, v2, v3, figures).
 
-`ablations` are our own. `--run ROW [override …]` runs exactly that row through train.py; `readme` rewrites the README's
-table of results.
+`ablations` are our own. `--run ROW [override …]` runs exactly that row through train.py; `readme` writes the tables of
+results in README.md and docs/results.md.
 """
 
 from __future__ import annotations
@@ -9,9 +9,9 @@ from __future__ import annotations
 import argparse
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 
 import torch
 
@@ -30,14 +30,16 @@ from hawq.report import (
     PaperTable,
     Recorded,
     comparison,
+    full_results,
     read_results,
     read_table,
-    readme_results,
+    summary_table,
 )
 
 TABLES = {path.stem: path for path in sorted((REPOSITORY / "docs" / "papers").glob("*.yaml"))}
-BEGIN, END = "<!-- made by: python scripts/reproduce.py readme -->\n", "<!-- end -->\n"
-BEGIN_ABLATIONS = "<!-- ablations, made by: python scripts/reproduce.py readme -->\n"
+PAGES = (REPOSITORY / "README.md", REPOSITORY / "docs" / "results.md")
+BEGIN = "<!-- {}, made by: python scripts/reproduce.py readme -->\n"
+END = "<!-- end -->\n"
 
 
 def main() -> None:
@@ -49,8 +51,8 @@ def main() -> None:
     given, more = parser.parse_known_args()
     results = read_results(REPOSITORY / "docs" / "results")
     if given.table == "readme":
-        path = REPOSITORY / "README.md"
-        path.write_text(with_results(path.read_text(), results))
+        for page in PAGES:
+            page.write_text(with_results(page.read_text(), results))
         return
     table = read_table(TABLES[given.table])
     try:
@@ -70,13 +72,18 @@ def command(table: PaperTable, name: str, overrides: list[str]) -> list[str]:
     return [sys.executable, str(REPOSITORY / "train.py"), *own, *overrides]
 
 
-def with_results(readme: str, results: list[Recorded]) -> str:
-    """The README's text with its tables of results and of ablations rewritten."""
-    for begin, shown in ((BEGIN, readme_results(results)), (BEGIN_ABLATIONS, beside_ours("ablations", results))):
-        before, _, rest = readme.partition(begin)
-        after = rest.partition(END)[2]
-        readme = f"{before}{begin}\n{shown}\n\n{END}{after}"
-    return readme
+def with_results(page: str, results: list[Recorded]) -> str:
+    """The text of a page with each table that it has a place for made from the records."""
+    tables: dict[str, Callable[[list[Recorded]], str]] = {
+        "summary": summary_table,
+        "results": full_results,
+        "ablations": partial(beside_ours, "ablations"),
+    }
+    for name, make in tables.items():
+        before, begin, rest = page.partition(BEGIN.format(name))
+        if begin:
+            page = f"{before}{begin}\n{make(results)}\n\n{END}{rest.partition(END)[2]}"
+    return page
 
 
 def beside_ours(name: str, results: list[Recorded]) -> str:

@@ -22,6 +22,7 @@ FLOORS = (
     # ---------- the library ends here: nothing above this line imports hawq.experiment ----------
     ("experiment.artifacts", "experiment.progress", "experiment.table"),
     ("experiment.tracking",),
+    ("experiment.metrics",),
     ("experiment.config",),
     ("experiment.prepare",),
     ("experiment.run",),

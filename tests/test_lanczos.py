@@ -61,7 +61,7 @@ def test_too_few_products_are_told():
 
 @pytest.mark.parametrize(
     ("values", "message"),
-    [({"tolerance": 1.0}, "solver.tolerance=1.0"), ({"max_iterations": 1}, "solver.max_iterations=1")],
+    [({"tolerance": 1.0}, "tolerance=1.0"), ({"max_iterations": 1}, "max_iterations=1")],
 )
 def test_values_out_of_range(values, message):
     with pytest.raises(ValueError, match=message):

@@ -187,11 +187,11 @@ def test_memory_keeps_rows_few():
 
 
 VALUES = [
-    ({"quantity": "rank"}, "solver.quantity='rank' is unknown: give eigenvalue or trace"),
-    ({"curvature": "hessian"}, "quantity='eigenvalue' needs solver.curvature=ggn"),
-    ({"rows": -1}, "solver.rows=-1"),
-    ({"tolerance": 1.0}, "solver.tolerance=1.0"),
-    ({"start_from": "subset"}, "solver.start_from='subset' .*random"),
+    ({"quantity": "rank"}, "quantity='rank' is unknown: give eigenvalue or trace"),
+    ({"curvature": "hessian"}, "quantity='eigenvalue' needs curvature=ggn"),
+    ({"rows": -1}, "rows=-1"),
+    ({"tolerance": 1.0}, "tolerance=1.0"),
+    ({"start_from": "subset"}, "start_from='subset' .*random"),
 ]
 
 

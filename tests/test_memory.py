@@ -85,7 +85,7 @@ def test_a_limit_cuts_the_batches_and_changes_no_result(kind, monkeypatch):
     model, batch = build("residual", torch.float32), samples(600, torch.float32)
     whole = operator_of(model, [batch], kind)
     limited = operator_of(model, [batch], kind, 2 * MIB)
-    assert 1 < limited.largest_batch < 300
+    assert 1 < limited.samples.largest_batch < 300
     vectors = {name: whole.random_vector(name, torch.Generator().manual_seed(0)) for name in whole.names}
     expected, found = whole.products(vectors), limited.products(vectors)
     for name in whole.names:
@@ -132,7 +132,7 @@ def test_when_memory_runs_out_batches_are_halved(kind, reading, error):
     found = READINGS[reading](operator, vectors)
     accuracy = 0.02 if "traces" in reading else 1e-10
     torch.testing.assert_close(found, expected, rtol=accuracy, atol=1e-12)
-    assert small.seen[:2] == [11, 5] and operator.largest_batch == 2
+    assert small.seen[:2] == [11, 5] and operator.samples.largest_batch == 2
 
 
 def test_a_kept_graph_is_made_anew_in_pieces():
@@ -150,7 +150,7 @@ def test_a_kept_graph_is_made_anew_in_pieces():
 
     operator._product = once_too_much
     torch.testing.assert_close(operator.products(vectors)["head"], expected)
-    assert operator.largest_batch == 4
+    assert operator.samples.largest_batch == 4
 
 
 def test_a_single_sample_that_is_too_much_is_told():
@@ -168,4 +168,4 @@ def test_other_errors_are_left_alone():
     Small(model, 0, RuntimeError("something else"))
     with pytest.raises(RuntimeError, match="something else"):
         operator.products({"head": torch.ones(12, dtype=torch.float64)})
-    assert isinstance(operator, BlockHessian) and operator.largest_batch == 4
+    assert isinstance(operator, BlockHessian) and operator.samples.largest_batch == 4

@@ -56,9 +56,9 @@ def test_a_stored_state_goes_on_as_if_nothing_had_happened(name):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"tolerance": 0.0}, "solver.tolerance=0.0"),
-        ({"tolerance": float("nan")}, "solver.tolerance=nan"),
-        ({"max_iterations": 0}, "solver.max_iterations=0"),
+        ({"tolerance": 0.0}, "tolerance=0.0"),
+        ({"tolerance": float("nan")}, "tolerance=nan"),
+        ({"max_iterations": 0}, "max_iterations=0"),
         ({"stopping": "never"}, "'never'.*change or residual"),
     ],
 )

@@ -7,7 +7,7 @@ import torch
 from spectra import SPECTRA, matrix, reload
 
 from hawq.curvature import Fisher, GradientNorm, Hutchinson, Lanczos, LowRank, PowerIteration, RandomScore, solve
-from hawq.curvature.solver import STARTS
+from hawq.curvature.solver import CURVATURES, READS, STARTS, RowSolver, Solver
 
 SOLVERS = {
     "lanczos": Lanczos(1e-6),
@@ -56,6 +56,14 @@ def walk(solver, dense, start, keep=lambda state: state):
         state = keep(states[-1])
         states.append(solver.update(state, read(state)))
     return states
+
+
+@pytest.mark.parametrize("solver", SOLVERS.values(), ids=SOLVERS)
+def test_what_is_read_of_a_solver_stands_in_the_contract(solver):
+    wanted = [name for name, value in vars(Solver).items() if isinstance(value, property)]
+    assert len(wanted) >= 6 and all(hasattr(solver, name) for name in wanted)
+    assert solver.reads in READS and solver.curvature in CURVATURES and solver.start_from in STARTS
+    assert isinstance(solver, RowSolver) == (solver.reads == "rows")
 
 
 @pytest.mark.parametrize(("solver", "spectrum"), EVERY)
@@ -136,13 +144,13 @@ def test_the_seed_decides_the_draws():
 
 
 VALUES = [
-    (Hutchinson, {"rank": -1}, "solver.rank=-1"),
-    (Hutchinson, {"rank": 8, "max_products": 9}, "solver.max_products=9 .*give 10 or more"),
-    (Hutchinson, {"tolerance": 0.0}, "solver.tolerance=0.0"),
+    (Hutchinson, {"rank": -1}, "rank=-1"),
+    (Hutchinson, {"rank": 8, "max_products": 9}, "max_products=9 .*give 10 "),
+    (Hutchinson, {"tolerance": 0.0}, "tolerance=0.0"),
     (Hutchinson, {"start_from": "subset"}, "random or gradient"),
-    (Lanczos, {"curvature": "fisher"}, "'fisher' is unknown: give hessian, ggn"),
+    (Lanczos, {"curvature": "fisher"}, "'fisher' is unknown: give hessian or ggn"),
     (PowerIteration, {"start_from": "zero"}, f"'zero' is unknown: give {', '.join(STARTS)}"),
-    (Fisher, {"max_draws": 1}, "solver.max_draws=1"),
+    (Fisher, {"max_draws": 1}, "max_draws=1"),
     *[(k, {"memory_limit_gib": 0.0}, "memory_limit_gib=0.0") for k in (Lanczos, Fisher, GradientNorm, Hutchinson)],
 ]
 

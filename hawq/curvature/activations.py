@@ -33,8 +33,11 @@ def activation_traces(
         operator: whose model, batches and loss are taken.
         layers: block → qualified names of the layers whose inputs count.
         tolerance: stops once every standard error over draws is below tolerance · |trace|.
-        max_draws: most products for one block.
+        max_draws: most products per block.
         seed: of the signs.
+
+    Returns:
+        Block → trace, with its standard error over draws.
     """
     draws: dict[str, list[float]] = {name: [] for name in layers}
     while len(next(iter(draws.values()))) < max_draws:
@@ -61,7 +64,7 @@ def _quadratics(operator: BlockOperator, layers: Mapping[str, Sequence[str]], se
     totals = {name: torch.zeros((), dtype=torch.float64, device=operator.device) for name in layers}
     generator = torch.Generator().manual_seed(seed)
     wanted = {layer for members in layers.values() for layer in members}
-    for batch, share in operator.weighted_batches():
+    for batch, share in operator.samples.weighted():
         with operator.analysis(), shifted_inputs(operator.model, wanted) as shifts:
             with second_derivatives():
                 outputs = operator.model(batch[0])

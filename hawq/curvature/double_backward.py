@@ -1,4 +1,4 @@
-"""Operations whose second derivatives PyTorch lacks, or has at a needless cost, written in others of equal value.
+"""Operations whose second derivatives PyTorch lacks, or has at a needless cost, written as others of equal value.
 
 PyTorch's double backward of a convolution always forms the derivative by its weight, wanted or not; of a frozen batch
 norm and of a ReLU it forms terms that are zero. Here a convolution y = W ∗ x has two nodes in the graph, one for each

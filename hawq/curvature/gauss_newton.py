@@ -31,6 +31,7 @@ class BlockGaussNewton(BlockOperator):
 
     @property
     def trace_is_gauss_newtons(self) -> bool:
+        """Always: this is the Gauss-Newton matrix."""
         return True
 
     def _linearize(self, outputs: Tensor, targets: Tensor, weights: Sequence[Tensor]) -> _Linearized:
@@ -40,10 +41,10 @@ class BlockGaussNewton(BlockOperator):
         flat = torch.autograd.grad(
             outputs, weights, dummy, create_graph=True, allow_unused=True, materialize_grads=True
         )
-        return _Linearized(outputs, leaf, gradient, dummy, self._by_block(flat))
+        return _Linearized(outputs, leaf, gradient, dummy, self.weights.by_block(flat))
 
     def _product(self, shared: _Linearized, name: str, vector: Tensor) -> Tensor:
-        pairs = zip(shared.vjp[name], self._parts(name, vector), strict=True)
+        pairs = zip(shared.vjp[name], self.weights.parts(name, vector), strict=True)
         reached = [(vjp, part) for vjp, part in pairs if vjp.requires_grad]
         if not reached or not shared.gradient.requires_grad:  # outputs do not depend on it, or the loss is linear
             return torch.zeros_like(vector)
@@ -55,7 +56,7 @@ class BlockGaussNewton(BlockOperator):
         )
         rows = torch.autograd.grad(
             shared.outputs,
-            self._parameters[name],
+            self.weights.of(name),
             curved,
             retain_graph=True,
             allow_unused=True,

@@ -20,17 +20,17 @@ class BlockHessian(BlockOperator):
 
     @property
     def trace_is_gauss_newtons(self) -> bool:
-        """Whether ∂²z/∂w² = 0 for each single weight, so that H_ii and G_ii have the same diagonal.
+        """Whether ∂²z/∂w² = 0 for each single weight w, so that H_ii and G_ii have the same diagonal.
 
-        True when on the graph of one sample no weight leads to its own slope ∂z/∂w.
+        True when, on the graph of one sample, no weight leads to its own slope ∂z/∂w.
         """
         return all(all_gather(not self.influence or self._leads_to_no_own_slope()))
 
     def _leads_to_no_own_slope(self) -> bool:
-        weights = self._weights()
+        weights = self.weights.all
         with self.analysis():
             with second_derivatives():
-                outputs = self.model(self._sample(0))
+                outputs = self.model(self.samples.input(0))
             slopes = torch.autograd.grad(outputs.sum(), weights, create_graph=True, allow_unused=True)
             return all(
                 torch.autograd.grad(slope.sum(), weight, retain_graph=True, allow_unused=True)[0] is None
@@ -41,18 +41,18 @@ class BlockHessian(BlockOperator):
     def _linearize(self, outputs: Tensor, targets: Tensor, weights: Sequence[Tensor]) -> dict[str, Sequence[Tensor]]:
         """g_i of every block for one batch, with the graph that a second backward needs."""
         loss = self.loss(outputs, targets)
-        return self._by_block(
+        return self.weights.by_block(
             torch.autograd.grad(loss, weights, create_graph=True, allow_unused=True, materialize_grads=True)
         )
 
     def _product(self, shared: dict[str, Sequence[Tensor]], name: str, vector: Tensor) -> Tensor:
-        pairs = zip(shared[name], self._parts(name, vector), strict=True)
+        pairs = zip(shared[name], self.weights.parts(name, vector), strict=True)
         curved = [(gradient, part) for gradient, part in pairs if gradient.requires_grad]
         if not curved:  # the gradient does not depend on any weight: H_ii = 0
             return torch.zeros_like(vector)
         rows = torch.autograd.grad(
             [gradient for gradient, _ in curved],
-            self._parameters[name],
+            self.weights.of(name),
             [part for _, part in curved],
             retain_graph=True,
             allow_unused=True,

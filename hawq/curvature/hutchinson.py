@@ -7,9 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from hawq.checks import check_range
 from hawq.components import component
 from hawq.curvature.lanczos import krylov_start, krylov_step, ritz_pairs
-from hawq.curvature.solver import Reading, State, mean_and_error, refuse_tolerance
+from hawq.curvature.solver import MOST_READINGS, Reading, State, check_tolerance, mean_and_error
 from hawq.records import Estimate
 
 _FEWEST = 6  # draws below which a standard error says nothing, even widened
@@ -27,7 +28,7 @@ class Hutchinson(Reading):
 
     Args:
         tolerance: stops once the standard error of the mean is below tolerance · |trace|.
-        max_products: most products for one block.
+        max_products: most products per block.
         rank: products spent on the Krylov space.
 
     Raises:
@@ -40,20 +41,20 @@ class Hutchinson(Reading):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        refuse_tolerance(self.tolerance)
+        check_tolerance(self.tolerance)
         if self.start_from == "subset":
-            raise ValueError("solver.start_from='subset' does not fit a trace: give random or gradient")
-        if self.rank < 0:
-            raise ValueError(f"solver.rank={self.rank} is out of range: give 0 or more")
-        if self.max_products < self.rank + 2:
-            raise ValueError(f"solver.max_products={self.max_products} is out of range: give {self.rank + 2} or more")
+            raise ValueError("start_from='subset' does not fit a trace: give random or gradient")
+        check_range("rank", self.rank, least=0, most=MOST_READINGS - 2)
+        check_range("max_products", self.max_products, least=self.rank + 2, most=MOST_READINGS)
 
     @property
     def name(self) -> str:
+        """How results call it."""
         return "hutchinson" if self.rank == 0 else "deflated hutchinson"
 
     @property
     def reads(self) -> str:
+        """Products H · state["vector"] (n_i,)."""
         return "products"
 
     def start(self, vector: Tensor, seed: int = 0) -> State:
@@ -62,6 +63,7 @@ class Hutchinson(Reading):
         return state if self.rank else state | {"basis": [], "vector": _signs(state, vector)}
 
     def update(self, state: State, reading: Tensor) -> State:
+        """One more vector of the Krylov space or one more draw; `reading` is H · state["vector"] (n_i,)."""
         if len(state["alpha"]) < self.rank and not state["invariant"]:
             grown = krylov_step(state, reading)
             if len(grown["alpha"]) < self.rank and not grown["invariant"]:
@@ -72,6 +74,7 @@ class Hutchinson(Reading):
         return self._ask(drawn, reading)
 
     def estimates(self, state: State) -> dict[str, Estimate]:
+        """ "trace" with its standard error, and "eigenvalue" where `rank` > 0."""
         products, known = len(state["alpha"]) + len(state["draws"]), sum(state["alpha"])
         complete = state["done"] and not state["draws"]
         mean, error = (0.0, 0.0) if complete else mean_and_error(state["draws"])

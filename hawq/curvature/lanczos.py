@@ -9,8 +9,9 @@ import torch
 from scipy.linalg import eigh_tridiagonal
 from torch import Tensor
 
+from hawq.checks import check_range
 from hawq.components import component
-from hawq.curvature.solver import Reading, State, refuse_tolerance, unit
+from hawq.curvature.solver import MOST_READINGS, Reading, State, check_tolerance, unit
 from hawq.records import Estimate
 
 _BREAKDOWN = 1e-6  # a remainder this small, relative to Hv, means that the Krylov space is invariant
@@ -28,7 +29,7 @@ class Lanczos(Reading):
 
     Args:
         tolerance: stops once the residual is below tolerance · |θ|.
-        max_iterations: most products for one block; also the number of basis vectors kept.
+        max_iterations: most products per block; also the number of basis vectors kept.
         both_ends: goes on until the smallest algebraic eigenvalue is as near, relative to the larger of the two.
 
     Raises:
@@ -42,16 +43,17 @@ class Lanczos(Reading):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        refuse_tolerance(self.tolerance)
-        if self.max_iterations < 2:
-            raise ValueError(f"solver.max_iterations={self.max_iterations} is out of range: give 2 or more")
+        check_tolerance(self.tolerance)
+        check_range("max_iterations", self.max_iterations, least=2, most=MOST_READINGS)
 
     @property
     def name(self) -> str:
+        """How results call it."""
         return "lanczos" if self.curvature == "hessian" else f"lanczos ({self.curvature})"
 
     @property
     def reads(self) -> str:
+        """Products H · state["vector"] (n_i,)."""
         return "products"
 
     def start(self, vector: Tensor, seed: int = 0) -> State:
@@ -59,6 +61,7 @@ class Lanczos(Reading):
         return {"done": False, "converged": False, "directions": [], **krylov_start(vector)}
 
     def update(self, state: State, reading: Tensor) -> State:
+        """One more vector of the Krylov space; `reading` is H · state["vector"] (n_i,)."""
         grown = krylov_step(state, reading)
         ends = ritz_pairs(grown)
         largest, smallest = ends[-1], ends[0]
@@ -72,6 +75,7 @@ class Lanczos(Reading):
         return grown | {"done": True, "converged": converged, "directions": directions, "basis": []}
 
     def estimates(self, state: State) -> dict[str, Estimate]:
+        """ "eigenvalue", and "smallest" with `both_ends`."""
         if not state["alpha"]:
             return {"eigenvalue": Estimate(float("nan"), float("inf"), 0, False)}
         ends, products = ritz_pairs(state), len(state["alpha"])
@@ -81,11 +85,12 @@ class Lanczos(Reading):
         return found
 
     def eigenvector(self, state: State) -> Tensor:
-        """The Ritz vector; of both ends their sum, whose Krylov space holds both."""
+        """The Ritz vector (n_i,); for both ends their sum, whose Krylov space holds both."""
         total: Tensor = sum(state["directions"][1:], start=state["directions"][0])
         return total / total.norm()
 
     def sharper(self) -> Lanczos:
+        """The same with half the tolerance."""
         return replace(self, tolerance=self.tolerance / 2)
 
 

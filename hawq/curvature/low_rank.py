@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
+from hawq.checks import check_choice, check_range
 from hawq.components import component
 from hawq.curvature.hutchinson import Hutchinson
 from hawq.curvature.lanczos import Lanczos
-from hawq.curvature.solver import Reading, Solver, State, mean_and_error, refuse_tolerance
+from hawq.curvature.solver import MOST_READINGS, Reading, Solver, State, check_tolerance, mean_and_error
 from hawq.records import Estimate
 
 QUANTITIES = {"eigenvalue": 3, "trace": 6}  # and how many sketches are the fewest that say something
@@ -30,8 +31,8 @@ class LowRank(Reading):
 
     Args:
         quantity: "eigenvalue" (of curvature="ggn") or "trace": what is wanted within the tolerance.
-        tolerance: proven error of the eigenvalue, or standard error of the trace, relative to the value.
-        rows: most rows that stand alone; fewer where they hold nearly all.
+        tolerance: error of the eigenvalue, or standard error of the trace, relative to the value.
+        rows: most rows that are read one by one; fewer where they hold nearly all.
 
     Raises:
         ValueError: a value out of range.
@@ -44,22 +45,22 @@ class LowRank(Reading):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        refuse_tolerance(self.tolerance)
-        if self.quantity not in QUANTITIES:
-            raise ValueError(f"solver.quantity={self.quantity!r} is unknown: give {' or '.join(QUANTITIES)}")
+        check_tolerance(self.tolerance)
+        check_choice("quantity", self.quantity, tuple(QUANTITIES))
+        check_range("rows", self.rows, least=0, most=MOST_READINGS)
         if self.quantity == "eigenvalue" and self.curvature != "ggn":
-            raise ValueError("solver.quantity='eigenvalue' needs solver.curvature=ggn: give that, or solver=lanczos")
+            raise ValueError("quantity='eigenvalue' needs curvature=ggn: give that, or solver=lanczos")
         if self.start_from != "random":
-            raise ValueError(f"solver.start_from={self.start_from!r} does not fit rows: give random")
-        if self.rows < 0:
-            raise ValueError(f"solver.rows={self.rows} is out of range: give 0 or more")
+            raise ValueError(f"start_from={self.start_from!r} does not fit rows: give random")
 
     @property
     def name(self) -> str:
+        """How results call it."""
         return f"low rank ({self.curvature})"
 
     @property
     def reads(self) -> str:
+        """Rows (n_i,) of the Gauss-Newton matrix, then sketches of the others."""
         return "rows"
 
     @property
@@ -71,6 +72,10 @@ class LowRank(Reading):
     def rest(self) -> float:
         """Share of the curvature of the outputs that is not worth rows of its own: a twentieth of the tolerance."""
         return self.tolerance / 20
+
+    def with_rows(self, count: int) -> LowRank:
+        """The same solver for exactly `count` rows."""
+        return replace(self, rows=count)
 
     def otherwise(self) -> Solver:
         """What finds the same by products."""
@@ -96,6 +101,7 @@ class LowRank(Reading):
         return state | {"converged": near, "done": near or self._is_hopeless(state)}
 
     def estimates(self, state: State) -> dict[str, Estimate]:
+        """ "trace" with its standard error, and before it "eigenvalue" where that is wanted."""
         rest, error = mean_and_error(state["draws"])
         readings = state["seen"] + len(state["draws"])
         trace = Estimate(state["known"] + rest, error, readings, state["converged"])

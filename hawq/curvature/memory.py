@@ -17,7 +17,7 @@ _MARGIN = 0.6  # of what is free: allocators keep what they once had, and kernel
 
 
 class _LiveBytes(TorchDispatchMode):
-    """Follows the bytes of all tensors that are made while it is active."""
+    """Counts the live bytes of all tensors that are made while it is active."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -47,16 +47,22 @@ class _LiveBytes(TorchDispatchMode):
 
 
 def peak_bytes(work: Callable[[], Any]) -> int:
-    """Most bytes that tensors made by `work` took at one time."""
+    """Most bytes that the tensors made by `work` take at one time."""
     with _LiveBytes() as counter:
         work()
     return counter.peak
 
 
 def samples_that_fit(limit_bytes: float, in_use_bytes: float, needs: dict[int, int]) -> int:
-    """How many samples may be in one batch, from the bytes that two small batches need (samples → bytes).
+    """How many samples may be in one batch: bytes are a linear function of samples, seen at two small batches.
 
-    Raises ValueError when not even one fits.
+    Args:
+        limit_bytes: most bytes of the process.
+        in_use_bytes: what it holds already.
+        needs: samples → bytes of two batches of different size.
+
+    Raises:
+        UserError: not even one sample fits.
     """
     (few, few_bytes), (more, more_bytes) = sorted(needs.items())
     each = max((more_bytes - few_bytes) / (more - few), 1)

@@ -13,7 +13,7 @@ from hawq.curvature.operator import BlockOperator
 from hawq.distributed import all_gather, rank
 
 _ENTRIES = 2**24  # of the matrices that are decomposed at one time
-_ENTRIES_KEPT = 2**26  # of all decompositions; more are made anew for each series of draws
+_ENTRIES_KEPT = 2**26  # of all decompositions; larger ones are recomputed for each series of draws
 _DRAWS = 16  # sketches in a series
 _NEGATIVE = 1e-4  # relative to the largest eigenvalue: more than rounding
 
@@ -36,12 +36,12 @@ class OutputFactor:
     """G_ii = Σ_n Σ_k r_nk r_nkᵀ, r_nk = √(σ_nk/N) J_inᵀ u_nk, with S_n = Σ_k σ_nk u_nk u_nkᵀ = ∂²L_n/∂z_n².
 
     (ViViT, Dangel et al., 2106.02624, eq. 4.) One row costs one backward of one sample and serves all blocks. Where
-    training has memorised the data, a few rows hold nearly all of G.
+    training has memorised the data, a few rows hold nearly all of G. The heaviest rows are the heads.
 
     Args:
-        operator: of either curvature, which sees samples alone; its network, loss and samples are used.
-        most_heads: most rows, those with the largest σ, that stand alone.
-        rest: share of Σ σ that may be left to the others; with less, no more rows stand alone.
+        operator: of either curvature, on a network that sees samples alone; its network, loss and samples are used.
+        most_heads: most rows, those with the largest σ, that are given one by one.
+        rest: share of Σ σ that may be left to the other rows; once it is, there are no more heads.
         seed: of the random signs.
     """
 
@@ -65,10 +65,11 @@ class OutputFactor:
 
     @property
     def num_heads(self) -> int:
+        """Rows that are given one by one."""
         return len(self._chosen)
 
     def row(self, index: int) -> dict[str, Tensor]:
-        """For every block, (n_i,): row `index` of the heads; after them random sketches s = Σ ± r of all other rows,
+        """For every block, (n_i,): head number `index`; after the last, random sketches s = Σ ± r of all other rows r,
         E s sᵀ = Σ r rᵀ.
         """
         if index >= self.num_heads:
@@ -78,14 +79,14 @@ class OutputFactor:
         return self._operator.vjp_of_sample(head.sample if head.owner == rank() else None, slope)
 
     def _signed(self, draw: int) -> Tensor:
-        """Σ_k ± √(σ_nk/N) u_nk over the directions that are no heads, for each sample of this process, (n, C)."""
+        """Σ_k ± √(σ_nk/N) u_nk over the directions that are not heads, for each sample of this process, (n, C)."""
         series, place = divmod(draw, _DRAWS)
         if self._drawn is None or self._drawn[0] != series:
             self._drawn = series, self._draw(series)
         return self._drawn[1][place]
 
     def _draw(self, series: int) -> Tensor:
-        """`_signed` for a whole series of draws, (draws, n, C): a decomposition serves all of them."""
+        """`_signed` for a whole series of draws, (draws, n, C): one decomposition serves all of them."""
         operator, slopes = self._operator, [torch.zeros(_DRAWS, 0, 0)]
         generator = torch.Generator().manual_seed(self._seed + series)
         own = [head for head in self._chosen if head.owner == rank()]
@@ -93,7 +94,7 @@ class OutputFactor:
             if len(slopes) == 1:  # the signs of all processes, so that they do not depend on who holds a sample
                 shape = (_DRAWS, operator.num_samples, values.shape[1])
                 signs = torch.randint(2, shape, generator=generator, dtype=torch.int8) * 2 - 1
-            begin = operator.first_sample + first
+            begin = operator.samples.first + first
             left = values.clamp_min(0).sqrt() * signs[:, begin : begin + len(values)].to(values)
             for head in own:
                 if first <= head.sample < first + len(values):
@@ -115,7 +116,7 @@ def _spectra(operator: BlockOperator) -> Iterator[Chunk]:
         return
     size, first = operator.outputs.shape[1], 0
     chunk = max(1, _ENTRIES // size**2)
-    for (inputs, targets), _ in operator.weighted_batches():
+    for (inputs, targets), _ in operator.samples.weighted():
         leaf = operator.outputs[first : first + len(inputs)].detach().requires_grad_()
         loss = len(leaf) * operator.loss(leaf, targets)
         (slope,) = torch.autograd.grad(loss, leaf, create_graph=True, materialize_grads=True)

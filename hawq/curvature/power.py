@@ -6,8 +6,9 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
+from hawq.checks import check_choice, check_range
 from hawq.components import component
-from hawq.curvature.solver import Reading, State, refuse_tolerance, unit
+from hawq.curvature.solver import MOST_READINGS, Reading, State, check_tolerance, unit
 from hawq.records import Estimate
 
 STOPPING_RULES = ("change", "residual")
@@ -23,7 +24,7 @@ class PowerIteration(Reading):
 
     Args:
         tolerance: relative accuracy at which to stop.
-        max_iterations: most products for one block (twice that when the dominant eigenvalue is negative).
+        max_iterations: most products per block (twice that when the dominant eigenvalue is negative).
         stopping: "change" stops when |λ_k − λ_{k−1}| ≤ tolerance · |λ_k|, the published rule; "residual" stops when
             ‖Hv − λv‖ ≤ tolerance · |λ|, which proves an eigenvalue within that distance.
 
@@ -37,18 +38,18 @@ class PowerIteration(Reading):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        refuse_tolerance(self.tolerance)
-        if self.max_iterations < 1:
-            raise ValueError(f"solver.max_iterations={self.max_iterations} is out of range: give 1 or more")
-        if self.stopping not in STOPPING_RULES:
-            raise ValueError(f"solver.stopping={self.stopping!r} is unknown: give {' or '.join(STOPPING_RULES)}")
+        check_tolerance(self.tolerance)
+        check_range("max_iterations", self.max_iterations, least=1, most=MOST_READINGS)
+        check_choice("stopping", self.stopping, STOPPING_RULES)
 
     @property
     def name(self) -> str:
+        """How results call it."""
         return "power"
 
     @property
     def reads(self) -> str:
+        """Products H · state["vector"] (n_i,)."""
         return "products"
 
     def start(self, vector: Tensor, seed: int = 0) -> State:
@@ -66,6 +67,7 @@ class PowerIteration(Reading):
         }
 
     def update(self, state: State, reading: Tensor) -> State:
+        """One more iteration; `reading` is H · state["vector"] (n_i,)."""
         vector, shift = state["vector"], state["shift"]
         value = float(vector.dot(reading))
         residual = float((reading - value * vector).norm())
@@ -80,13 +82,16 @@ class PowerIteration(Reading):
         return measured | {"vector": unit(shifted)}
 
     def estimates(self, state: State) -> dict[str, Estimate]:
+        """ "eigenvalue", with the residual of its vector."""
         return {"eigenvalue": Estimate(state["value"], state["residual"], state["products"], state["converged"])}
 
     def eigenvector(self, state: State) -> Tensor:
+        """The last vector (n_i,) of the iteration."""
         vector: Tensor = state["vector"]
         return vector
 
     def sharper(self) -> PowerIteration:
+        """The same with half the tolerance."""
         return replace(self, tolerance=self.tolerance / 2)
 
     def _has_converged(self, value: float, previous: float, residual: float) -> bool:

@@ -1,4 +1,4 @@
-"""What would make a Hessian meaningless, found before it is computed and told with its remedy."""
+"""What would make a Hessian meaningless, found before it is computed and reported with its remedy."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def check_network(model: nn.Module, batches: Sequence[Batch], loss: Loss, *, twi
 
 
 def check_loss(operator: BlockOperator) -> list[str]:
-    """Warnings about a loss whose curvature is rounding noise, or rests on a few samples (memorised data)."""
+    """Warnings about a loss whose curvature is rounding noise, or comes from a few samples (memorised data)."""
     influence = torch.tensor(list(chain.from_iterable(all_gather(operator.influence))), dtype=torch.float64)
     if not len(influence) or float(influence.max()) < _NOISE:
         text = f"the loss ({operator.mean_loss:.2g}) is nearly flat at every sample, so the Hessian is rounding noise"

@@ -16,6 +16,7 @@ import torch
 from scipy.stats import t as student_t
 from torch import Tensor
 
+from hawq.checks import check_choice, check_range
 from hawq.records import Estimate
 
 State = dict[str, Any]
@@ -26,6 +27,105 @@ Each solver keeps `vector` (the next v to multiply), `done`, and whatever it nee
 
 CURVATURES = ("hessian", "ggn")
 STARTS = ("random", "gradient", "subset")
+MOST_READINGS = 10**6  # that any solver may be asked to make per block
+READS = ("products", "gradients", "sketches", "rows", "nothing")
+
+
+class Solver(Protocol):
+    """Estimates something of a symmetric matrix from readings alone. `SolverDefaults` has what most leave as it is."""
+
+    @property
+    def name(self) -> str:
+        """How results call it."""
+        ...
+
+    @property
+    def reads(self) -> str:
+        """What `update` is given, one of `READS`: "products" (H · state["vector"]), "gradients" (∂L/∂W), "sketches"
+        (random s with E ‖s‖² = trace), "rows" (see `RowSolver`) or "nothing"."""
+        ...
+
+    @property
+    def curvature(self) -> str:
+        """Which matrix it reads, one of `CURVATURES`."""
+        ...
+
+    @property
+    def start_from(self) -> str:
+        """The vector that `start` is to be given, one of `STARTS`."""
+        ...
+
+    @property
+    def tolerance(self) -> float | None:
+        """The relative error that it stops at; None where it has no error to bring down."""
+        ...
+
+    @property
+    def memory_limit_gib(self) -> float | None:
+        """Most memory of the process while it reads; None does not limit it."""
+        ...
+
+    def start(self, vector: Tensor, seed: int = 0) -> State:
+        """State before the first reading; `vector` (n,) is the random or informed start, `seed` is for more draws."""
+        ...
+
+    def update(self, state: State, reading: Tensor) -> State:
+        """State after one more `reading` (n,)."""
+        ...
+
+    def estimates(self, state: State) -> dict[str, Estimate]:
+        """What is known so far, with its error: "eigenvalue", "smallest", "trace" or "proxy", the main one first."""
+        ...
+
+
+@runtime_checkable
+class EigenSolver(Solver, Protocol):
+    """A solver that also knows where the eigenvalue lies, so that it can begin on part of the data."""
+
+    def eigenvector(self, state: State) -> Tensor:
+        """The unit vector (n,) that a run on more data should start from."""
+        ...
+
+    def sharper(self) -> Solver:
+        """The same solver with half the tolerance, for that first run."""
+        ...
+
+
+@runtime_checkable
+class RowSolver(Solver, Protocol):
+    """A solver that reads the rows of the Gauss-Newton matrix, then sketches of the other rows (`OutputFactor`)."""
+
+    @property
+    def rows(self) -> int:
+        """Most rows that it is given one by one."""
+        ...
+
+    @property
+    def keeps_rows(self) -> bool:
+        """Whether all rows are held until the last of them has come."""
+        ...
+
+    @property
+    def rest(self) -> float:
+        """Share of the curvature of the outputs that is not worth rows of its own."""
+        ...
+
+    def with_rows(self, count: int) -> Solver:
+        """The same solver for exactly `count` rows."""
+        ...
+
+    def otherwise(self) -> Solver:
+        """The solver that finds the same by products, where rows do not settle it."""
+        ...
+
+
+class SolverDefaults:
+    """What a solver leaves as it is unless it says otherwise: see `Solver` for the meaning of each."""
+
+    curvature: str = "hessian"
+    start_from: str = "random"
+    tolerance: float | None = None
+    memory_limit_gib: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,57 +147,9 @@ class Reading:
     memory_limit_gib: float | None = None
 
     def __post_init__(self) -> None:
-        for key, allowed in (("curvature", CURVATURES), ("start_from", STARTS)):
-            if getattr(self, key) not in allowed:
-                raise ValueError(f"solver.{key}={getattr(self, key)!r} is unknown: give {', '.join(allowed)}")
-        refuse_memory_limit(self.memory_limit_gib)
-
-
-def refuse_memory_limit(gib: float | None) -> None:
-    """Raises ValueError for a limit that is not positive."""
-    if gib is not None and not gib > 0:
-        raise ValueError(f"solver.memory_limit_gib={gib} is out of range: give a positive number, or null")
-
-
-class Solver(Protocol):
-    """Estimates something of a symmetric matrix from readings alone."""
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def reads(self) -> str:
-        """What `update` is given: "products" (H · state["vector"]), "gradients" (∂L/∂W), "sketches" (random s with
-        E ‖s‖² = trace), or "nothing"."""
-        ...
-
-    @property
-    def memory_limit_gib(self) -> float | None: ...
-
-    def start(self, vector: Tensor, seed: int = 0) -> State:
-        """State before the first reading; `vector` (n,) is the random or informed start, `seed` is for more draws."""
-        ...
-
-    def update(self, state: State, reading: Tensor) -> State:
-        """State after receiving one `reading` (n,)."""
-        ...
-
-    def estimates(self, state: State) -> dict[str, Estimate]:
-        """What is known so far, with its error: "eigenvalue", "smallest", "trace" or "proxy", the main one first."""
-        ...
-
-
-@runtime_checkable
-class EigenSolver(Solver, Protocol):
-    """A solver that also knows where the eigenvalue lies, so that it can begin on part of the data."""
-
-    def eigenvector(self, state: State) -> Tensor:
-        """The unit vector (n,) that a run on more data should start from."""
-        ...
-
-    def sharper(self) -> Solver:
-        """The same solver with half the tolerance, for that first run."""
-        ...
+        check_choice("curvature", self.curvature, CURVATURES)
+        check_choice("start_from", self.start_from, STARTS)
+        check_memory_limit(self.memory_limit_gib)
 
 
 def solve(solver: Solver, multiply: Callable[[Tensor], Tensor], start: Tensor, seed: int = 0) -> dict[str, Estimate]:
@@ -108,10 +160,14 @@ def solve(solver: Solver, multiply: Callable[[Tensor], Tensor], start: Tensor, s
     return solver.estimates(state)
 
 
-def refuse_tolerance(tolerance: float) -> None:
+def check_tolerance(tolerance: float) -> None:
     """Raises ValueError for a relative error that is not between 0 and 1."""
-    if not 0 < tolerance < 1:
-        raise ValueError(f"solver.tolerance={tolerance} is out of range: give a number between 0 and 1")
+    check_range("tolerance", tolerance, above=0, below=1)
+
+
+def check_memory_limit(gib: float | None) -> None:
+    """Raises ValueError for a limit in GiB that is not positive; None is no limit."""
+    check_range("memory_limit_gib", gib, above=0, optional=True)
 
 
 def mean_and_error(draws: Sequence[float]) -> tuple[float, float]:

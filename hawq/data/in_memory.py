@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from hawq.checks import check_range
 from hawq.components import component
+from hawq.data.array_transform import ArrayTransform
 from hawq.data.npz import Parts, read_npz
 from hawq.data.splits import Splits
 from hawq.records import Normalization, Preprocessing
@@ -48,10 +48,7 @@ class Digits:
         self, preprocessing: Preprocessing, normalization: Normalization, *, augmented: bool = False
     ) -> Callable[[np.ndarray], Tensor]:
         """uint8 (H, W, 3) → float32 (3, H, W), normalised; see `ImageData.prepare`."""
-        from torchvision.transforms import v2
-
-        shift = [v2.RandomCrop(self.size, padding=self.size // 8)] if augmented and self.augment else []
-        return _from_array(normalization, shift)
+        return ArrayTransform(preprocessing, normalization, shift=augmented and self.augment)
 
     def open(self) -> Splits:
         """All images as uint8 (N, size, size, 3); the split is stratified by class and always the same."""
@@ -77,7 +74,7 @@ class Cifar10:
     Args:
         path: an `.npz` with train_images, train_labels, test_images, test_labels (uint8, N×32×32×3), or a folder of
             torchvision's CIFAR10, which is downloaded when absent.
-        augment: random crop with 4 pixels of padding, and horizontal flip.
+        augment: random crop after padding by an eighth of the side (4 pixels), and horizontal flip.
     """
 
     path: str
@@ -91,10 +88,8 @@ class Cifar10:
         self, preprocessing: Preprocessing, normalization: Normalization, *, augmented: bool = False
     ) -> Callable[[np.ndarray], Tensor]:
         """uint8 (H, W, 3) → float32 (3, H, W), normalised; see `ImageData.prepare`."""
-        from torchvision.transforms import v2
-
-        changes = [v2.RandomCrop(32, padding=4), v2.RandomHorizontalFlip()] if augmented and self.augment else []
-        return _from_array(normalization, changes)
+        changed = augmented and self.augment
+        return ArrayTransform(preprocessing, normalization, shift=changed, flip=changed)
 
     def open(self) -> Splits:
         """Images as uint8 (N, 32, 32, 3), in the order of the file or of torchvision.
@@ -102,7 +97,11 @@ class Cifar10:
         Raises FileNotFoundError where nothing is there and nothing can be downloaded, ValueError for other contents.
         """
         path = Path(self.path)
-        parts = read_npz(path) if path.suffix == ".npz" else _read_torchvision(path, self.torchvision)
+        parts = (
+            read_npz(path, self.num_classes)
+            if path.suffix.lower() == ".npz"
+            else _read_torchvision(path, self.torchvision)
+        )
         return Splits(*parts, self.num_classes)
 
 
@@ -115,22 +114,6 @@ class Cifar100(Cifar10):
     num_classes = 100
     normalization = Normalization((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762))
     torchvision = "CIFAR100"
-
-
-def _from_array(normalization: Normalization, changes: list[Any]) -> Callable[[np.ndarray], Tensor]:
-    """uint8 (H, W, 3) → float32 (3, H, W), normalised, with the transforms `changes` applied first."""
-    import torch
-    from torchvision.transforms import v2
-
-    to_float = v2.ToDtype(torch.float32, scale=True)
-    steps = v2.Compose([*changes, to_float, v2.Normalize(list(normalization.mean), list(normalization.std))])
-    return partial(_apply, steps)
-
-
-def _apply(steps: Any, image: np.ndarray) -> Tensor:
-    import torch
-
-    return steps(torch.from_numpy(image).permute(2, 0, 1))  # type: ignore[no-any-return]
 
 
 def _read_torchvision(path: Path, name: str) -> Parts:

@@ -55,8 +55,6 @@ class TimmData:
         return timm_transform(preprocessing, normalization, augmented=augmented and self.augment)
 
     def open(self) -> Splits:
-        """Images and labels of both splits. Raises ValueError for a name that timm cannot read."""
-        train, test = (
-            read_with_timm(name=self.name, root=self.path, split=split) for split in (self.train_split, self.test_split)
-        )
+        """Images and labels of both splits. Raises ValueError for a name that timm cannot read, or other labels."""
+        train, test = (read_with_timm(self.name, self.path, split) for split in (self.train_split, self.test_split))
         return Splits(*train, *test, self.num_classes)

@@ -97,6 +97,8 @@ def check_command_line(arguments: Sequence[str]) -> None:
         config = compose(given.config_name or "config", overrides=overrides, return_hydra_config=True)
     GlobalHydra.instance().clear()
     check_hydra(config, given.overrides)
+    if not str(config.get("outputs") or "").strip():  # Hydra would make its folder at the root of the disk
+        raise ValueError("outputs is empty: give a folder, say outputs=outputs")
 
 
 def _explained(error: Exception) -> str:

@@ -33,7 +33,7 @@ from hawq.export.schema import (
 )
 from hawq.layers import weight_name, weight_of
 from hawq.quantization import Quantization, attach_input_quantizer, refuse_quantized
-from hawq.weights import check_fit, load_strictly, whole_number_buffers
+from hawq.weights import check_names, load_strictly, whole_number_buffers
 
 _LOG = logging.getLogger(__name__)
 _SAFETENSORS_TYPES = {
@@ -215,7 +215,7 @@ def _check_names(header: Header, model: nn.Module, path: Path) -> None:
     shapes = {_weight_key(e.name, model): torch.empty(e.shape, device="meta") for e in header.weights}
     shapes |= {e.name: torch.empty(e.shape, device="meta") for e in header.floats}
     shapes |= {e.name: torch.empty(e.shape, dtype=EXACT_TYPES[e.dtype], device="meta") for e in header.tensors}
-    check_fit(model, shapes, str(path), whole_numbers=_keeps_whole_numbers(header))
+    check_names(model, shapes, str(path), whole_numbers=_keeps_whole_numbers(header))
     if not _keeps_whole_numbers(header) and (absent := sorted(set(whole_number_buffers(model)) - shapes.keys())):
         _LOG.warning("%s does not hold %s: these keep the values of the given model", path, ", ".join(absent))
 

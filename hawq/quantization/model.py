@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from hawq.attention import opened_attention
 from hawq.blocks import trace_blocks
 from hawq.costs import plan_cost
-from hawq.layers import weight_of
+from hawq.layers import refuse_computed_weights, weight_of
 from hawq.quantization.attaching import (
     Quantization,
     Quantizer,
@@ -58,6 +58,7 @@ def quantize(
     """
     check_plan_fits(blocks, plan)
     refuse_quantized(model)
+    refuse_computed_weights(model, [name for block in blocks for name in block.layers])
     batches = input_batches(calibration, next(model.parameters()).device)
     if any(block.macs is None for block in blocks):
         blocks, plan = _reached(model, blocks, plan, batches[0][:1])

@@ -1,4 +1,4 @@
-"""Recorded results (docs/results/*.json), and the README's table that is made from them."""
+"""Recorded results (docs/results/*.json), and the tables of README and docs that are made from them."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Recorded:
         epochs: None where steps were given instead.
         curve_images: number of test images that the curves were measured on, None for all.
         runs: one per seed.
-        place: order in the README; None leaves the record out.
+        place: order in the tables of results; None leaves the record out.
         fills: method → the paper's row that it corresponds to, as table/row.
 
     Raises:
@@ -194,8 +194,25 @@ def _on_one_line(found: re.Match[str]) -> str:
     return found[0] if found[0].startswith('"') else re.sub(r"\s+", "", found[0]).replace(",", ", ")
 
 
-def readme_results(results: Sequence[Recorded]) -> str:
-    """The README's table, with links to the packed files, and a numbered note for each record.
+def summary_table(results: Sequence[Recorded], most: int = 6) -> str:
+    """The README's table: a line for each of the first `most` records with a place, with a link to its packed file.
+
+    A line shows the last, quantised network of its record, and the accuracy of the float network that it began as.
+    """
+    columns = ("network, data", "method", "w-bits", "a-bits", "float %", "quantised %", "W-Comp", "packed file")
+    lines = []
+    for recorded in [one for one in results if one.place is not None][:most]:
+        cells = recorded.cells()
+        method, weights, activations, accuracy, w_comp, size, _ = cells[-1]
+        packed = recorded.runs[0].packed
+        file = f"[{size}](docs/results/{packed})" if packed else size
+        parent = cells[0][_ACCURACY].removesuffix(" ± 0.00")  # all seeds began at one float network
+        lines.append((recorded.network, method, weights, activations, parent, accuracy, w_comp, file))
+    return markdown(columns, lines)
+
+
+def full_results(results: Sequence[Recorded]) -> str:
+    """The table of docs/results.md, and a numbered note for each record; packed files are linked.
 
     Consecutive records that share a network and its float row show that row once.
     """
@@ -205,7 +222,7 @@ def readme_results(results: Sequence[Recorded]) -> str:
         lines = recorded.cells()
         packed = recorded.runs[0].packed
         if packed:
-            lines[-1] = (f"[{lines[-1][0]}](docs/results/{packed})", *lines[-1][1:])
+            lines[-1] = (f"[{lines[-1][0]}](results/{packed})", *lines[-1][1:])
         shown = lines[1:] if parent == (recorded.network, lines[0]) else lines
         parent = (recorded.network, lines[0])
         labels = [f"{recorded.network} ({number})"] + [""] * (len(shown) - 1)

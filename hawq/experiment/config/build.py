@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import MISSING
 from math import isfinite
 from pathlib import Path
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, get_type_hints
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
@@ -17,7 +17,8 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from hawq.experiment.config.explain import explain, in_section, refuse_unknown_keys, suggest, wrong_type
+from hawq.experiment.config.explain import explain, in_section, refuse_unknown_keys, suggest
+from hawq.experiment.config.fields import as_annotated, fits, wrong_type
 from hawq.experiment.config.names import config_folder, plain, register_resolvers, shown
 from hawq.experiment.config.options import COMPONENTS, FROM_FILE, RunOptions, Settings
 from hawq.experiment.config.targets import allowed_class, typed_targets
@@ -163,20 +164,12 @@ def _build_dataclass(name: str, cls: Any, values: dict[str, Any]) -> Any:
         if values.get(field.name) == "???" or (field.name not in values and not optional):
             raise ValueError(f"{prefix}{field.name} is not set: give {prefix}{field.name}=... on the command line")
     hints = get_type_hints(cls)
-    try:
-        typed = OmegaConf.merge(OmegaConf.structured(cls), values)
-    except OmegaConfBaseException as error:
-        raise ValueError(wrong_type(prefix, str(error.full_key), values, hints)) from error
-    found = OmegaConf.to_container(typed)
-    assert isinstance(found, dict)
-    arguments = {str(key): _as_annotated(value, hints[str(key)]) for key, value in found.items()}
+    for key, value in values.items():
+        if not fits(value, hints[key]):
+            raise ValueError(wrong_type(prefix, key, value, hints[key]))
+    arguments = {key: as_annotated(value, hints[key]) for key, value in values.items()}
     with in_section(name, names if name else ()):
         return cls(**arguments)
-
-
-def _as_annotated(value: Any, hint: Any) -> Any:
-    wants_tuple = tuple in (get_origin(hint), *map(get_origin, get_args(hint)))
-    return tuple(value) if wants_tuple and isinstance(value, list) else value
 
 
 def component_section(name: str, component: Any) -> Any:

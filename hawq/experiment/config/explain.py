@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, get_args, get_origin
 
 from hydra.errors import MissingConfigException
 
@@ -20,15 +19,6 @@ RENAMED = {
     "bits.widths": "bits.bit_widths",
 }
 """Sections and keys that had another name; on a command line the old one still works."""
-
-_TYPE_NAMES = {
-    int: "a whole number",
-    float: "a number",
-    bool: "true or false",
-    str: "text",
-    tuple: "a list",
-    dict: "a mapping",
-}
 
 
 def explain(error: Exception, known_keys: Sequence[str] = ()) -> str:
@@ -62,36 +52,26 @@ def refuse_unknown_keys(prefix: str, given: set[str], known: set[str]) -> None:
         raise ValueError(f"{prefix}{key} is not a key of the config: {suggest(prefix + key, allowed)}")
 
 
-def wrong_type(prefix: str, full_key: str, values: Mapping[str, Any], hints: Mapping[str, Any]) -> str:
-    """One sentence for a value that does not fit the annotation of its field; `full_key` may point inside a list."""
-    key = full_key.split(".")[0].split("[")[0]
-    options = get_args(hints[key]) if type(None) in get_args(hints[key]) else (hints[key],)
-    names = [_TYPE_NAMES.get(get_origin(kind) or kind, str(kind)) for kind in options if kind is not type(None)]
-    inside = [kind for option in options for kind in get_args(option) if kind in _TYPE_NAMES]
-    of = f", each {_TYPE_NAMES[inside[0]]}," if inside and "a list" in names else ""
-    null = " or null" if len(options) > 1 else ""
-    return f"{prefix}{key}={values.get(key)!r} has the wrong type: {' or '.join(names)}{of}{null} is needed"
-
-
 @contextmanager
 def in_section(section: str, fields: Iterable[str]) -> Iterator[None]:
-    """Puts the section in front of a complaint that begins with a bare field: `tolerance=2 …` → `solver.tolerance=2 …`.
+    """Puts the section in front of the fields that a complaint names: `tolerance=2 …` → `solver.tolerance=2 …`.
 
-    Library classes do not know where in a config they stand. Raises a ValueError of the same kind.
+    Library classes do not know where in a config they stand. Raises an error of the same kind.
     """
     try:
         yield
-    except ValueError as error:
+    except (ValueError, FileNotFoundError) as error:
         text = with_section(str(error), section, fields)
         if text == str(error):
             raise
-        raise (UserError if isinstance(error, UserError) else ValueError)(text) from error
+        kinds = (UserError, FileNotFoundError, ValueError)
+        raise next(kind for kind in kinds if isinstance(error, kind))(text) from error
 
 
 def with_section(text: str, section: str, fields: Iterable[str]) -> str:
-    """`text` with the section before the field that it begins with, if it begins with one."""
-    found = re.match(r"([A-Za-z_]\w*)(?=[=.\[\s:])", text)
-    return f"{section}.{text}" if found and found.group(1) in set(fields) else text
+    """`text` with the section before every field that it begins with, or that it says how to give (`field=...`)."""
+    names = "|".join(re.escape(field) for field in sorted(fields, key=len, reverse=True)) or "(?!)"
+    return re.sub(rf"^({names})(?=[=.\[\s:])|(?<![\w.\-/])({names})(?==)", rf"{section}.\g<0>", text)
 
 
 def modernise(arguments: Sequence[str]) -> list[str]:
