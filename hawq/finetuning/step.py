@@ -32,15 +32,28 @@ class CrossEntropy:
 
     def __call__(self, outputs: Any, targets: Any) -> Tensor:
         """The loss, a scalar. Raises UserError for outputs or targets that it cannot be sure of."""
-        certain = isinstance(outputs, (Tensor, tuple, list))
-        if not certain or not isinstance(targets, Tensor) or main_output(outputs).dim() < 2:
-            shown = outputs if not certain else targets
-            form = f"of shape {tuple(main_output(outputs).shape)}" if isinstance(shown, Tensor) else described(shown)
-            role = "the network's output" if shown is outputs or isinstance(shown, Tensor) else "a batch's target"
+        if unsure := _unsure(outputs, targets):
             raise UserError(
-                f"{role} is {form}, which cross-entropy does not take: give loss=, a function of (outputs, targets)"
+                f"{unsure}, which cross-entropy does not take: give loss=, a function of (outputs, targets)"
             )
-        return nn.functional.cross_entropy(main_output(outputs), targets, label_smoothing=self.label_smoothing)
+        scores = main_output(outputs)
+        try:
+            return nn.functional.cross_entropy(scores, targets, label_smoothing=self.label_smoothing)
+        except (IndexError, ValueError) as error:
+            shapes = f"outputs of shape {tuple(scores.shape)} and targets of shape {tuple(targets.shape)}"
+            reason = " ".join(str(error).split())
+            raise UserError(
+                f"cross-entropy of {shapes} cannot be computed ({reason}): give targets 0 … {scores.shape[1] - 1}"
+            ) from error
+
+
+def _unsure(outputs: Any, targets: Any) -> str | None:
+    """What keeps cross-entropy from knowing its arguments, or None."""
+    if not isinstance(outputs, (Tensor, tuple, list)):
+        return f"the network's output is {described(outputs)}"
+    if main_output(outputs).dim() < 2:
+        return f"the network's output is of shape {tuple(main_output(outputs).shape)}"
+    return None if isinstance(targets, Tensor) else f"a batch's target is {described(targets)}"
 
 
 @dataclass(frozen=True)
