@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 
 from torch import Tensor, nn
@@ -13,7 +14,9 @@ def load_strictly(model: nn.Module, state: Mapping[str, Tensor], origin: str) ->
     Raises ValueError, beginning with `origin`, that lists missing names, unexpected names, and other shapes.
     """
     check_names(model, state, origin)
-    model.load_state_dict(state, strict=False)
+    current = OrderedDict(state)
+    current._metadata = model.state_dict()._metadata  # type: ignore[attr-defined]  # modules ask for their version
+    model.load_state_dict(current, strict=False)
 
 
 def check_names(model: nn.Module, state: Mapping[str, Tensor], origin: str) -> None:
