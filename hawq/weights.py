@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -23,7 +24,9 @@ def load_strictly(model: nn.Module, state: Mapping[str, Tensor], origin: str, *,
         ValueError: lists missing names, unexpected names, other shapes, and other kinds of numbers.
     """
     check_names(model, state, origin, whole_numbers=whole_numbers)
-    model.load_state_dict(state, strict=False)
+    current = OrderedDict(state)
+    current._metadata = model.state_dict()._metadata  # type: ignore[attr-defined]  # modules ask for their version
+    model.load_state_dict(current, strict=False)
 
 
 def check_names(model: nn.Module, state: Mapping[str, Tensor], origin: str, *, whole_numbers: bool = False) -> None:

@@ -66,7 +66,7 @@ MISTAKES = {
     "override of no block": ("+bits.overrides={stem:[8]}", ["bits.overrides", "stem", "conv1"]),
     "tie of no block": ("bits.tied=[[conv1,stem]]", ["bits.tied", "stem", "conv1"]),
     # not there
-    "data not named": ("dataset=cifar10", ["dataset.path is not set", "dataset.path=..."]),
+    "data not named": ("dataset=imagefolder", ["dataset.path is not set", "dataset.path=..."]),
     "data": ("dataset=cifar10 dataset.path={tmp}/no.npz", ["{tmp}/no.npz does not exist", "train_images"]),
     "checkpoint": ("model.checkpoint={tmp}/no.pt", ["model.checkpoint={tmp}/no.pt does not exist"]),
     "plan": ("bits=manual bits.plan={tmp}/no.json", ["bits.plan={tmp}/no.json does not exist", "plan.json"]),

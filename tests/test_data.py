@@ -1,15 +1,17 @@
 """Data sets in memory: what is read, and which batches come out of it."""
 
+import hashlib
 import io
 import os
 import pickle
+import tarfile
 import zipfile
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torchvision.datasets import cifar
+from torchvision.datasets import CIFAR10, cifar
 from torchvision.transforms import v2
 
 from hawq.data import Cifar10, Cifar100, Digits, Images, Splits, TrainBatches, fixed_batches, sample_indices
@@ -258,6 +260,53 @@ def write_torchvision_folder(folder):
         (folder / name).write_bytes(pickle.dumps(content))
     (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": list("abcdefghij")}))
     return images.transpose(0, 2, 3, 1)
+
+
+def archive(tmp_path, monkeypatch):
+    """CIFAR-10 as an archive at an address of its own, and the images in it."""
+    monkeypatch.setattr(cifar, "check_integrity", lambda *_: True)
+    images = write_torchvision_folder(tmp_path / "cifar-10-batches-py")
+    packed = tmp_path / "cifar.tar.gz"
+    with tarfile.open(packed, "w:gz") as tar:
+        tar.add(tmp_path / "cifar-10-batches-py", "cifar-10-batches-py")
+    monkeypatch.setattr(CIFAR10, "url", packed.as_uri())
+    monkeypatch.setattr(CIFAR10, "tgz_md5", hashlib.md5(packed.read_bytes()).hexdigest())
+    return packed, images
+
+
+def test_absent_cifar_is_downloaded_once_and_told(tmp_path, monkeypatch, caplog):
+    caplog.set_level("INFO")
+    packed, images = archive(tmp_path, monkeypatch)
+    place = tmp_path / "outputs" / "data"
+    np.testing.assert_array_equal(Cifar10(str(place)).open().train_images, images[:10])
+    assert packed.as_uri() in caplog.text and str(place) in caplog.text and "100 %" in caplog.text
+    assert [path.name for path in place.iterdir()] == ["cifar-10-batches-py"]
+    packed.unlink()
+    np.testing.assert_array_equal(Cifar10(str(place)).open().test_images, images[10:])
+
+
+def test_a_download_that_was_killed_begins_again(tmp_path, monkeypatch):
+    archive(tmp_path, monkeypatch)
+    left = tmp_path / "data" / ".cifar-10-batches-py.part"
+    left.mkdir(parents=True)
+    (left / "archive").write_text("half")
+    assert len(Cifar10(str(tmp_path / "data")).open().train_labels) == 10
+    assert not left.exists()
+
+
+SPOILT = {
+    "another checksum": (lambda packed: packed.write_bytes(packed.read_bytes() + b"x"), "has the MD5"),
+    "gone": (lambda packed: packed.unlink(), "could not be downloaded"),
+}
+
+
+@pytest.mark.parametrize(("spoil", "message"), SPOILT.values(), ids=SPOILT)
+def test_a_download_that_fails_leaves_nothing(spoil, message, tmp_path, monkeypatch):
+    packed, _ = archive(tmp_path, monkeypatch)
+    spoil(packed)
+    with pytest.raises(FileNotFoundError, match=f"^path=.*holds no CIFAR10.*{message}.*give an .npz"):
+        Cifar10(str(tmp_path / "outputs" / "data")).open()
+    assert not (tmp_path / "outputs" / "data").exists()
 
 
 def test_torchvision_folder(tmp_path, monkeypatch):

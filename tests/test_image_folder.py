@@ -1,6 +1,7 @@
 """Image files in folders: labels, decoding on demand, and batches that are a function of (seed, step)."""
 
 import os
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from PIL import Image
 from runs import read_json, run_folder, run_here
 from torch.utils.data import IterableDataset
 
-from hawq.data import ImageFolder, ImageNet, Images, TimmData, TrainBatches
+from hawq.data import ImageFolder, ImageNet, Images, TimmData, TrainBatches, timm_data
 from hawq.data.file_identity import files_identity, printable
 from hawq.data.listing import find_images
 from hawq.errors import UserError
@@ -261,6 +262,53 @@ def test_a_stream_is_read_once(monkeypatch):
     assert splits.train_labels.tolist() == [1, 2, 0]
     assert splits.test_images[2].getpixel((0, 0)) == (9, 0, 0)
     assert splits.identity() == TimmData("wds/any", num_classes=3).open().identity()
+
+
+def test_folders_that_timm_reads_keep_every_ending_and_name_what_is_left_out(folder, caplog):
+    save_image(folder / "train" / "dog" / "far.BMP")
+    data = TimmData("", num_classes=2, path=str(folder), test_split="val")
+    splits = data.open()
+    assert splits.train_labels.tolist() == [0, 0, 0, 1, 1, 1, 1]
+    assert splits.train_images[6].size == (30, 20) and caplog.text == ""
+    before = splits.identity()
+    save_image(folder / "train" / "dog" / "far.BMP", seed=5)
+    assert data.open().identity() != before
+    (folder / "val" / "dog" / "notes.txt").touch()
+    data.open()
+    assert "val: 1 files or folders are left out" in caplog.text and "notes.txt" in caplog.text
+
+
+def test_archives_that_timm_reads(folder, tmp_path_factory):
+    place = tmp_path_factory.mktemp("archives")
+
+    def pack():
+        for part in ("train", "val"):
+            with tarfile.open(place / f"{part}.tar", "w") as tar:
+                tar.add(folder / part, part)
+        return [timm_data.read_with_timm("", str(place / f"{part}.tar"), part) for part in ("train", "val")]
+
+    (images, labels), _ = pack()
+    assert labels.tolist() == [0, 0, 0, 1, 1, 1]
+    assert np.array_equal(np.asarray(images[4]), np.asarray(ImageFolder(str(folder)).open().train_images[4]))
+    before = images.identity()
+    assert pack()[0][0].identity() == before
+    save_image(folder / "train" / "cat" / "cat0.png", seed=99)
+    assert pack()[0][0].identity() != before
+
+
+def test_data_sets_of_torchvision_are_read_into_memory(monkeypatch):
+    deep = Image.fromarray(np.array([[0, 257 * 7]], np.uint16))
+    monkeypatch.setattr(timm.data, "create_dataset", lambda **request: [(deep, 0), (Image.new("L", (2, 2)), 1)])
+    splits = TimmData("torch/any", num_classes=2).open()
+    assert splits.test_labels.tolist() == [0, 1]
+    assert splits.test_images[0].getpixel((1, 0)) == (7, 7, 7)
+
+
+@pytest.mark.parametrize("label", [-1, 3])
+def test_labels_that_are_no_classes_are_refused(label, monkeypatch):
+    monkeypatch.setattr(timm.data, "create_dataset", lambda **request: [(Image.new("L", (2, 2)), label)])
+    with pytest.raises(ValueError, match=f"train_labels holds {label}, which is not a class: give 0 to 2"):
+        TimmData("torch/any", num_classes=3).open()
 
 
 @pytest.mark.parametrize("name", ["hfds/", "tfds/nothing", "zzz"])

@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Sequence
-from functools import partial
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from hawq.data.decoding import decode, to_rgb
+from hawq.data.decoding import decode
 from hawq.data.file_identity import files_identity, printable
-from hawq.data.splits import RawImages
 from hawq.records import Normalization, Preprocessing
 
 if TYPE_CHECKING:
@@ -99,42 +95,3 @@ def timm_transform(
         std=normalization.std,
     )
     return transform
-
-
-def read_with_timm(name: str, root: str | None, split: str) -> tuple[RawImages, np.ndarray]:
-    """Images and labels (N,) of one split, as timm's `create_dataset` finds them; a stream is read into memory.
-
-    Raises ValueError, with timm's reason, where they cannot be read.
-    """
-    from timm.data import create_dataset
-
-    try:
-        return _read(create_dataset(name=name, root=root, split=split, input_img_mode=""))
-    except (ImportError, OSError, RuntimeError, ValueError, AssertionError, TypeError, KeyError) as error:
-        reason = " ".join(str(error).split()) or repr(error)
-        raise ValueError(f"dataset {name or root} could not be read: {reason}") from error
-
-
-def _read(dataset: Any) -> tuple[RawImages, np.ndarray]:
-    """Images and labels of a data set of timm or torchvision."""
-    reader = getattr(dataset, "reader", None)
-    if reader is None or not hasattr(reader, "__getitem__"):
-        return _in_memory(dataset)
-    if hasattr(reader, "iter_targets"):  # of Hugging Face, whose fingerprint stands for the content
-        labels = np.fromiter(reader.iter_targets(), np.int64, len(reader))
-        return ReaderImages(reader, partial(str, reader.dataset._fingerprint)), labels
-    if hasattr(reader, "targets"):  # an archive
-        archives = [os.path.join(reader.root, name or "") for name in sorted({fn or "" for _, fn, _ in reader.samples})]
-        identity = partial(files_identity, [(os.path.basename(path), path.rstrip("/")) for path in archives])
-        return ReaderImages(reader, identity), np.asarray(reader.targets, np.int64)
-    paths = [path for path, _ in reader.samples]
-    return ImageFiles(paths, reader.root), np.array([label for _, label in reader.samples], np.int64)
-
-
-def _in_memory(pairs: Iterable[tuple[Any, Any]]) -> tuple[RawImages, np.ndarray]:
-    """All of a stream of PIL images and labels."""
-    images, labels = ImagesInMemory(), []
-    for image, label in pairs:
-        images.append(to_rgb(image))
-        labels.append(label)
-    return images, np.asarray(labels, np.int64)

@@ -12,6 +12,7 @@ import numpy as np
 from hawq.checks import check_range
 from hawq.components import component
 from hawq.data.array_transform import ArrayTransform
+from hawq.data.download import download
 from hawq.data.npz import Parts, read_npz
 from hawq.data.splits import Splits
 from hawq.records import Normalization, Preprocessing
@@ -73,7 +74,7 @@ class Cifar10:
 
     Args:
         path: an `.npz` with train_images, train_labels, test_images, test_labels (uint8, N×32×32×3), or a folder of
-            torchvision's CIFAR10, which is downloaded when absent.
+            torchvision's CIFAR10, into which it is downloaded when absent.
         augment: random crop after padding by an eighth of the side (4 pixels), and horizontal flip.
     """
 
@@ -121,14 +122,13 @@ def _read_torchvision(path: Path, name: str) -> Parts:
     from torchvision import datasets
 
     dataset = getattr(datasets, name)
-    existed = path.is_dir()
+    folder = path / dataset.base_folder
     try:
-        absent = not (path / dataset.base_folder).is_dir()
-        train = dataset(str(path), train=True, download=absent)
+        if not folder.is_dir():
+            download(dataset.url, folder, dataset.tgz_md5)
+        train = dataset(str(path), train=True)
         test = dataset(str(path), train=False)
     except (OSError, RuntimeError) as error:
-        if not existed and path.is_dir() and not any(path.iterdir()):
-            path.rmdir()  # torchvision made it for the download that failed
         raise FileNotFoundError(
             f"path={path} holds no {name} and it could not be downloaded ({error}): give an .npz, or a folder with "
             f"{dataset.base_folder}/"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 
 from hawq.data.file_identity import printable
@@ -45,10 +45,7 @@ def find_images(part: str, classes: Mapping[str, int]) -> list[tuple[str, int]]:
         if not images:
             logger.warning("%s is a class without images", printable(entry.path))
     if left_out:
-        logger.warning(
-            "%s: %d files or folders are left out, as they are no images of a class: %s",
-            *(printable(part), len(left_out), _named(left_out)),
-        )
+        _warn_left_out(part, left_out)
     if not found:
         raise ValueError(f"{printable(part)} has no images: give a folder with images in a folder for each class")
     return sorted(found, key=lambda pair: _natural(pair[0]))
@@ -57,6 +54,21 @@ def find_images(part: str, classes: Mapping[str, int]) -> list[tuple[str, int]]:
 def class_folders(part: str) -> list[str]:
     """Names of the folders of one split that are not hidden, sorted."""
     return sorted(entry.name for entry in os.scandir(part) if entry.is_dir() and not entry.name.startswith("."))
+
+
+def note_left_out(folder: str, read: Iterable[str]) -> None:
+    """Warns of the files below a folder that are not among the paths that were `read`."""
+    known = set(read)
+    left_out = [entry.path for entry in _entries(folder, set()) if entry.path not in known]
+    if left_out:
+        _warn_left_out(folder, left_out)
+
+
+def _warn_left_out(folder: str, paths: list[str]) -> None:
+    logger.warning(
+        "%s: %d files or folders are left out, as they are no images of a class: %s",
+        *(printable(folder), len(paths), _named(paths)),
+    )
 
 
 def _sorted_out(folder: str) -> tuple[list[str], list[str]]:
@@ -84,7 +96,7 @@ def _entries(folder: str, seen: set[tuple[int, int]]) -> Iterator[os.DirEntry[st
 def _is_image(entry: os.DirEntry[str]) -> bool:
     if entry.name.startswith(".") or not entry.is_file():  # a pipe would never end
         return False
-    if os.path.splitext(entry.name)[1].lower() in _endings():
+    if os.path.splitext(entry.name)[1].lower() in endings():
         return True
     from PIL import Image
 
@@ -96,8 +108,8 @@ def _is_image(entry: os.DirEntry[str]) -> bool:
 
 
 @cache
-def _endings() -> frozenset[str]:
-    """Endings of the files that Pillow decodes."""
+def endings() -> frozenset[str]:
+    """Endings of the files that Pillow decodes, in small letters, with their dot."""
     from PIL import Image
 
     formats = Image.registered_extensions()

@@ -214,5 +214,9 @@ def _about(
 ) -> dict[str, Any]:
     """What the packed file says about its network: enough to measure it again; `example` is one input (1, 3, H, W)."""
     own = dataclasses.replace(preprocessing, size=example.shape[-1])  # images in memory keep their own size
-    names = {"model": settings.model.name, "dataset": settings.dataset.name}
+    names: dict[str, Any] = {"model": settings.model.name, "dataset": settings.dataset.name}
+    if settings.model.source == "torchvision":
+        names["source"] = settings.model.source
+    if preprocessing.fixed_size:  # small embedded images were resized twice
+        names["small_input_size"] = settings.model.small_input_size
     return {**names, **to_dict(normalization), "preprocessing": to_dict(own)}

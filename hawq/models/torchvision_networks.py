@@ -66,7 +66,9 @@ def build(
         options["input_size"] = (side, side)
     try:
         network: nn.Module = models.get_model(name, num_classes=num_classes, **options)
-    except ValueError as error:
+    except (ValueError, AssertionError) as error:
+        if size is None:
+            raise
         raise ValueError(
             f"input_size={size} is not possible with {name} ({error}): give null, for {published.preprocessing.size}"
         ) from error
