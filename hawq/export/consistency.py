@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from hawq.costs import plan_cost
 from hawq.export.schema import EXACT_TYPES, Header, InputEntry, TensorEntry, WeightEntry
-from hawq.layers import quantizable_layers, weight_of
+from hawq.layers import quantizable_layers, weight_identity, weight_of
 from hawq.quantization import check_plan_fits
 from hawq.records import BIT_WIDTHS, FLOAT_BITS, IMAGE_BITS, Block, Cost, Precision
 
@@ -62,7 +62,7 @@ def check_weights(header: Header, model: nn.Module) -> None:
     if unknown:
         raise ValueError(f"{type(model).__name__} has no layer {unknown[0]!r} that can be quantised")
     for block in header.blocks:
-        weights = {id(weight_of(layers[name])): weight_of(layers[name]).numel() for name in block.layers}
+        weights = {weight_identity(layers[name]): weight_of(layers[name]).numel() for name in block.layers}
         if block.num_weights != sum(weights.values()):
             raise ValueError(
                 f"block {block.name!r} states {block.num_weights} weights and has {sum(weights.values())} in "
