@@ -57,7 +57,7 @@ def weight_identity(layer: nn.Module) -> int:
     name = weight_name(layer)
     if not parametrize.is_parametrized(layer, name):
         return id(getattr(layer, name))
-    behind = layer.parametrizations[name]  # type: ignore[union-attr, index]
+    behind: Any = layer.parametrizations[name]  # type: ignore[union-attr, index]
     return id(behind.original if hasattr(behind, "original") else behind.original0)
 
 

@@ -7,11 +7,13 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from hawq.files import write_whole
 from hawq.layers import weight_name
 from hawq.quantization import input_quantizer
 
@@ -21,14 +23,12 @@ def export_onnx(model: nn.Module, path: str | Path, example: Tensor) -> Path:
 
     Args:
         model: from `quantize`, `finetune` or `load`; left unchanged.
-        path: of the `.onnx` file.
+        path: of the `.onnx` file, replaced as a whole.
         example: (N, ...) input on the model's device; N becomes a dynamic axis.
 
     Returns:
         `path`. Raises what `torch.onnx.export` does for operators that ONNX lacks.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     frozen = copy.deepcopy(model).eval()
     for module in list(frozen.modules()):
         if parametrize.is_parametrized(module, weight_name(module)):
@@ -38,11 +38,12 @@ def export_onnx(model: nn.Module, path: str | Path, example: Tensor) -> Path:
         quantizer = input_quantizer(module)
         if quantizer is not None:
             module.input_quantizer = _RoundAndClip(*quantizer.grid(example), keeps_large=quantizer.keeps_large)
-    with _quiet("onnx_ir"):
+    with _quiet("onnx_ir"), TemporaryDirectory() as folder:
+        made = Path(folder) / "model.onnx"
         torch.onnx.export(
             frozen,
             (example,),
-            str(path),
+            str(made),
             input_names=["images"],
             output_names=["logits"],
             dynamic_shapes=({0: torch.export.Dim("batch")},),
@@ -50,7 +51,7 @@ def export_onnx(model: nn.Module, path: str | Path, example: Tensor) -> Path:
             external_data=False,
             verbose=False,
         )
-    return path
+        return write_whole(Path(path), made.read_bytes())
 
 
 @contextmanager

@@ -80,10 +80,17 @@ class InputSample:
         if x.numel() <= self._per_batch:
             self._parts.append(x.reshape(-1).clone())
             return
-        places = (torch.randint(size, (self._per_batch,), generator=self._generator) for size in x.shape)
-        self._parts.append(x[tuple(place.to(x.device) for place in places)])
-        ends = x.aminmax() if x.is_contiguous() else (x.amin(), x.amax())  # aminmax copies other layouts
-        self._extremes.append(torch.stack(list(ends)))
+        flat = _in_memory_order(x)
+        if flat is not None:
+            self._parts.append(flat[self._places(flat)])
+            self._extremes.append(torch.stack(flat.aminmax()))
+        else:  # parts of a larger tensor
+            self._parts.append(x[tuple(self._places(x, axis) for axis in range(x.dim()))])
+            self._extremes.append(torch.stack([x.amin(), x.amax()]))
+
+    def _places(self, x: Tensor, axis: int = 0) -> Tensor:
+        """Random places along an axis, each independent of the others."""
+        return torch.randint(x.shape[axis], (self._per_batch,), generator=self._generator).to(x.device)
 
     @property
     def is_empty(self) -> bool:
@@ -100,6 +107,12 @@ class InputSample:
             return self.values()
         all_extremes = torch.cat(self._extremes)
         return torch.cat([self.values(), torch.stack(all_extremes.aminmax())])
+
+
+def _in_memory_order(x: Tensor) -> Tensor | None:
+    """All values of `x` as they lie in memory, a view; None where they do not fill it."""
+    ordered = x.permute(sorted(range(x.dim()), key=x.stride, reverse=True))
+    return ordered.view(-1) if ordered.is_contiguous() else None
 
 
 @torch.no_grad()
