@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sensitivities import full_sensitivity, made_sensitivity, plan_of, random_sensitivity
 
-from hawq.allocation import IntegerProgram, Manual, Monotone, UniformBits, allocate, direct_baseline
+from hawq.allocation import HawqV3, IntegerProgram, Manual, Monotone, UniformBits, allocate, direct_baseline
 from hawq.costs import plan_cost
 from hawq.records import Precision, to_dict
 
@@ -61,6 +61,12 @@ def scored(sensitivity, precisions, weighting, mixed):
     return total
 
 
+def plain_error(sensitivity, precisions):
+    """‖Q(W) − W‖² and ‖Q(a) − a‖² of all blocks."""
+    rows = [(row, precisions[row.block.name]) for row in sensitivity.rows]
+    return sum(r.weight_errors[bits.weight_bits] + r.activation_errors[bits.activation_bits] for r, bits in rows)
+
+
 @settings(max_examples=1000, deadline=None, database=None, derandomize=True)
 @given(
     seed=st.integers(0, 10**6),
@@ -91,7 +97,8 @@ def test_mixed_equals_brute_force(seed, num_blocks, bit_widths, activations, uni
         activation_candidates=tuple(activations),
         weighting=weighting,
     )
-    fitting = [scored(sensitivity, bits, weighting, True) for bits, cost in plans if met(cost, targets)]
+    met_by = [bits for bits, cost in plans if met(cost, targets)]
+    fitting = [scored(sensitivity, bits, weighting, True) for bits in met_by]
     if not fitting:
         with pytest.raises(ValueError, match="cannot be met"):
             allocator.allocate(sensitivity)
@@ -103,6 +110,9 @@ def test_mixed_equals_brute_force(seed, num_blocks, bit_widths, activations, uni
     assert scored(sensitivity, plan.precisions, weighting, True) == pytest.approx(plan.objective, rel=1e-9, abs=1e-12)
     assert plan.gap == pytest.approx(0, abs=1e-9)
     assert all(plan.precisions[a] == plan.precisions[b] for a, b in tied)
+    ties = [bits for bits, score in zip(met_by, fitting, strict=True) if score <= min(fitting) * (1 + 1e-11)]
+    least = min(plain_error(sensitivity, bits) for bits in ties)
+    assert plain_error(sensitivity, plan.precisions) == pytest.approx(least, rel=1e-12)
 
 
 @pytest.mark.parametrize("unit", ["w_comp", "bytes", "bops"])
@@ -256,6 +266,63 @@ def test_flat_networks_can_be_allocated(eigenvalues):
     plan = allocate(made_sensitivity(eigenvalues, [10, 20, 30]), IntegerProgram(8.0))
     assert plan.objective == 0
     assert plan.cost.w_comp >= 8
+
+
+FLAT = [0.0, 3.0, -1.0, 0.0, 0.0]  # λ of blocks of 10 to 50 weights; only b1 has a score
+RULES = {
+    "integer program": IntegerProgram(4.2, "average_bits"),
+    "V1": Monotone(4.2, "average_bits"),
+    "V1 reversed": Monotone(4.2, "average_bits", order="ascending"),
+    "V3": HawqV3(0.5, "bytes", ends=None, weighting="eigenvalue"),
+}
+
+
+@pytest.mark.parametrize("eigenvalues", [FLAT, [0.0] * 5], ids=["one", "none"])
+@pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
+def test_where_scores_tie_at_zero_the_plain_error_decides(rule, eigenvalues):
+    """The least Σ Ω first, then the least Σ ‖Q(W) − W‖² among all plans that reach it, found by trying all plans."""
+    rng = np.random.default_rng(4)
+    errors = [{bits: float(n * 4.0**-bits * rng.uniform(0.8, 1.2)) for bits in range(2, 9)} for n in range(10, 60, 10)]
+    sensitivity = made_sensitivity(eigenvalues, range(10, 60, 10), errors)
+    plan = allocate(sensitivity, rule)
+    limit = plan.limits[0].target * (150 if plan.limits[0].unit == "average_bits" else 8)
+    candidates = (4, 8) if isinstance(rule, HawqV3) else range(2, 9)
+    flat = [max(value, 0) == 0 for value in eigenvalues]
+
+    def allowed(bits):
+        if sum(n * b for n, b in zip(range(10, 60, 10), bits, strict=True)) > limit * (1 + 1e-12):
+            return False
+        if not isinstance(rule, Monotone) or all(flat):
+            return True
+        rest = bits[:1] + bits[2:]
+        return min(rest) >= bits[1] if rule.order == "ascending" else max(rest) <= bits[1]
+
+    def value(bits):
+        plain = [row.weight_errors[b] for row, b in zip(sensitivity.rows, bits, strict=True)]
+        return objective(sensitivity, bits), sum(plain)
+
+    best = min(value(bits) for bits in itertools.product(candidates, repeat=5) if allowed(bits))
+    assert value(tuple(plan.weight_bits().values())) == pytest.approx(best, rel=1e-12)
+    assert plan.gap == 0 and plan.objective == pytest.approx(best[0], rel=1e-12)
+
+
+def test_ties_of_small_scores_are_told_from_those_of_large_ones():
+    """b0 scores 1e9 times what b1 and b2 do; these are free to trade, but not at the price of their own scores."""
+    errors = [{2: 1.0, 8: 1.0}, {2: 3.0, 4: 2.0, 8: 1.0}, {2: 3.0, 4: 2.0, 8: 1.9}]
+    sensitivity = made_sensitivity([1e9, 1e-9, 1e-9], [10, 10, 10], errors)
+    plan = IntegerProgram(14 / 3, "average_bits", candidates=(2, 4, 8), overrides={"b0": [2]}).allocate(sensitivity)
+    assert plan.weight_bits() == {"b0": 2, "b1": 8, "b2": 4}
+
+
+@pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
+def test_a_sensitivity_without_any_score_is_told(rule, caplog):
+    sensitivity = made_sensitivity([0.0, -1.0, 0.0, 0.0], [10, 20, 30, 40])
+    allocate(sensitivity, rule)
+    (record,) = caplog.records
+    assert "every score by eigenvalue is zero" in record.getMessage() and "plain error" in record.getMessage()
+    caplog.clear()
+    allocate(made_sensitivity([0.0, 1.0, 0.0, 0.0], [10, 20, 30, 40]), rule)
+    assert not caplog.records
 
 
 @pytest.mark.parametrize(

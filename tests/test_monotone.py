@@ -118,3 +118,27 @@ def test_auto_weighs_with_what_the_analysis_has_found(allocator, known):
     plan = replace(allocator, weighting="auto").allocate(only)
     assert plan == replace(allocator, weighting=known).allocate(only)
     assert plan.weighting == known
+
+
+@pytest.mark.parametrize("order", ["descending", "ascending"])
+@pytest.mark.parametrize("weighting", ["eigenvalue", "trace", "none"])
+@pytest.mark.parametrize("seed", range(8))
+def test_ties_in_sensitivity_and_in_score(seed, weighting, order):
+    """Small whole numbers: blocks of equal S are free of each other; plans of equal Σ Ω differ by the plain error."""
+    sensitivity = full_sensitivity(seed, NUM_BLOCKS)
+    num_weights = sum(block.num_weights for block in sensitivity.blocks)
+    target = 2 + 6 * np.random.default_rng(seed).random()
+    plan = Monotone(target, "average_bits", CANDIDATES, weighting=weighting, order=order).allocate(sensitivity)
+
+    def value(bits):
+        return objective(sensitivity, bits, weighting), objective(sensitivity, bits, "none")
+
+    allowed = [
+        bits
+        for bits in itertools.product(CANDIDATES, repeat=NUM_BLOCKS)
+        if total_bits(sensitivity, bits) <= target * num_weights * (1 + 1e-12)
+        and keeps_order(*free_scores(sensitivity, bits, weighting), order)
+    ]
+    bits = tuple(plan.weight_bits().values())
+    assert bits in allowed
+    assert value(bits) == pytest.approx(min(map(value, allowed)), rel=1e-12, abs=1e-12)

@@ -1,5 +1,7 @@
 """From sensitivities to a plan: which block gets how many bits."""
 
+import logging
+
 from hawq.allocation.allocator import Allocator, Weighted
 from hawq.allocation.confidence import confidence, is_proven
 from hawq.allocation.frontier import Frontier, frontier
@@ -28,6 +30,8 @@ __all__ = [
     "is_proven",
 ]
 
+_log = logging.getLogger(__name__)
+
 
 def allocate(sensitivity: Sensitivity, allocator: Allocator | None = None) -> BitPlan:
     """The bit plan that an allocator makes from an analysis.
@@ -36,7 +40,17 @@ def allocate(sensitivity: Sensitivity, allocator: Allocator | None = None) -> Bi
         sensitivity: from `analyze`, or from a file.
         allocator: the exact optimum at W-Comp 13.1 unless given.
 
+    A sensitivity without any score is told of by one warning of the log.
+
     Raises:
         ValueError: the allocator's limits cannot be met (with the feasible range), or the analysis lacks what it needs.
     """
-    return (allocator or IntegerProgram()).allocate(sensitivity)
+    allocator = allocator or IntegerProgram()
+    plan = allocator.allocate(sensitivity)
+    if isinstance(allocator, Weighted) and not any(row.score_by(plan.weighting) for row in sensitivity.rows):
+        _log.warning(
+            "every score by %s is zero, as for a network without curvature: the plain error ‖Q(W) − W‖² alone decides "
+            "the bits",
+            plan.weighting,
+        )
+    return plan

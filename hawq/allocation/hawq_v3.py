@@ -22,6 +22,8 @@ UNITS = ("bytes", "bops", "latency_ms")
 class HawqV3:
     """min Σ_i Tr(H_i)/n_i · ‖Q_b(W_i) − W_i‖²₂ s.t. cost ≤ cost_4 + α (cost_8 − cost_4) (HAWQ-V3, 2011.10680).
 
+    Ties are broken by the plain error Σ ‖Q_b(W_i) − W_i‖²₂.
+
     A block's weights and activations share their bit-width. The first and the last block are apart, at `ends` bits.
 
     Args:
@@ -67,11 +69,16 @@ class HawqV3:
         """The optimum. Raises ValueError when the limit cannot be met, or the analysis lacks data."""
         weighting = sensitivity.weighting(self.weighting)
 
+        rows = {row.block.name: row for row in sensitivity.rows}
+
         def score(block: Block, precision: Precision) -> float:
-            return sensitivity.row(block.name).omega(precision.weight_bits, weighting)
+            return rows[block.name].omega(precision.weight_bits, weighting)
+
+        def error(block: Block, precision: Precision) -> float:
+            return rows[block.name].omega(precision.weight_bits, "none")
 
         problem = self._problem(sensitivity.blocks, sensitivity.overhead_bytes)
-        return problem.optimum(sensitivity, score, "HAWQ-V3", weighting, self.gap, self.time_limit)
+        return problem.optimum(sensitivity, score, error, "HAWQ-V3", weighting, self.gap, self.time_limit)
 
     def _problem(self, blocks: Sequence[Block], overhead_bytes: int | None) -> Problem:
         table = read_latency(Path(self.latency)) if self.latency else None

@@ -28,7 +28,8 @@ class IntegerProgram:
     """The exact optimum: least Σ_i Ω_i(b_i) over one choice per block, by integer programming (HAWQ-V3, 2011.10680,
     with the Ω of HAWQ or HAWQ-V2, any bit-widths and any limits).
 
-    With activations="mixed" each block also chooses its activation bits, and Ω^a_i (HAWQ-V2, §3.5) is added.
+    With activations="mixed" each block also chooses its activation bits, and Ω^a_i (HAWQ-V2, §3.5) is added. Ties are
+    broken by the plain error Σ ‖Q_b(W_i) − W_i‖²₂ (with that of the activations where they are mixed).
 
     Args:
         target: the main limit, in `unit`.
@@ -93,8 +94,13 @@ class IntegerProgram:
         def score(block: Block, precision: Precision) -> float:
             return sum(part(rows[block.name], precision) for part in self.parts(weighting))
 
+        def error(block: Block, precision: Precision) -> float:
+            row = rows[block.name]
+            activations = row.activation_error(precision.activation_bits) if self.activations == "mixed" else 0.0
+            return row.omega(precision.weight_bits, "none") + activations
+
         problem = self.problem(sensitivity.blocks, sensitivity.overhead_bytes)
-        return problem.optimum(sensitivity, score, "HAWQ", weighting, self.gap, self.time_limit)
+        return problem.optimum(sensitivity, score, error, "HAWQ", weighting, self.gap, self.time_limit)
 
     def parts(self, weighting: str) -> list[Callable[[BlockSensitivity, Precision], float]]:
         """The terms of a block's score: Ω of its weights, and of its activations where these are decided too."""

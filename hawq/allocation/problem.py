@@ -64,13 +64,21 @@ class Problem:
     limits: tuple[Limit, ...]
 
     def optimum(
-        self, sensitivity: Sensitivity, score: Score, method: str, weighting: str, gap: float, time_limit: float
+        self,
+        sensitivity: Sensitivity,
+        score: Score,
+        second: Score,
+        method: str,
+        weighting: str,
+        gap: float,
+        time_limit: float,
     ) -> BitPlan:
-        """The plan with the least Σ score, with its proven gap and its use of the limits.
+        """The plan with the least Σ score, among these the one with the least Σ second, with its proven gap.
 
         Args:
             sensitivity: of the blocks.
             score: of a block at given bits.
+            second: decides between plans of the same Σ score, so that they use their budget.
             method: the plan's name in tables.
             weighting: what weighs the errors in the scores.
             gap: relative distance from the optimum at which the search stops.
@@ -79,7 +87,7 @@ class Problem:
         Raises:
             UserError: no plan meets all limits, or a score is not finite.
         """
-        solution = minimise(self.choices(score), gap, time_limit)
+        solution = minimise(self.choices(score, second), gap, time_limit)
         if solution is None:
             self.check(time_limit)
             raise UserError("no plan meets all limits together")
@@ -108,15 +116,21 @@ class Problem:
         pairs = self._pairs(plan)
         return tuple(limit.use((max if limit.is_peak else sum)(limit.cost(*p) for p in pairs)) for limit in self.limits)
 
-    def choices(self, score: Score) -> Choices:
+    def choices(self, score: Score, second: Score | None = None) -> Choices:
         """The problem in bare numbers. Raises UserError for a score that is not finite."""
+        options = self._options()
         owner = np.repeat(np.arange(len(self.groups)), [len(group.options) for group in self.groups])
-        scores = np.array([_finite_score(group.blocks, option, score) for group, option in self._options()])
+        scores, seconds = (
+            None if one is None else np.array([_finite_score(group.blocks, option, one) for group, option in options])
+            for one in (score, second)
+        )
+        assert scores is not None
         return Choices(
             scores,
             np.array([self._costs(limit) for limit in self.limits]).reshape(len(self.limits), len(owner)),
             np.array([0.0 if limit.is_peak else limit.total for limit in self.limits]),
             owner,
+            seconds,
         )
 
     def _options(self) -> list[tuple[Group, Precision]]:

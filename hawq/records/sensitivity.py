@@ -108,19 +108,30 @@ class BlockSensitivity:
 
         Raises UserError when activations were not analysed, or not at this bit-width.
         """
+        error = self.activation_error(bits)
         if bits == FLOAT_BITS or self.block.num_activations == 0:
             return 0.0
-        if self.activation_trace is None or self.activation_errors is None or self.block.num_activations is None:
-            raise UserError(
-                f"activations=mixed needs the curvature of activations, which block {self.block.name!r} lacks: "
-                "run the analysis with activations=true"
-            )
-        average = max(self.activation_trace.value, 0.0) / self.block.num_activations
-        return average * _error_at(
+        if self.activation_trace is None or self.block.num_activations is None:
+            raise self._without_activations()
+        return max(self.activation_trace.value, 0.0) / self.block.num_activations * error
+
+    def activation_error(self, bits: int) -> float:
+        """‖Q_b(a) − a‖²₂, mean over samples; 0 for float or for the image alone. Raises UserError as above."""
+        if bits == FLOAT_BITS or self.block.num_activations == 0:
+            return 0.0
+        if self.activation_errors is None:
+            raise self._without_activations()
+        return _error_at(
             bits,
             self.activation_errors,
             f"block {self.block.name!r} has no activation error",
             "activation_candidates",
+        )
+
+    def _without_activations(self) -> UserError:
+        return UserError(
+            f"activations=mixed needs the curvature of activations, which block {self.block.name!r} lacks: "
+            "run the analysis with analysis.activations=true"
         )
 
 
