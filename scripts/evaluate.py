@@ -16,7 +16,7 @@ from torch import nn
 from hawq.costs import published_bytes
 from hawq.data import Images
 from hawq.evaluation import accuracy_on
-from hawq.experiment.config.build import compose_parts
+from hawq.experiment.config.build import component_section, compose_parts
 from hawq.experiment.config.names import REPOSITORY
 from hawq.experiment.progress import Console
 from hawq.export import load, read_about
@@ -46,8 +46,11 @@ def evaluate(path: Path, overrides: list[str]) -> str:
     options, dataset = parts["options"], parts["dataset"]
     if options.threads is not None:
         torch.set_num_threads(options.threads)
-    device, splits = options.torch_device(), dataset.open()
-    source = parts["model"].build(splits.num_classes)
+    device = options.torch_device()
+    with component_section("dataset", dataset):
+        splits = dataset.open()
+    with component_section("model", parts["model"]):
+        source = parts["model"].build(splits.num_classes)
     stored = about.get("preprocessing", about.get("framing"))  # its name until 2026-11
     preprocessing = from_dict(stored, Preprocessing) if stored else source.preprocessing
     try:
@@ -86,8 +89,12 @@ def stated(about: dict[str, Any], overrides: list[str]) -> list[str]:
     Raises ValueError for a data set that has no option of its own: a file does not hold its splits and classes.
     """
     found = ["tracking=none", "model=timm", f"model.name={about['model']}"]
+    if about.get("source") == "torchvision":
+        found.append("model.source=torchvision")
     if stored := about.get("preprocessing", about.get("framing")):  # its name until 2026-11
-        found.append(f"model.small_input_size={stored['size']}")
+        fixed = stored.get("fixed_size", False)
+        found.append(f"model.small_input_size={int(about.get('small_input_size', stored['size']))}")
+        found += [f"model.input_size={int(stored['size'])}"] if fixed else []
     other = any(override.startswith("dataset=") for override in overrides)
     if other:
         return found

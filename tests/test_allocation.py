@@ -487,7 +487,7 @@ def test_manual_with_wrong_names(weights, message):
 
 def test_a_plan_by_hand_needs_only_its_precisions(tmp_path):
     path = tmp_path / "plan.json"
-    path.write_text(json.dumps({"precisions": dict.fromkeys(WEIGHTS, {"weight_bits": 3, "activation_bits": 32})}))
+    path.write_text(json.dumps({"precisions": {name: {"weight_bits": 3, "activation_bits": 32} for name in WEIGHTS}}))
     assert set(Manual(plan=str(path)).allocate(SENSITIVITY).precisions.values()) == {Precision(3, 32)}
 
 

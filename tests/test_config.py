@@ -12,7 +12,7 @@ from omegaconf import OmegaConf, open_dict
 from runs import CONF, compose_here, run_here
 
 from hawq.experiment.config.build import build_component, build_settings
-from hawq.experiment.config.explain import modernise
+from hawq.experiment.config.explain import modernise, with_section
 from hawq.experiment.config.options import COMPONENTS, RunOptions, Settings
 
 # What a user must add to some options before they can be built.
@@ -225,3 +225,20 @@ def test_earlier_classes_still_work() -> None:
 def test_every_number_is_finite(key: str, value: str) -> None:
     with pytest.raises(ValueError, match=rf"{key}={value}"):
         build_settings(compose_here(f"{key}={value}"))
+
+
+COMPLAINTS = {
+    "tolerance=2 is out of range: give 0 to 1": "solver.tolerance=2 is out of range: give 0 to 1",
+    "rank=3 needs more: give max_products=5": "solver.rank=3 needs more: give solver.max_products=5",
+    "block 'a' has none: give rank=1 or analysis.rank=2": "block 'a' has none: give solver.rank=1 or analysis.rank=2",
+    "rank is no number": "solver.rank is no number",
+    "the rank of a block is 3": "the rank of a block is 3",
+    "/tmp/rank=1/x.json is damaged": "/tmp/rank=1/x.json is damaged",
+    "rank.conv1=[9] is out of range": "solver.rank.conv1=[9] is out of range",
+    "ranks=3": "ranks=3",
+}
+
+
+@pytest.mark.parametrize(("said", "told"), COMPLAINTS.items())
+def test_complaints_of_the_library_name_the_section(said: str, told: str) -> None:
+    assert with_section(said, "solver", ["tolerance", "rank", "max_products"]) == told

@@ -53,9 +53,19 @@ def test_the_file_and_the_data_suffice(material, capsys):
     assert f"14 of 20 test images of cifar10 are right; {path.stat().st_size:,} bytes on disk" in text
 
 
-def test_the_file_of_a_run_is_measured_as_the_run_did(tmp_path, capsys):
-    """Embedded images keep the size that the network was trained for, which is not the default one."""
-    assert run_here(tmp_path) is None
+NETWORKS = {
+    "a size that is not the default one": [],
+    "a network of torchvision, and a size that small images reach in two steps": [
+        "model.source=torchvision",
+        "model.name=squeezenet1_1",
+        "model.input_size=24",
+    ],
+}
+
+
+@pytest.mark.parametrize("network", NETWORKS.values(), ids=NETWORKS)
+def test_the_file_of_a_run_is_measured_as_the_run_did(network, tmp_path, capsys):
+    assert run_here(tmp_path, *network, *(["bits=uniform"] if network else [])) is None
     folder = run_folder(tmp_path)
     capsys.readouterr()
     assert run_script("evaluate.py", folder / "model.safetensors", "threads=1") is None
@@ -72,7 +82,7 @@ def test_the_file_of_a_run_is_measured_as_the_run_did(tmp_path, capsys):
         (["absent.safetensors"], "absent.safetensors does not exist"),
         (["text.safetensors"], "is not a packed network"),
         (["silent.safetensors"], "does not state its model, dataset, mean, std: .* hawq.load"),
-        (["small.safetensors"], "dataset.path is not set: give dataset.path="),
+        (["small.safetensors", "dataset=imagefolder"], "dataset.path is not set: give dataset.path="),
         (["timm.safetensors"], "'hfds/some/images', which is no option .* dataset=timm dataset.name=hfds/some/images "),
         (["small.safetensors", "dataset.path=absent.npz"], "absent.npz does not exist"),
         (

@@ -1,5 +1,7 @@
 """Image files in folders: labels, decoding on demand, and batches that are a function of (seed, step)."""
 
+import os
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +12,9 @@ from PIL import Image
 from runs import read_json, run_folder, run_here
 from torch.utils.data import IterableDataset
 
-from hawq.data import ImageFolder, ImageNet, Images, TimmData, TrainBatches
+from hawq.data import ImageFolder, ImageNet, Images, TimmData, TrainBatches, timm_data
+from hawq.data.file_identity import files_identity, printable
+from hawq.data.listing import find_images
 from hawq.errors import UserError
 from hawq.records import Normalization, Preprocessing
 
@@ -92,6 +96,115 @@ def test_identity_knows_names_and_sizes(folder):
     assert len({before, renamed, ImageFolder(str(folder)).open().identity()}) == 3
 
 
+def test_identity_knows_an_image_that_is_replaced_by_another_of_its_name_size_and_time(folder):
+    place = folder / "train" / "cat" / "cat0.bmp"  # all images of one size have files of one size
+    save_image(place)
+    stat, before = place.stat(), ImageFolder(str(folder)).open().identity()
+    save_image(place, seed=9)
+    os.utime(place, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert place.stat().st_size == stat.st_size
+    assert ImageFolder(str(folder)).open().identity() != before
+
+
+def test_identity_stays_when_the_data_set_is_moved(folder, tmp_path_factory):
+    before = ImageFolder(str(folder)).open().identity()
+    moved = folder.rename(tmp_path_factory.mktemp("other") / "place")
+    assert ImageFolder(str(moved)).open().identity() == before
+
+
+CHANGES = {  # of a file of 40,000 zero bytes: what changes, and whether its time of change is put back
+    "first byte": (0, True),
+    "middle": (20_000, True),
+    "last byte": (39_999, True),
+    "between the samples": (10_000, False),
+}
+
+
+@pytest.mark.parametrize(("place", "back"), CHANGES.values(), ids=CHANGES)
+def test_samples_stand_for_files_that_are_too_many_to_be_read(place, back, tmp_path):
+    path = tmp_path / "x"
+    path.write_bytes(bytes(40_000))
+    os.utime(path, ns=(10**18, 10**18))
+
+    def identity():
+        return files_identity([("x", str(path))], whole_bytes=39_999)
+
+    before = identity()
+    path.write_bytes(bytes(place) + b"1" + bytes(39_999 - place))
+    if back:
+        os.utime(path, ns=(10**18, 10**18))
+    assert identity() != before
+    path.write_bytes(bytes(40_000))
+    os.utime(path, ns=(10**18, 10**18))
+    assert identity() == before
+
+
+LEFT_OUT = {
+    "text": lambda folder: (folder / "cat" / "notes.txt").write_text("hello"),
+    "nothing in it": lambda folder: (folder / "cat" / "Thumbs.db").touch(),
+    "hidden": lambda folder: save_image(folder / "cat" / ".cat.png"),
+    "outside of a class": lambda folder: save_image(folder / "loose.png"),
+    "hidden folder": lambda folder: save_image(folder / ".cache" / "x.png"),
+    "broken link": lambda folder: (folder / "dog" / "gone.png").symlink_to(folder / "nowhere.png"),
+    "pipe": lambda folder: os.mkfifo(folder / "dog" / "pipe.png"),
+    "stub": lambda folder: (folder / "dog" / "x.h5").write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(90)),
+    "not UTF-8": lambda folder: (folder / "dog" / os.fsdecode(b"caf\xe9.txt")).touch(),
+}
+
+
+@pytest.mark.parametrize("add", LEFT_OUT.values(), ids=LEFT_OUT)
+def test_whatever_is_left_out_is_counted_and_named(add, folder, caplog):
+    before = set(map(str, folder.rglob("*")))
+    ImageFolder(str(folder)).open()
+    assert caplog.text == ""
+    add(folder / "train")
+    (new,) = {Path(path) for path in set(map(str, folder.rglob("*"))) - before if not path.endswith("/.cache/x.png")}
+    assert len(ImageFolder(str(folder)).open().train_labels) == 6
+    assert (
+        f"train: 1 files or folders are left out, as they are no images of a class: {printable(new.name)}"
+        in caplog.text
+    )
+
+
+def test_a_class_without_images(folder, caplog):
+    (folder / "train" / "elk").mkdir()
+    assert ImageFolder(str(folder)).open().num_classes == 3
+    assert "elk is a class without images" in caplog.text
+    (folder / "train" / "elk" / "elk.heic").write_bytes(b"\0\0\0\x18ftypheic" + bytes(90))
+    with pytest.raises(ValueError, match=r"elk has 1 files but no image that Pillow reads \(elk.heic\): convert them"):
+        ImageFolder(str(folder)).open()
+
+
+def test_images_in_folders_of_a_class_and_through_links_are_of_that_class(folder):
+    save_image(folder / "train" / "cat" / "dog" / "inner.png")
+    (folder / "train" / "dog" / "loop").symlink_to(folder / "train" / "dog")
+    elsewhere = folder / "elsewhere"
+    save_image(elsewhere / "far.png")
+    (folder / "train" / "dog" / "link").symlink_to(elsewhere)
+    assert ImageFolder(str(folder)).open().train_labels.tolist() == [0] * 4 + [1] * 4
+
+
+def test_files_are_in_natural_order(folder):
+    for number in (10, 9, 100):
+        save_image(folder / "test2" / "a" / f"IMG{number}.png", seed=number)
+    paths = [path for path, _ in find_images(str(folder / "test2"), {"a": 0})]
+    assert [Path(path).name for path in paths] == ["IMG9.png", "IMG10.png", "IMG100.png"]
+
+
+def test_names_that_are_not_utf8(folder):
+    for part in ("train", "val"):
+        place = folder / part / os.fsdecode(b"\xe9lan") / os.fsdecode(b"caf\xe9.png")
+        save_image(place, seed=5)
+    splits = ImageFolder(str(folder)).open()
+    assert splits.train_labels.tolist() == [0] * 3 + [1] * 3 + [2]
+    assert splits.train_images[6].size == (30, 20)
+    assert splits.identity() == ImageFolder(str(folder)).open().identity()
+    place.write_bytes(b"not an image")
+    with pytest.raises(UserError, match=r"caf\\xe9.png cannot be decoded") as told:
+        ImageFolder(str(folder)).open().test_images[2]
+    str(told.value).encode("utf-8")
+
+
 def test_a_folder_without_training_images_evaluates(tmp_path):
     save_image(tmp_path / "test" / "a" / "x.jpg")
     splits = ImageFolder(str(tmp_path)).open()
@@ -151,6 +264,53 @@ def test_a_stream_is_read_once(monkeypatch):
     assert splits.identity() == TimmData("wds/any", num_classes=3).open().identity()
 
 
+def test_folders_that_timm_reads_keep_every_ending_and_name_what_is_left_out(folder, caplog):
+    save_image(folder / "train" / "dog" / "far.BMP")
+    data = TimmData("", num_classes=2, path=str(folder), test_split="val")
+    splits = data.open()
+    assert splits.train_labels.tolist() == [0, 0, 0, 1, 1, 1, 1]
+    assert splits.train_images[6].size == (30, 20) and caplog.text == ""
+    before = splits.identity()
+    save_image(folder / "train" / "dog" / "far.BMP", seed=5)
+    assert data.open().identity() != before
+    (folder / "val" / "dog" / "notes.txt").touch()
+    data.open()
+    assert "val: 1 files or folders are left out" in caplog.text and "notes.txt" in caplog.text
+
+
+def test_archives_that_timm_reads(folder, tmp_path_factory):
+    place = tmp_path_factory.mktemp("archives")
+
+    def pack():
+        for part in ("train", "val"):
+            with tarfile.open(place / f"{part}.tar", "w") as tar:
+                tar.add(folder / part, part)
+        return [timm_data.read_with_timm("", str(place / f"{part}.tar"), part) for part in ("train", "val")]
+
+    (images, labels), _ = pack()
+    assert labels.tolist() == [0, 0, 0, 1, 1, 1]
+    assert np.array_equal(np.asarray(images[4]), np.asarray(ImageFolder(str(folder)).open().train_images[4]))
+    before = images.identity()
+    assert pack()[0][0].identity() == before
+    save_image(folder / "train" / "cat" / "cat0.png", seed=99)
+    assert pack()[0][0].identity() != before
+
+
+def test_data_sets_of_torchvision_are_read_into_memory(monkeypatch):
+    deep = Image.fromarray(np.array([[0, 257 * 7]], np.uint16))
+    monkeypatch.setattr(timm.data, "create_dataset", lambda **request: [(deep, 0), (Image.new("L", (2, 2)), 1)])
+    splits = TimmData("torch/any", num_classes=2).open()
+    assert splits.test_labels.tolist() == [0, 1]
+    assert splits.test_images[0].getpixel((1, 0)) == (7, 7, 7)
+
+
+@pytest.mark.parametrize("label", [-1, 3])
+def test_labels_that_are_no_classes_are_refused(label, monkeypatch):
+    monkeypatch.setattr(timm.data, "create_dataset", lambda **request: [(Image.new("L", (2, 2)), label)])
+    with pytest.raises(ValueError, match=f"train_labels holds {label}, which is not a class: give 0 to 2"):
+        TimmData("torch/any", num_classes=3).open()
+
+
 @pytest.mark.parametrize("name", ["hfds/", "tfds/nothing", "zzz"])
 def test_names_that_timm_cannot_read(name, tmp_path):
     with pytest.raises(ValueError, match=f"dataset {name} could not be read"):
@@ -165,6 +325,15 @@ def test_all_stages_on_images_with_attention(folder, tmp_path_factory):
     report = read_json(run_folder(outputs) / "report.json")
     assert {part["name"] for part in report["float_parts"] if part["macs"]} == {f"blocks.{i}.attn" for i in range(6)}
     assert {part["name"] for part in report["float_parts"] if part["num_weights"]} >= {"pos_embed"}
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("spoil", [lambda data: data[: len(data) // 2], lambda data: b"not an image"])
+def test_a_broken_image_is_one_sentence_also_out_of_a_worker_process(spoil, workers, folder):
+    place = folder / "train" / "cat" / "cat0.png"
+    place.write_bytes(spoil(place.read_bytes()))
+    with pytest.raises(UserError, match=r"^[^\n]*cat0.png cannot be decoded: [^\n]*; repair or remove it$"):
+        first(batches(folder, workers=workers).batches(0), 3)
 
 
 def test_too_few_classes():

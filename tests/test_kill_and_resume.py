@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial as partial_function
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ import torch
 from runs import REPOSITORY, command_line, finished, read_json, run_folder
 
 from hawq.experiment.artifacts import MANIFEST, PartialCheckpoint
-from hawq.experiment.tracking import read_metrics
+from hawq.experiment.metrics import read_metrics
 from hawq.records import SENSITIVITY_SCHEMA, Sensitivity, read_record
 
 LONG_ENOUGH = (
@@ -31,7 +32,9 @@ LONG_ENOUGH = (
 
 def start(outputs: Path) -> subprocess.Popen[str]:
     command = [sys.executable, "train.py", *command_line(outputs, *LONG_ENOUGH)]
-    return subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    pipe, out = subprocess.PIPE, subprocess.STDOUT
+    heed = partial_function(signal.signal, signal.SIGINT, signal.SIG_DFL)  # shells let background jobs ignore Ctrl-C
+    return subprocess.Popen(command, cwd=REPOSITORY, stdout=pipe, stderr=out, text=True, preexec_fn=heed)
 
 
 def finish(outputs: Path) -> tuple[Path, str]:

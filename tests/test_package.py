@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -19,6 +21,8 @@ LISTS = {path.stem: path for path in (REPOSITORY / "requirements").glob("*.txt")
     "": REPOSITORY / "requirements.txt"
 }
 CHECKERS = {"pytest", "pytest-xdist", "hypothesis", "ruff", "mypy"}
+ESTIMATE = {"value": 0.0, "error": 0.0, "products": 0, "converged": True}
+ERRORS = {str(bits): 4.0**-bits for bits in range(2, 9)}
 SOURCES = (
     *("pyproject.toml", "setup.py", "requirements.txt", "requirements", "hawq", "conf"),
     *("README.md", "LICENSE", "NOTICE"),
@@ -48,11 +52,11 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def python(installed: Path, code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Runs code that finds the unpacked wheel in place of the repository, from its folder."""
+def python(installed: Path, folder: Path, code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Runs code in `folder`, where it finds the unpacked wheel in place of the repository."""
     return subprocess.run(
         [sys.executable, "-c", code, *arguments],
-        cwd=installed,
+        cwd=folder,
         env={**os.environ, "PYTHONPATH": str(installed)},
         capture_output=True,
         text=True,
@@ -85,13 +89,33 @@ def test_licence_and_notice_are_in_the_wheel(installed: Path) -> None:
         assert (licences / name).read_bytes() == (REPOSITORY / name).read_bytes()
 
 
-def test_library_is_imported_from_the_wheel(installed: Path) -> None:
-    done = python(installed, "import hawq; print(hawq.__file__, hawq.__version__)")
+def test_library_is_imported_from_the_wheel(installed: Path, tmp_path: Path) -> None:
+    done = python(installed, tmp_path, "import hawq; print(hawq.__file__, hawq.__version__)")
     (metadata,) = installed.glob("*.dist-info/METADATA")
     version = Parser().parsestr(metadata.read_text())["Version"]
     assert done.stdout.split() == [str(installed / "hawq" / "__init__.py"), version], done.stderr
     assert yaml.safe_load((REPOSITORY / "CITATION.cff").read_text())["version"] == version
     assert f"## [{version}]" in (REPOSITORY / "CHANGELOG.md").read_text()
+
+
+def test_command_allocates_from_a_file_without_a_checkout(installed: Path, tmp_path: Path) -> None:
+    (entry,) = re.findall(
+        r"^hawq = (\S+):(\w+)$", next(installed.glob("*.dist-info/entry_points.txt")).read_text(), re.M
+    )
+    block = {"layers": ["conv"], "num_weights": 100}
+    rows = [
+        {"block": {**block, "name": name}, "eigenvalue": {**ESTIMATE, "value": value}, "weight_errors": ERRORS}
+        for name, value in (("stem", 3.0), ("head", 1.0))
+    ]
+    content = {"schema": "hawq.sensitivity/2", "solver": "hand", "num_samples": 1, "loss": 0.0, "rows": rows}
+    (tmp_path / "sensitivity.json").write_text(json.dumps(content))
+    options = ("stages=[allocation]", "allocation.sensitivity=sensitivity.json", "tracking=none", "bits.target=8")
+    code = "import sys; from {0} import {1}; sys.argv[0] = 'hawq'; {1}()".format(*entry)
+    done = python(installed, tmp_path, code, *options)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (plan,) = (tmp_path / "outputs" / "runs").glob("*/plan.json")
+    precisions = json.loads(plan.read_text())["precisions"]
+    assert sum(bits["weight_bits"] for bits in precisions.values()) == 8
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ from hawq.curvature import (
     activation_traces,
 )
 from hawq.distributed import rank
-from hawq.experiment.tracking import read_metrics
+from hawq.experiment.metrics import read_metrics
 from hawq.sensitivity import block_weights, measure_curvature
 
 SIZES = {1: (13,), 2: (9, 4), 3: (5, 8, 0)}
@@ -182,7 +182,7 @@ def test_torchrun_gives_the_results_of_one_process(tmp_path):
 
 
 REFUSED = {
-    "in preparation": (["dataset.size=3"], "error: dataset.size=3 is out of range: give 8 or more"),
+    "in preparation": (["dataset.size=3"], "error: dataset.size=3 is out of range: give 8 to"),
     "in the first process alone": (["stages=[finetune]"], "error: stages=['finetune'] leaves out analysis"),
     "in every process": (["stages=[analysis]", "solver.memory_limit_gib=0.01"], "error: solver.memory_limit_gib=0.01"),
 }

@@ -18,7 +18,8 @@ from runs import REPOSITORY, command_line, read_json, run_folder
 
 from hawq.errors import UserError
 from hawq.experiment import tracking
-from hawq.experiment.tracking import METRICS, MODES, MetricsLog, WandbTracking, read_metrics
+from hawq.experiment.metrics import METRICS, MetricsLog, read_metrics
+from hawq.experiment.tracking import MODES, WandbTracking
 
 ROWS = [{"stage": "float_network", "step": 1, "loss": 2.5}, {"stage": "float_network", "step": 2, "loss": 2.0}]
 
@@ -125,7 +126,7 @@ def test_a_damaged_line_is_named(tmp_path: Path, line: str) -> None:
 def test_only_one_process_writes_to_a_folder(tmp_path: Path) -> None:
     program = (
         "import sys, pathlib, time\n"
-        "from hawq.experiment.tracking import MetricsLog, NoTracking\n"
+        "from hawq.experiment.metrics import MetricsLog, NoTracking\n"
         "with MetricsLog.open(pathlib.Path(sys.argv[1]), NoTracking(), {}) as log:\n"
         "    [log.log('float_network', step, {'pid': int(sys.argv[2])}) or time.sleep(0.02) for step in range(20)]\n"
     )
@@ -239,7 +240,8 @@ def test_a_killed_offline_run_is_whole_in_its_newest_part(tmp_path: Path) -> Non
         "import sys, os, pathlib, hawq.experiment.tracking as t\n"
         "folder, last = pathlib.Path(sys.argv[1]), int(sys.argv[2])\n"
         "sink = t.WandbTracking(mode='offline').open(folder, 'name', {'seed': 0})\n"
-        "log = t.MetricsLog(folder, sink)\n"
+        "from hawq.experiment.metrics import MetricsLog\n"
+        "log = MetricsLog(folder, sink)\n"
         "[log.log('analysis', step, {'curvature': 1.0 + step}) for step in range(last)]\n"
         "sink.close(0) if last == 9 else os._exit(9)"
     )

@@ -12,10 +12,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
+from hawq.checks import check_range
 from hawq.data.splits import RawImages
 from hawq.distributed import shard
 
 Batch = tuple[Tensor, Tensor]
+_MAX_WORKERS = 1024
 
 
 class Images(Dataset[tuple[Tensor, int]]):
@@ -71,10 +73,17 @@ class TrainBatches:
         batch_size: images per step; no more than there are.
         seed: of order and augmentation.
         device: where batches are placed.
-        workers: processes that load images; 0 loads them in the calling process.
+        workers: processes that load images, 0 to 1024; 0 loads them in the calling process.
+
+    Raises:
+        ValueError: no images, or a number out of range.
     """
 
     def __init__(self, images: Images, batch_size: int, seed: int, device: torch.device, workers: int = 0) -> None:
+        check_range("batch_size", batch_size, least=1)
+        check_range("workers", workers, least=0, most=_MAX_WORKERS)
+        if not len(images):
+            raise ValueError("the data set has no training images: give at least one")
         self._images, self._seed, self._device, self._workers = images, seed, device, workers
         self._batch_size = min(batch_size, len(images))
 

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
-from pathlib import Path
+import os
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from hawq.data.splits import RawImages
-from hawq.errors import UserError
+from hawq.data.decoding import decode
+from hawq.data.file_identity import files_identity, printable
 from hawq.records import Normalization, Preprocessing
 
 if TYPE_CHECKING:
@@ -22,51 +20,52 @@ IMAGENET = Normalization((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
 class ImageFiles:
-    """The image files of one split, in the order of timm's reader.
+    """Image files that are decoded on demand.
 
     Args:
-        reader: a reader of timm: by index an open file and its label.
+        paths: of the files.
+        root: the folder that `identity` names them from, so that a data set may be moved.
     """
 
-    def __init__(self, reader: Any) -> None:
-        self._reader = reader
+    def __init__(self, paths: Sequence[str], root: str) -> None:
+        self._paths, self._root = paths, root
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def __getitem__(self, index: int) -> Image:
+        """One image in RGB. Raises UserError for a file that cannot be decoded."""
+        return decode(self._paths[index], printable(self._paths[index]))
+
+    def identity(self) -> str:
+        """SHA-256 (hexadecimal) over names and contents of all files; see `files_identity`."""
+        return files_identity([(os.path.relpath(path, self._root), path) for path in self._paths])
+
+
+class ReaderImages:
+    """The images of a reader of timm, decoded on demand, say of an archive or of Hugging Face.
+
+    Args:
+        reader: by index an open file and its label.
+        identity: a hash of what it reads.
+    """
+
+    def __init__(self, reader: Any, identity: Callable[[], str]) -> None:
+        self._reader, self.identity = reader, identity
 
     def __len__(self) -> int:
         return len(self._reader)
 
     def __getitem__(self, index: int) -> Image:
-        """One image in RGB. Raises UserError for a file that is not an image."""
-        from PIL import Image
-
-        try:
-            return Image.open(self._reader[index][0]).convert("RGB")
-        except OSError as error:
-            raise UserError(
-                f"{self._reader.filename(index, absolute=True)} cannot be decoded: {error}; repair or remove it"
-            ) from error
-
-    def labels(self) -> np.ndarray:
-        """int64 (N,)."""
-        samples = getattr(self._reader, "samples", None)
-        targets = self._reader.iter_targets() if samples is None else (label for _, label in samples)
-        return np.fromiter(targets, np.int64, len(self))
-
-    def identity(self) -> str:
-        """A hash of names and sizes of all files, or the fingerprint of a Hugging Face data set."""
-        samples = getattr(self._reader, "samples", None)
-        if samples is None:
-            return str(self._reader.dataset._fingerprint)
-        digest = hashlib.sha256()
-        for place, (path, _) in enumerate(samples):
-            digest.update(f"{self._reader.filename(place)} {Path(path).stat().st_size}\n".encode())
-        return digest.hexdigest()
+        """One image in RGB. Raises UserError for a file that cannot be decoded."""
+        return decode(self._reader[index][0], printable(str(self._reader.filename(index, absolute=True))))
 
 
 class ImagesInMemory(list["Image"]):
-    """Images held in memory: what a stream yielded, or none for a data set that can only evaluate."""
+    """RGB images held in memory: what a stream yielded, or none for a data set that can only evaluate."""
 
     def identity(self) -> str:
-        """SHA-256 over sizes and pixels of all images."""
+        """SHA-256 (hexadecimal) over sizes and pixels of all images."""
         digest = hashlib.sha256()
         for image in self:
             digest.update(str(image.size).encode())
@@ -96,23 +95,3 @@ def timm_transform(
         std=normalization.std,
     )
     return transform
-
-
-def read_with_timm(**request: Any) -> tuple[RawImages, np.ndarray]:
-    """Images and labels of one split, as timm's `create_dataset(**request)` finds them; a stream is read into memory.
-
-    Raises ValueError, with timm's reason, where they cannot be read.
-    """
-    from timm.data import create_dataset
-    from torch.utils.data import IterableDataset
-
-    try:
-        dataset = create_dataset(**request)
-        if isinstance(dataset, IterableDataset):
-            pairs = list(dataset)
-            return ImagesInMemory(image for image, _ in pairs), np.array([label for _, label in pairs], np.int64)
-        images = ImageFiles(dataset.reader)
-        return images, images.labels()
-    except (ImportError, OSError, RuntimeError, ValueError, AssertionError) as error:
-        wanted = request["name"] or request["root"]
-        raise ValueError(f"dataset {wanted} could not be read: {str(error) or repr(error)}") from error

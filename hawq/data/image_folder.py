@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from hawq.components import component
-from hawq.data.image_files import IMAGENET, ImagesInMemory, read_with_timm, timm_transform
-from hawq.data.splits import Splits
+from hawq.data.file_identity import printable
+from hawq.data.image_files import IMAGENET, ImageFiles, ImagesInMemory, timm_transform
+from hawq.data.listing import class_folders, find_images
+from hawq.data.splits import RawImages, Splits
 from hawq.records import Normalization, Preprocessing
 
 if TYPE_CHECKING:
@@ -25,6 +27,8 @@ _TRAIN, _TEST = ("train",), ("val", "validation", "test")
 @dataclass(frozen=True)
 class ImageFolder:
     """A folder with train/<class>/* and val/<class>/* (or validation/, test/); classes in the order of their names.
+
+    Every file that Pillow decodes is read; others are named in a warning.
 
     Args:
         path: the folder; without train/ it can only evaluate.
@@ -48,7 +52,7 @@ class ImageFolder:
 
         Raises:
             FileNotFoundError: no folder of test images.
-            ValueError: a folder that is not a class, or files that cannot be listed.
+            ValueError: a folder that is not a class, or one whose files are not images.
         """
         train, test = (self._part(names) for names in (_TRAIN, _TEST))
         if test is None:
@@ -57,25 +61,29 @@ class ImageFolder:
                 "(without train/ it can only evaluate, with stages=[])"
             )
         classes = self.classes(train or test)
+        indices = {name: index for index, name in enumerate(classes)}
         for part in filter(None, (train, test)):
-            unknown = sorted(place.name for place in part.iterdir() if place.is_dir() and place.name not in classes)
+            unknown = [printable(name) for name in class_folders(str(part)) if name not in indices]
             if unknown:
                 raise ValueError(f"{part} has folders that are not classes of {self.name}: {', '.join(unknown[:5])}")
-        indices = {name: index for index, name in enumerate(classes)}
-        nothing = ImagesInMemory(), np.zeros(0, np.int64)
-        read = [
-            read_with_timm(name="", root=str(part), class_map=indices) if part else nothing for part in (train, test)
-        ]
-        (train_images, train_labels), (test_images, test_labels) = read
+        (train_images, train_labels), (test_images, test_labels) = (_read(part, indices) for part in (train, test))
         return Splits(train_images, train_labels, test_images, test_labels, len(classes))
 
     def classes(self, part: Path) -> list[str]:
         """Names of the classes, in the order of their labels, given the folder of one split."""
-        return sorted(place.name for place in part.iterdir() if place.is_dir())
+        return class_folders(str(part))
 
     def _part(self, names: Iterable[str]) -> Path | None:
         folders = (Path(self.path) / name for name in names)
         return next((folder for folder in folders if folder.is_dir()), None)
+
+
+def _read(part: Path | None, classes: Mapping[str, int]) -> tuple[RawImages, np.ndarray]:
+    """Images and labels (N,) of one split; none of a split that is not there."""
+    if part is None:
+        return ImagesInMemory(), np.zeros(0, np.int64)
+    paths, labels = zip(*find_images(str(part), classes), strict=True)
+    return ImageFiles(paths, str(part)), np.asarray(labels, np.int64)
 
 
 @component("dataset/imagenet", not_in_key=("path",))

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from hawq.checks import check_range
 from hawq.components import component
+from hawq.data.array_transform import ArrayTransform
+from hawq.data.download import download
 from hawq.data.npz import Parts, read_npz
 from hawq.data.splits import Splits
 from hawq.records import Normalization, Preprocessing
@@ -48,10 +49,7 @@ class Digits:
         self, preprocessing: Preprocessing, normalization: Normalization, *, augmented: bool = False
     ) -> Callable[[np.ndarray], Tensor]:
         """uint8 (H, W, 3) → float32 (3, H, W), normalised; see `ImageData.prepare`."""
-        from torchvision.transforms import v2
-
-        shift = [v2.RandomCrop(self.size, padding=self.size // 8)] if augmented and self.augment else []
-        return _from_array(normalization, shift)
+        return ArrayTransform(preprocessing, normalization, shift=augmented and self.augment)
 
     def open(self) -> Splits:
         """All images as uint8 (N, size, size, 3); the split is stratified by class and always the same."""
@@ -76,8 +74,8 @@ class Cifar10:
 
     Args:
         path: an `.npz` with train_images, train_labels, test_images, test_labels (uint8, N×32×32×3), or a folder of
-            torchvision's CIFAR10, which is downloaded when absent.
-        augment: random crop with 4 pixels of padding, and horizontal flip.
+            torchvision's CIFAR10, into which it is downloaded when absent.
+        augment: random crop after padding by an eighth of the side (4 pixels), and horizontal flip.
     """
 
     path: str
@@ -91,10 +89,8 @@ class Cifar10:
         self, preprocessing: Preprocessing, normalization: Normalization, *, augmented: bool = False
     ) -> Callable[[np.ndarray], Tensor]:
         """uint8 (H, W, 3) → float32 (3, H, W), normalised; see `ImageData.prepare`."""
-        from torchvision.transforms import v2
-
-        changes = [v2.RandomCrop(32, padding=4), v2.RandomHorizontalFlip()] if augmented and self.augment else []
-        return _from_array(normalization, changes)
+        changed = augmented and self.augment
+        return ArrayTransform(preprocessing, normalization, shift=changed, flip=changed)
 
     def open(self) -> Splits:
         """Images as uint8 (N, 32, 32, 3), in the order of the file or of torchvision.
@@ -102,7 +98,11 @@ class Cifar10:
         Raises FileNotFoundError where nothing is there and nothing can be downloaded, ValueError for other contents.
         """
         path = Path(self.path)
-        parts = read_npz(path) if path.suffix == ".npz" else _read_torchvision(path, self.torchvision)
+        parts = (
+            read_npz(path, self.num_classes)
+            if path.suffix.lower() == ".npz"
+            else _read_torchvision(path, self.torchvision)
+        )
         return Splits(*parts, self.num_classes)
 
 
@@ -117,35 +117,18 @@ class Cifar100(Cifar10):
     torchvision = "CIFAR100"
 
 
-def _from_array(normalization: Normalization, changes: list[Any]) -> Callable[[np.ndarray], Tensor]:
-    """uint8 (H, W, 3) → float32 (3, H, W), normalised, with the transforms `changes` applied first."""
-    import torch
-    from torchvision.transforms import v2
-
-    to_float = v2.ToDtype(torch.float32, scale=True)
-    steps = v2.Compose([*changes, to_float, v2.Normalize(list(normalization.mean), list(normalization.std))])
-    return partial(_apply, steps)
-
-
-def _apply(steps: Any, image: np.ndarray) -> Tensor:
-    import torch
-
-    return steps(torch.from_numpy(image).permute(2, 0, 1))  # type: ignore[no-any-return]
-
-
 def _read_torchvision(path: Path, name: str) -> Parts:
     """Images and labels of torchvision's data set `name` below `path`, downloaded when absent."""
     from torchvision import datasets
 
     dataset = getattr(datasets, name)
-    existed = path.is_dir()
+    folder = path / dataset.base_folder
     try:
-        absent = not (path / dataset.base_folder).is_dir()
-        train = dataset(str(path), train=True, download=absent)
+        if not folder.is_dir():
+            download(dataset.url, folder, dataset.tgz_md5)
+        train = dataset(str(path), train=True)
         test = dataset(str(path), train=False)
     except (OSError, RuntimeError) as error:
-        if not existed and path.is_dir() and not any(path.iterdir()):
-            path.rmdir()  # torchvision made it for the download that failed
         raise FileNotFoundError(
             f"path={path} holds no {name} and it could not be downloaded ({error}): give an .npz, or a folder with "
             f"{dataset.base_folder}/"

@@ -35,6 +35,9 @@ class Splits:
         train_images, test_images: stored images; a data set that can only evaluate has no training images.
         train_labels, test_labels: int64 (N,), in 0 … num_classes − 1.
         num_classes: outputs of a network for this data set.
+
+    Raises:
+        ValueError: no test images, another number of labels than of images, or a label that is not a class.
     """
 
     train_images: RawImages
@@ -42,6 +45,17 @@ class Splits:
     test_images: RawImages
     test_labels: np.ndarray
     num_classes: int
+
+    def __post_init__(self) -> None:
+        if not len(self.test_images):
+            raise ValueError("the data set has no test images: give at least one")
+        for part, images, labels in (
+            ("train", self.train_images, self.train_labels),
+            ("test", self.test_images, self.test_labels),
+        ):
+            if labels.shape != (len(images),):
+                raise ValueError(f"{part}_labels have shape {labels.shape}, ({len(images)},) is needed")
+            check_labels(f"{part}_labels", labels, self.num_classes)
 
     def identity(self) -> str:
         """SHA-256 (hexadecimal) over all images and labels; images in files are known by their own `identity()`."""
@@ -51,6 +65,15 @@ class Splits:
             digest.update(str(array.shape).encode())
             digest.update(np.ascontiguousarray(array).data)
         return digest.hexdigest()
+
+
+def check_labels(name: str, labels: np.ndarray, num_classes: int) -> None:
+    """Raises ValueError unless `labels` (N,) are whole numbers in 0 … num_classes − 1."""
+    if labels.dtype.kind not in "iu":
+        raise ValueError(f"{name} is {labels.dtype}: whole numbers are needed")
+    wrong = labels[(labels < 0) | (labels >= num_classes)]
+    if len(wrong):
+        raise ValueError(f"{name} holds {wrong[0]}, which is not a class: give 0 to {num_classes - 1}")
 
 
 class ImageData(Protocol):
@@ -75,7 +98,8 @@ class ImageData(Protocol):
     ) -> Callable[[Any], Tensor]:
         """The function that turns a stored image into a network's input, float32 (3, H, W).
 
-        Data sets whose images all have one size keep it; images of any size are brought to that of `preprocessing`.
+        Data sets whose images all have one size keep it, unless `preprocessing.fixed_size`; images of any size are
+        brought to that of `preprocessing`.
 
         Args:
             preprocessing: side in pixels, share that is cropped, and interpolation, as the network expects them.

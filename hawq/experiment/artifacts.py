@@ -125,6 +125,7 @@ class Artifact:
         return [self.path / name for name in manifest["files"]] if manifest else []
 
     def read_json(self, name: str) -> Any:
+        """One of its files, parsed."""
         return json.loads((self.path / name).read_text())
 
     @contextmanager
@@ -181,6 +182,7 @@ class PartialCheckpoint:
         return state
 
     def clear(self) -> None:
+        """Removes all states: the stage is done."""
         for path in self._files():
             path.unlink()
 

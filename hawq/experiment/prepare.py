@@ -51,6 +51,7 @@ class Inputs:
 
     @property
     def network(self) -> nn.Module:
+        """The float network, on its device."""
         return self.model.network
 
     def prepare_image(self, *, augmented: bool = False) -> Callable[[Any], Tensor]:
@@ -58,12 +59,14 @@ class Inputs:
         return self.dataset.prepare(self.model.preprocessing, self.normalization, augmented=augmented)
 
     def train_images(self, *, augmented: bool) -> Images:
+        """Training images as network inputs (3, H, W) with labels; `augmented` ones are asked for by (index, seed)."""
         from hawq.data import Images
 
         augment = self.prepare_image(augmented=True) if augmented else None
         return Images(self.splits.train_images, self.splits.train_labels, self.prepare_image(), augment)
 
     def test_images(self) -> Images:
+        """Test images as network inputs (3, H, W) with labels."""
         from hawq.data import Images
 
         return Images(self.splits.test_images, self.splits.test_labels, self.prepare_image())
@@ -160,6 +163,8 @@ def prepare_network(settings: Settings) -> Inputs:
     normalization = model.normalization or settings.dataset.normalization
     prepare_image = settings.dataset.prepare(model.preprocessing, normalization)
     example = prepare_image(splits.test_images[0])[None].to(device)
+    with component_section("model", settings.model):
+        model.check_input(example)
     blocks, float_parts = _blocks(settings, model, example)
     about = _about(settings, normalization, model.preprocessing, example)
     overhead_bytes = packed_overhead(model.network, blocks, settings.quantizer, about)
@@ -206,8 +211,8 @@ def _blocks(settings: Settings, model: FloatModel, example: Tensor) -> tuple[tup
     except (RuntimeError, AssertionError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(
-            f"model {settings.model.name} cannot take images of {tuple(example.shape[2:])} ({reason}): "
-            "give a larger model.small_input_size or another dataset"
+            f"model {settings.model.name} cannot be analysed with images of {tuple(example.shape[2:])} ({reason}): "
+            "give model.input_size or another model"
         ) from error
 
 
@@ -216,5 +221,9 @@ def _about(
 ) -> dict[str, Any]:
     """What the packed file says about its network: enough to measure it again; `example` is one input (1, 3, H, W)."""
     own = dataclasses.replace(preprocessing, size=example.shape[-1])  # images in memory keep their own size
-    names = {"model": settings.model.name, "dataset": settings.dataset.name}
+    names: dict[str, Any] = {"model": settings.model.name, "dataset": settings.dataset.name}
+    if settings.model.source == "torchvision":
+        names["source"] = settings.model.source
+    if preprocessing.fixed_size:  # small embedded images were resized twice
+        names["small_input_size"] = settings.model.small_input_size
     return {**names, **to_dict(normalization), "preprocessing": to_dict(own)}

@@ -30,9 +30,11 @@ class Console:
     """Bars and lines on standard error, of the first process alone (`hawq.progress.Progress`)."""
 
     def task(self, title: str, total: int, *, done: int = 0) -> TaskBar:
+        """A bar over `total` steps."""
         return TaskBar(total, title, done=done, shown=speaks())
 
     def blocks(self, names: Sequence[str], tolerance: float | None) -> BlockBars:
+        """A bar per block, from an error as large as the value down to the relative tolerance."""
         return BlockBars(names, tolerance)
 
 

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from hawq.experiment.config.options import Settings
+from hawq.experiment.metrics import MetricsLog
 from hawq.experiment.prepare import Inputs
 from hawq.experiment.progress import Console
 from hawq.experiment.table import wanted_stages
-from hawq.experiment.tracking import MetricsLog
 from hawq.progress import Progress
 from hawq.records import StageRecord
 
@@ -38,6 +38,7 @@ class Run:
 
     @property
     def folder(self) -> Path:
+        """Where everything of this run lies."""
         return self.settings.folder
 
     def wants(self, stage: str) -> bool:

@@ -31,6 +31,7 @@ class SweepTable(Callback):
         self._folder: Path | None = None
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Refuses the whole sweep where one of its jobs could not start."""
         self._folder = Path(str(OmegaConf.select(config, "hydra.sweep.dir")))
         for overrides in _overrides_of_jobs(config):
             try:
@@ -42,7 +43,7 @@ class SweepTable(Callback):
                 raise SystemExit(f"error: job {' '.join(overrides)}: {text}") from error
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
-        """Writes the table anew after each job, so that a stopped sweep has the table of what it finished."""
+        """Rewrites the table after each job, so that a stopped sweep has the table of what it finished."""
         if self._folder is None or job_return.status is not JobStatus.COMPLETED:
             return
         folder = Path(job_return.hydra_cfg.hydra.runtime.output_dir)  # type: ignore[union-attr]
@@ -51,6 +52,7 @@ class SweepTable(Callback):
             write_whole(self._folder / "table.md", (jobs_table(self._jobs) + "\n").encode())
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        """Prints the table, and where it is."""
         if self._jobs and self._folder is not None:
             print(f"\n{jobs_table(self._jobs)}\n\nTable of all jobs: {self._folder / 'table.md'}")
 

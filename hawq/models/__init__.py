@@ -8,17 +8,19 @@ from typing import TYPE_CHECKING, Any
 from hawq.models.registry import register_with_timm
 
 if TYPE_CHECKING:
-    from hawq.models.checkpoints import read_checkpoint, write_checkpoint
-    from hawq.models.spec import FloatModel, ModelSpec
+    from hawq.models.checkpoints import load_checkpoint, read_checkpoint, write_checkpoint
+    from hawq.models.float_model import FloatModel
+    from hawq.models.spec import ModelSpec
 
 _HOMES = {
-    "FloatModel": "spec",
+    "FloatModel": "float_model",
     "ModelSpec": "spec",
+    "load_checkpoint": "checkpoints",
     "read_checkpoint": "checkpoints",
     "write_checkpoint": "checkpoints",
 }
 
-__all__ = ["FloatModel", "ModelSpec", "read_checkpoint", "write_checkpoint"]
+__all__ = ["FloatModel", "ModelSpec", "load_checkpoint", "read_checkpoint", "write_checkpoint"]
 
 register_with_timm()
 

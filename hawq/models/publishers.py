@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -16,6 +16,7 @@ _HALVES = Normalization((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 _SIDE_224, _SIDE_299 = Preprocessing(224, 0.875, "bilinear"), Preprocessing(299, 0.875, "bilinear")
 
 PUBLISHERS = ("timm", "torchvision", "pytorchcv")
+_MOST = 8  # names in a message
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,14 @@ class Publication:
     modules: Mapping[str, str] | None = None
     left_out: tuple[str, ...] = ()
 
+    def names_of(self, ours: Iterable[str]) -> set[str]:
+        """The publisher's names of tensors that are `ours`; names that the publisher does not have are left out."""
+        if self.modules is None:
+            return set(ours)
+        theirs = {our: their for their, our in self.modules.items()}
+        parts = (name.rpartition(".") for name in ours)
+        return {f"{theirs[layer]}.{leaf}" for layer, _, leaf in parts if layer in theirs}
+
     def rename(self, state: Mapping[str, Tensor], origin: str) -> dict[str, Tensor]:
         """The tensors of `state` by our names. Raises ValueError, beginning with `origin`, for an unknown layer."""
         kept = {name: tensor for name, tensor in state.items() if name.split(".")[0] not in self.left_out}
@@ -41,7 +50,8 @@ class Publication:
         unknown = sorted({_layer(name) for name in kept} - self.modules.keys())
         if unknown:
             raise ValueError(
-                f"{origin} has layers that this source does not have in this network: {', '.join(unknown[:20])}; "
+                f"{origin} has layers that this source does not have in this network: "
+                f"{', '.join(unknown[:_MOST])}{f' and {len(unknown) - _MOST} more' if len(unknown) > _MOST else ''}; "
                 "choose the matching model and source"
             )
         return {f"{self.modules[_layer(name)]}.{name.rpartition('.')[2]}": tensor for name, tensor in kept.items()}
@@ -50,9 +60,9 @@ class Publication:
 def find_publication(source: str, network: str) -> Publication:
     """How the publisher `source` has `network` (a name of timm). Raises ValueError, with what is known, for others."""
     try:
-        return _PUBLICATIONS[source, network]
+        return PUBLISHED[source, network]
     except KeyError:
-        known = ", ".join(name for publisher, name in _PUBLICATIONS if publisher == source)
+        known = ", ".join(name for publisher, name in PUBLISHED if publisher == source)
         raise ValueError(
             f"source={source} is not known for {network} (known: {known}): give mean and std instead, if the names in "
             "the file are those of timm"
@@ -133,7 +143,7 @@ def _conv_and_norm(units: Mapping[str, str]) -> dict[str, str]:
 
 
 # torchvision's Inception-V3 itself maps images from ImageNet's mean and std to −1 … 1; in all that is (x − ½) / ½.
-_PUBLICATIONS = {
+PUBLISHED = {
     ("torchvision", "resnet18"): Publication(IMAGENET, _SIDE_224),
     ("torchvision", "resnet50"): Publication(IMAGENET, _SIDE_224),
     ("torchvision", "inception_v3"): Publication(_HALVES, _SIDE_299, left_out=("AuxLogits",)),

@@ -65,9 +65,11 @@ class Preprocessing:
     """How an image of any size becomes a network's input.
 
     The shorter side is resized to size / crop pixels with `interpolation`, then the central size × size pixels are cut
-    out.
+    out. Data sets whose images all have one size keep it, unless `fixed_size` says that the network takes no other size
+    than `size`, or that the user chose it: then they are resized to it.
     """
 
     size: PositiveCount
     crop: Amount
     interpolation: Name
+    fixed_size: bool = False

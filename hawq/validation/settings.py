@@ -11,7 +11,7 @@ from hawq.records import BIT_WIDTHS
 _MOST = {"num_samples": 10**9, "batch_size": 10**6, "draws": 20_000, "save_every_seconds": 10**6}
 
 
-@component("validate/validation", not_in_key=("batch_size", "save_every_seconds"))
+@component("validate/validation", not_in_key=("batch_size", "save_every_seconds", "solvers", "draws"))
 @dataclass(frozen=True)
 class Validation:
     """How the scores are validated.

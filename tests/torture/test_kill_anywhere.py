@@ -13,7 +13,7 @@ import torch
 from runs import REPOSITORY, command_line, read_json, run_folder
 from test_tracking import read_wandb, stranger, values
 
-from hawq.experiment.tracking import read_metrics
+from hawq.experiment.metrics import read_metrics
 
 KILLS = 20
 SETTINGS = (

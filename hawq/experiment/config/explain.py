@@ -54,23 +54,24 @@ def refuse_unknown_keys(prefix: str, given: set[str], known: set[str]) -> None:
 
 @contextmanager
 def in_section(section: str, fields: Iterable[str]) -> Iterator[None]:
-    """Puts the section in front of a complaint that begins with a bare field: `tolerance=2 …` → `solver.tolerance=2 …`.
+    """Puts the section in front of the fields that a complaint names: `tolerance=2 …` → `solver.tolerance=2 …`.
 
-    Library classes do not know where in a config they stand. Raises a ValueError of the same kind.
+    Library classes do not know where in a config they stand. Raises an error of the same kind.
     """
     try:
         yield
-    except ValueError as error:
+    except (ValueError, FileNotFoundError) as error:
         text = with_section(str(error), section, fields)
         if text == str(error):
             raise
-        raise (UserError if isinstance(error, UserError) else ValueError)(text) from error
+        kinds = (UserError, FileNotFoundError, ValueError)
+        raise next(kind for kind in kinds if isinstance(error, kind))(text) from error
 
 
 def with_section(text: str, section: str, fields: Iterable[str]) -> str:
-    """`text` with the section before the field that it begins with, if it begins with one."""
-    found = re.match(r"([A-Za-z_]\w*)(?=[=.\[\s:])", text)
-    return f"{section}.{text}" if found and found.group(1) in set(fields) else text
+    """`text` with the section before every field that it begins with, or that it says how to give (`field=...`)."""
+    names = "|".join(re.escape(field) for field in sorted(fields, key=len, reverse=True)) or "(?!)"
+    return re.sub(rf"^({names})(?=[=.\[\s:])|(?<![\w.\-/])({names})(?==)", rf"{section}.\g<0>", text)
 
 
 def modernise(arguments: Sequence[str]) -> list[str]:
