@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from hawq.blocks import trace_blocks
+from hawq.attention import with_open_attention
+from hawq.blocks import block_layers, trace_blocks
 from hawq.checks import check_range
 from hawq.components import component
 from hawq.curvature import (
@@ -24,9 +25,9 @@ from hawq.curvature import (
     fixed,
     solve_blocks,
 )
-from hawq.errors import UserError
+from hawq.layers import refuse_computed_weights, weight_of
 from hawq.progress import SILENT, Progress
-from hawq.quantization import LSQ, Quantizer, activation_errors, weight_errors
+from hawq.quantization import LSQ, Quantizer, activation_errors, refuse_quantized, weight_errors
 from hawq.records import Block, BlockSensitivity, Estimate, Sensitivity
 
 _ACTIVATION_TOLERANCE, _ACTIVATION_DRAWS = 0.05, 100
@@ -102,6 +103,9 @@ def analyze(
         ValueError: no batches, or batches, a network or a loss whose Hessian would mean nothing.
     """
     given = fixed(batches)
+    _refuse_made_weights(model, blocks)
+    if any(block.macs is None for block in blocks):
+        blocks = trace_blocks(model, blocks, given[0][0][:1])
     curvature = measure_curvature(
         model,
         blocks,
@@ -113,11 +117,10 @@ def analyze(
         warn=warnings.warn,
         progress=progress,
     )
-    if any(block.macs is None for block in blocks):
-        blocks = trace_blocks(model, blocks, given[0][0][:1])
     return combine(model, blocks, curvature, quantizer or LSQ(), [inputs for inputs, _ in given])
 
 
+@with_open_attention
 def measure_curvature(
     model: nn.Module,
     blocks: Sequence[Block],
@@ -146,12 +149,12 @@ def measure_curvature(
     Raises:
         ValueError: as `BlockOperator`, `check_network` and `solve_blocks` do.
     """
+    _refuse_made_weights(model, blocks)
     for text in check_network(model, batches, loss, twice=solver.reads in ("products", "rows")):
         warn(text)
     limit = solver.memory_limit_gib
     kind = OPERATORS[solver.curvature]
     parameters = {block.name: block_weights(model, block) for block in blocks}
-    _refuse_computed_weights(model, blocks)
     operator = kind(model, parameters, batches, loss, None if limit is None else limit * 2**30)
     for text in check_loss(operator):
         warn(text)
@@ -190,7 +193,7 @@ def combine(
         BlockSensitivity(
             block=block,
             eigenvalue=found[block.name].get("eigenvalue"),
-            weight_errors=weight_errors(block_weights(model, block), quantizer),
+            weight_errors=weight_errors(block_layers(model, block), quantizer),
             trace=found[block.name].get("trace"),
             smallest=found[block.name].get("smallest"),
             proxy=found[block.name].get("proxy"),
@@ -202,19 +205,12 @@ def combine(
     return Sensitivity(rows, curvature.solver, curvature.num_samples, curvature.loss)
 
 
-def _refuse_computed_weights(model: nn.Module, blocks: Sequence[Block]) -> None:
-    """Raises UserError for a layer whose weight is no parameter: its curvature would come out as zero."""
-    layers = dict(model.named_modules())
-    for layer in (layer for block in blocks for layer in block.layers):
-        if not isinstance(layers[layer].weight, nn.Parameter):
-            raise UserError(
-                f"{layer}.weight is computed from other parameters: "
-                "make it one with torch.nn.utils.parametrize.remove_parametrizations"
-            )
+def _refuse_made_weights(model: nn.Module, blocks: Sequence[Block]) -> None:
+    """Raises UserError for quantised or otherwise computed weights: their curvature would come out as zero."""
+    refuse_quantized(model)
+    refuse_computed_weights(model, [layer for block in blocks for layer in block.layers])
 
 
 def block_weights(model: nn.Module, block: Block) -> list[Tensor]:
     """The distinct weight tensors W_i of a block, in the order of its layers."""
-    layers = dict(model.named_modules())
-    unique = {id(layers[layer].weight): layers[layer].weight for layer in block.layers}
-    return list(unique.values())  # type: ignore[arg-type]
+    return [weight_of(layer) for layer in block_layers(model, block)]

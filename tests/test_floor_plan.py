@@ -10,10 +10,12 @@ import pytest
 from runs import REPOSITORY
 
 FLOORS = (
-    ("errors", "files", "checks", "components", "measurement", "modes", "weights", "distributed"),
-    ("records",),
-    ("progress", "blocks", "unquantized"),
-    ("curvature", "quantization", "costs"),
+    ("errors", "checks", "components", "measurement", "modes", "distributed", "attention"),
+    ("records", "files", "weights", "layers"),
+    ("progress", "tracing", "costs"),
+    ("unquantized",),
+    ("blocks",),
+    ("curvature", "quantization"),
     ("sensitivity", "allocation", "finetuning", "export", "models", "data", "evaluation", "validation"),
     ("report",),
     ("hawq",),  # the library's front door, hawq/__init__.py

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from hawq.quantization import FakeQuantizer
+from hawq.layers import weight_name
+from hawq.quantization import input_quantizer
 
 
 def export_onnx(model: nn.Module, path: str | Path, example: Tensor) -> Path:
@@ -30,12 +31,12 @@ def export_onnx(model: nn.Module, path: str | Path, example: Tensor) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     frozen = copy.deepcopy(model).eval()
     for module in list(frozen.modules()):
-        if parametrize.is_parametrized(module, "weight"):
+        if parametrize.is_parametrized(module, weight_name(module)):
             kind = type(module)  # a copy shares its class with the original, and removal edits the class
             module.__class__ = type(kind.__name__, kind.__bases__, dict(vars(kind)))
-            parametrize.remove_parametrizations(module, "weight", leave_parametrized=True)
-        quantizer = getattr(module, "input_quantizer", None)
-        if isinstance(quantizer, FakeQuantizer):
+            parametrize.remove_parametrizations(module, weight_name(module), leave_parametrized=True)
+        quantizer = input_quantizer(module)
+        if quantizer is not None:
             module.input_quantizer = _RoundAndClip(*quantizer.grid(example), keeps_large=quantizer.keeps_large)
     with _quiet("onnx_ir"):
         torch.onnx.export(

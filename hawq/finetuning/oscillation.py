@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
-from hawq.quantization import FakeQuantizer, weight_quantizer
+from hawq.quantization import FakeQuantizer, original_weight, weight_quantizer
 from hawq.quantization.dorefa import SquashedQuantizer
 from hawq.records import Block
 
@@ -41,7 +41,7 @@ class Oscillations:
             quantizer = weight_quantizer(layers[name])
             if quantizer is None or not quantizer.enabled or quantizer.bits > WATCHED_BITS:
                 continue
-            weight: Tensor = layers[name].parametrizations.weight.original  # type: ignore[union-attr, assignment]
+            weight = original_weight(layers[name])
             codes, scale, low = quantizer.codes(weight)
             stored = self._weights.get(name) or self._begin(codes)
             known = self._weights[name] = {key: tensor.to(codes.device) for key, tensor in stored.items()}

@@ -6,9 +6,13 @@ from hawq.quantization.attaching import (
     attach,
     attach_input_quantizer,
     check_plan_fits,
+    input_quantizer,
+    original_weight,
+    refuse_quantized,
     weight_quantizer,
 )
 from hawq.quantization.batch_norm import CarriedBatchNorm, freeze_batch_norm, reestimate_batch_norm
+from hawq.quantization.calibration import input_batches
 from hawq.quantization.dorefa import DoReFa
 from hawq.quantization.fake_quantize import FakeQuantizer, fake_quantize
 from hawq.quantization.lsq import LSQ
@@ -36,8 +40,12 @@ __all__ = [
     "enable",
     "fake_quantize",
     "freeze_batch_norm",
+    "input_batches",
+    "input_quantizer",
+    "original_weight",
     "quantize",
     "reestimate_batch_norm",
+    "refuse_quantized",
     "weight_errors",
     "weight_quantizer",
 ]

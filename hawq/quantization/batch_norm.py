@@ -91,7 +91,7 @@ def _measure(model: nn.Module, batches: Iterable[Tensor]) -> Statistics:
                 norm.reset_running_stats()
                 norm.momentum = None  # PyTorch then keeps the equal-weighted mean
             for inputs in batches:
-                model(inputs)
+                model(inputs.clone())  # a network may change its input in place
             reached = {norm: values for norm, values in _known(model).items() if norm.num_batches_tracked}
             found = {norm: (mean.clone(), var.clone()) for norm, (mean, var) in reached.items()}
         finally:
