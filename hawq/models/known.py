@@ -88,8 +88,8 @@ _BY_SHA256 = {
 }
 
 
-# SHA-256 of the first convolution's weights, rounded to float16, of networks that have a twin in timm: the same names and
-# shapes, but other padding and batch norm, which load without a word and then score ten points less
+# SHA-256 of the first convolution's weights, rounded to float16, of networks that have a twin in timm: the same names
+# and shapes, but other padding and batch norm, so that it would load without a word and score ten points less
 _TWINS = {
     "7a63791481419abfc984be63d57e5bd06fef1795ca64dff6c3c1da1c86ae7b8a": "tf_efficientnet_lite0",
     "27628221f95ac69293760554cb5e92911a3920d243e143414e653b893fa9fdaf": "tf_efficientnet_lite1",
