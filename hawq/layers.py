@@ -28,7 +28,9 @@ def quantizable_layers(model: nn.Module) -> dict[str, nn.Module]:
     return {
         name: module
         for name, module in model.named_modules()
-        if id(module) not in unreachable and (isinstance(module, LAYERS) or can_open(module))
+        if id(module) not in unreachable
+        and (isinstance(module, LAYERS) or can_open(module))
+        and weight_of(module).is_floating_point()
     }
 
 
