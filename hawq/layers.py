@@ -50,6 +50,17 @@ def weight_of(layer: nn.Module) -> Tensor:
     return weight
 
 
+def weight_identity(layer: nn.Module) -> int:
+    """The same for layers that share one weight; of a parametrised weight, which is a new tensor each time it is read,
+    it is that of the tensor behind it.
+    """
+    name = weight_name(layer)
+    if not parametrize.is_parametrized(layer, name):
+        return id(getattr(layer, name))
+    behind = layer.parametrizations[name]  # type: ignore[union-attr, index]
+    return id(behind.original if hasattr(behind, "original") else behind.original0)
+
+
 def channel_axis(layer: nn.Module) -> int:
     """The axis of the weight along which output channels may have scales of their own.
 
