@@ -5,8 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from hawq.experiment.artifacts import PLAN_SCHEMA, parse_record
-from hawq.records import BitPlan
+from hawq.records import PLAN_SCHEMA, BitPlan, read_record
 from hawq.report import plans_table
 
 
@@ -15,7 +14,7 @@ def main() -> None:
     if len(sys.argv) != 3:
         raise SystemExit("error: two plans are needed; type: python scripts/compare_plans.py a/plan.json b/plan.json")
     try:
-        first, second = (parse_record(Path(path), PLAN_SCHEMA, BitPlan) for path in sys.argv[1:])
+        first, second = (read_record(Path(path), PLAN_SCHEMA, BitPlan) for path in sys.argv[1:])
         print(plans_table(first, second))
     except (OSError, ValueError) as error:
         raise SystemExit(f"error: {error}") from error

@@ -13,10 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from hawq.allocation.latency import SCHEMA
-from hawq.experiment.artifacts import dump_record, write_json
-from hawq.experiment.prepare import SENSITIVITY_SCHEMA
+from hawq.experiment.artifacts import write_json
 from hawq.files import write_whole
-from hawq.records import Block, BlockSensitivity, Estimate, Sensitivity
+from hawq.records import SENSITIVITY_SCHEMA, Block, BlockSensitivity, Estimate, Sensitivity, dump_record
 
 
 def import_sensitivity(layers: list[dict[str, Any]]) -> Sensitivity:

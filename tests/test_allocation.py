@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sensitivities import full_sensitivity, made_sensitivity, plan_of, random_sensitivity
 
-from hawq.allocation import HawqV3, IntegerProgram, Manual, Monotone, UniformBits, allocate, direct_baseline
+from hawq.allocation import Allocation, HawqV3, IntegerProgram, Manual, Monotone, UniformBits, allocate, direct_baseline
 from hawq.costs import plan_cost
 from hawq.records import Precision, to_dict
 
@@ -382,6 +382,38 @@ def test_values_out_of_range(kind, values, message):
         kind(**values)
 
 
+SHAPES = [
+    (IntegerProgram, "tied", ("conv1",), r"tied=\('conv1',\) has the wrong shape: give lists of block names"),
+    (IntegerProgram, "tied", "conv1", "tied='conv1' has the wrong shape"),
+    (IntegerProgram, "tied", ([1, 2],), r"tied=\(\[1, 2\],\) has the wrong shape"),
+    (IntegerProgram, "overrides", {"b0": 8}, "overrides.b0=8 is out of range: give a list of bit-widths from 1 to 8"),
+    (IntegerProgram, "overrides", {"b0": "8"}, "overrides.b0='8' is out of range: give a list"),
+    (IntegerProgram, "overrides", {"b0": [True]}, r"overrides.b0=\[True\] is out of range"),
+    (IntegerProgram, "overrides", {"b0": []}, r"overrides.b0=\[\] is out of range"),
+    (IntegerProgram, "overrides", ["b0"], r"overrides=\['b0'\] has the wrong shape: give \{name: \[bits, ...\]"),
+    (IntegerProgram, "limits", [4.0], r"limits=\[4.0\] has the wrong shape"),
+    (IntegerProgram, "limits", {"bops": "many"}, "limits.bops='many' is out of range: give a positive number"),
+    (IntegerProgram, "candidates", "248", "candidates='248' is out of range: give a list"),
+    (IntegerProgram, "candidates", (4.0,), r"candidates=\[4.0\] is out of range"),
+    (IntegerProgram, "candidates", 8, "candidates=8 is out of range: give a list"),
+    (IntegerProgram, "target", True, "target=True is out of range"),
+    (IntegerProgram, "target", 1e308, r"target=1e\+308 is out of range: give a positive number, at most 1e\+30"),
+    (IntegerProgram, "time_limit", 1e9, "time_limit=1000000000.0 is out of range"),
+    (IntegerProgram, "time_limit", float("nan"), "time_limit=nan is out of range"),
+    (Manual, "weights", ["b0"], r"weights=\['b0'\] has the wrong shape"),
+    (Manual, "weights", {"b0": [4]}, r"weights.b0=\[4\] is out of range: give 1 to 8"),
+    (UniformBits, "weights", 4.0, "weights=4.0 is out of range: give 1 to 8"),
+    (Allocation, "frontier_points", 10**6, "frontier_points=1000000 is out of range"),
+    (Allocation, "confidence_draws", 10**6, "confidence_draws=1000000 is out of range"),
+]
+
+
+@pytest.mark.parametrize(("kind", "field", "value", "message"), SHAPES)
+def test_values_of_the_wrong_shape_or_size(kind, field, value, message):
+    with pytest.raises(ValueError, match=f"^{message}"):
+        kind(**{field: value})
+
+
 def test_uniform_bits():
     plan = UniformBits(3, 8, 4).allocate(random_sensitivity(0, 5))
     assert list(plan.weight_bits().values()) == [8, 3, 3, 3, 8]
@@ -453,12 +485,20 @@ def test_manual_with_wrong_names(weights, message):
         Manual(weights).check(SENSITIVITY.blocks)
 
 
+def test_a_plan_by_hand_needs_only_its_precisions(tmp_path):
+    path = tmp_path / "plan.json"
+    path.write_text(json.dumps({"precisions": {name: {"weight_bits": 3, "activation_bits": 32} for name in WEIGHTS}}))
+    assert set(Manual(plan=str(path)).allocate(SENSITIVITY).precisions.values()) == {Precision(3, 32)}
+
+
 def test_manual_without_its_file(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"plan=.*absent.json does not exist"):
         Manual(plan=str(tmp_path / "absent.json"))
 
 
 ROW = {"weight_bits": 8, "activation_bits": 4}
+PLAN = {"schema": "hawq.plan/1", "precisions": dict.fromkeys(WEIGHTS, ROW)}
+WRONG_BITS = (0, -1, 9, 32, 4.0, 4.5, True, None, "4", "wide", [4], 10**400)
 
 
 @pytest.mark.parametrize(
@@ -468,18 +508,24 @@ ROW = {"weight_bits": 8, "activation_bits": 4}
         "{",
         "[]",
         "{}",
-        {"precisions": 3},
-        {"precisions": {"b0": 8}},
-        {"precisions": {"b0": {"weight_bits": 8}}},
-        {"precisions": dict.fromkeys(WEIGHTS, ROW | {"weight_bits": "wide"})},
-        {"precisions": dict.fromkeys(WEIGHTS, ROW | {"weight_bits": 9})},
-        {"precisions": dict.fromkeys(WEIGHTS, ROW | {"activation_bits": 16})},
-        {"precisions": {}},
+        {"schema": "hawq.plan/1"},
+        PLAN | {"schema": None},
+        PLAN | {"schema": "hawq.sensitivity/2"},
+        PLAN | {"colour": "red"},
+        PLAN | {"precisions": 3},
+        PLAN | {"precisions": {}},
+        PLAN | {"precisions": [ROW, ROW, ROW]},
+        PLAN | {"precisions": {"b0": 8}},
+        PLAN | {"precisions": {"b0": {"weight_bits": 8}}},
+        PLAN | {"precisions": dict.fromkeys(WEIGHTS, ROW | {"activation_bits": 16})},
+        PLAN | {"precisions": dict.fromkeys(WEIGHTS, ROW | {"bits": 4})},
+        *(PLAN | {"precisions": dict.fromkeys(WEIGHTS, ROW | {"weight_bits": bits})} for bits in WRONG_BITS),
+        json.dumps(PLAN).replace('"weight_bits": 8', '"weight_bits": 8, "weight_bits": 8'),
     ],
     ids=str,
 )
 def test_manual_with_a_file_that_is_no_plan(tmp_path, content):
     path = tmp_path / "other.json"
     path.write_text(content if isinstance(content, str) else json.dumps(content))
-    with pytest.raises(ValueError, match=r"other\.json"):
-        Manual(plan=str(path)).check(SENSITIVITY.blocks)
+    with pytest.raises(ValueError, match=r"other\.json is not a plan\.json \("):
+        Manual(plan=str(path))

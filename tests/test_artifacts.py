@@ -13,17 +13,8 @@ import pytest
 import torch
 
 from hawq.errors import UserError
-from hawq.experiment.artifacts import (
-    MANIFEST,
-    Artifact,
-    PartialCheckpoint,
-    Store,
-    dump_record,
-    fingerprint,
-    hash_tensors,
-    parse_record,
-)
-from hawq.records import Estimate
+from hawq.experiment.artifacts import MANIFEST, Artifact, PartialCheckpoint, Store, fingerprint, hash_tensors
+from hawq.records import Estimate, dump_record, read_record
 
 FACTS = {"seed": 0, "solver": {"name": "power", "tolerance": 0.01}}
 FILES = {"curvature.json": b'{"value": 1.5}', "history.json": b"[]"}
@@ -129,7 +120,7 @@ def test_damaged_or_foreign_artifact_is_named_and_left(
 def test_record_of_another_schema_is_named(tmp_path: Path) -> None:
     path = tmp_path / "estimate.json"
     path.write_bytes(dump_record("hawq.estimate/1", Estimate(1.5, 0.1, 7, True)))
-    assert parse_record(path, "hawq.estimate/1", Estimate) == Estimate(1.5, 0.1, 7, True)
+    assert read_record(path, "hawq.estimate/1", Estimate) == Estimate(1.5, 0.1, 7, True)
     for content in (
         path.read_text().replace("/1", "/2"),
         path.read_text()[:-5],
@@ -137,7 +128,7 @@ def test_record_of_another_schema_is_named(tmp_path: Path) -> None:
     ):
         path.write_text(content)
         with pytest.raises(UserError, match=r"estimate\.json cannot be used"):
-            parse_record(path, "hawq.estimate/1", Estimate)
+            read_record(path, "hawq.estimate/1", Estimate)
 
 
 def states_of(entry: Artifact) -> list[Path]:

@@ -13,10 +13,9 @@ import pytest
 import torch
 from runs import REPOSITORY, command_line, finished, read_json, run_folder
 
-from hawq.experiment.artifacts import MANIFEST, PartialCheckpoint, parse_record
+from hawq.experiment.artifacts import MANIFEST, PartialCheckpoint
 from hawq.experiment.metrics import read_metrics
-from hawq.experiment.prepare import SENSITIVITY_SCHEMA
-from hawq.records import Sensitivity
+from hawq.records import SENSITIVITY_SCHEMA, Sensitivity, read_record
 
 LONG_ENOUGH = (
     "stages=[analysis,allocation,finetune]",
@@ -73,7 +72,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def sensitivity(folder: Path) -> Sensitivity:
     """As a run wrote it; estimates are equal whatever time they took."""
-    return parse_record(folder / "sensitivity.json", SENSITIVITY_SCHEMA, Sensitivity)
+    return read_record(folder / "sensitivity.json", SENSITIVITY_SCHEMA, Sensitivity)
 
 
 def same(one: object, other: object) -> bool:

@@ -17,9 +17,9 @@ from scipy.stats import spearmanr
 
 from hawq.experiment.config.build import build_settings
 from hawq.experiment.metrics import read_metrics
-from hawq.experiment.prepare import SENSITIVITY_SCHEMA, Inputs, prepare
+from hawq.experiment.prepare import Inputs, prepare
 from hawq.export import load
-from hawq.records import BitPlan, RunReport, Sensitivity, from_dict
+from hawq.records import SENSITIVITY_SCHEMA, BitPlan, RunReport, Sensitivity, from_dict
 from hawq.validation import Validated
 
 BLOCKS = ["conv1", *[f"layer{stage}.{unit}" for stage in (1, 2, 3) for unit in (0, 1, 2)], "fc"]

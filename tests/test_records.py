@@ -7,7 +7,9 @@ import math
 import pytest
 
 from hawq import records
+from hawq.errors import UserError
 from hawq.records import (
+    SENSITIVITY_SCHEMA,
     BitPlan,
     Block,
     BlockSensitivity,
@@ -30,12 +32,14 @@ from hawq.records import (
     StageRecord,
     Validated,
     from_dict,
+    read_record,
     to_dict,
 )
 
 BLOCK = Block("layer1.0", ("layer1.0.conv1", "layer1.0.conv2"), 4608, 471, 32, ("layer1.0.conv1",), "t", 8)
 ESTIMATE = Estimate(29.5, 0.48, 6, True)
 ROW = BlockSensitivity(BLOCK, ESTIMATE, {2: 12.25, 8: 0.003}, Estimate(-1.5, 0.1, 30, False), ESTIMATE, {4: 2.5})
+OTHER = dataclasses.replace(ROW, block=Block("fc", ("fc",), 10))
 COST = Cost(10, 5, 4.0, 8.0, 7.5, 1200, 77, 12.5)
 USE = LimitUse("bops", 1300.0, 1200.0, 100.0)
 CONFIDENCE = Confidence(10, {"a": {"8/32": 7, "7/32": 3}}, False)
@@ -65,7 +69,7 @@ BARE = [
     BitPlan({}, "m", Cost(1, 1, 8.0, 4.0, None, None)),
 ]
 FULL = [
-    *(BLOCK, ESTIMATE, ROW, Sensitivity((ROW, ROW), "power", 256, 1.5, 9), Normalization((0.4, 0.5), (0.2, 0.25))),
+    *(BLOCK, ESTIMATE, ROW, Sensitivity((ROW, OTHER), "power", 256, 1.5, 9), Normalization((0.4, 0.5), (0.2, 0.25))),
     *(Precision(2, 32), COST, USE, CONFIDENCE, PLAN, Phase(("a",), ("a", "b"), 7, 0.02, 0.0), RESULT, STAGE, REPORT),
     *(FloatPart("attn", 0, 12), Preprocessing(224, 0.875, "bicubic")),
     *(INCREASE, TRUTH, SCORE, CORRELATION, Validated(TRUTH, (SCORE,), (CORRELATION, CORRELATION))),
@@ -146,7 +150,7 @@ def test_what_was_not_analysed_is_asked_for():
         row.omega(4)
     with pytest.raises(ValueError, match=r"no trace: give weighting=proxy"):
         row.omega(4, "trace")
-    with pytest.raises(ValueError, match=r"'layer1.0' lacks: run the analysis with activations=true"):
+    with pytest.raises(ValueError, match=r"'layer1.0' lacks: run the analysis with analysis.activations=true"):
         row.activation_omega(4)
     with pytest.raises(ValueError, match="neither eigenvalue nor trace nor proxy"):
         BlockSensitivity(BLOCK, None, {4: 1.0})
@@ -166,3 +170,93 @@ def test_what_was_not_analysed_is_asked_for():
 )
 def test_confidence_reads_well(confidence, text):
     assert str(confidence) == text
+
+
+FILE = {"schema": SENSITIVITY_SCHEMA, **to_dict(Sensitivity((ROW, OTHER), "power", 256, 1.5, 9))}
+WRONG = {  # path of an entry, what stands there, what is said of it
+    "negative count": ("rows/0/block/num_weights", -3, r"rows\[0\].block.num_weights=-3 is not allowed .give 1 to"),
+    "no weights": ("rows/0/block/num_weights", 0, "num_weights=0 is not allowed .give 1 to 1e.12"),
+    "fraction": ("rows/1/block/macs", 1.5, r"rows\[1\].block.macs=1.5 is not allowed .give a whole number"),
+    "whole fraction": ("num_samples", 4.0, "num_samples=4.0 is not allowed .give a whole number"),
+    "true as a count": ("num_samples", True, "num_samples=True is not allowed .give a whole number"),
+    "text as a number": ("loss", "1.5", "loss='1.5' is not allowed .give a number"),
+    "null": ("rows/0/eigenvalue/value", None, r"rows\[0\].eigenvalue.value=None is not allowed .give a number"),
+    "huge": ("rows/0/eigenvalue/value", 1e308, r"eigenvalue.value=1e\+308 is not allowed .give -1e\+60 to 1e\+60"),
+    "huger": ("loss", 10**400, "loss=a number of more than 20 digits is not allowed"),
+    "negative error": ("rows/0/weight_errors/2", -1.0, r"weight_errors\['2'\]=-1.0 is not allowed .give 0 to"),
+    "bits of an error": (
+        "rows/0/weight_errors/9",
+        1.0,
+        r"weight_errors\['9'\]='9' is not allowed .give bit-widths from",
+    ),
+    "spelling": ("rows/0/weight_errors/04", 1.0, r"weight_errors\['04'\]='04' is not allowed"),
+    "fixed bits": ("rows/0/block/fixed_bits", 9, "fixed_bits=9 is not allowed .give 1, 2, 3, 4, 5, 6, 7, 8, 32"),
+    "empty name": ("rows/1/block/name", "", "name='' is not allowed .give 1 to 250 printable characters"),
+    "long name": ("rows/1/block/name", "x" * 251, "block.name='x.*' is not allowed .give 1 to 250 printable"),
+    "name of two lines": ("rows/1/block/name", "a\nb", "printable"),
+    "name twice": ("rows/1/block/name", "layer1.0", "blocks layer1.0 are listed more than once"),
+    "text for a list": ("rows/0/block/layers", "abc", "layers='abc' is not allowed .give a list"),
+    "mapping for a list": ("rows", {"a": 1}, r"rows=\{'a': 1\} is not allowed .give a list"),
+    "list for a mapping": ("rows/0/block", [1], r"block=\[1\] is not allowed .give a mapping"),
+    "number for a mapping": ("rows/0/weight_errors", 3, "weight_errors.* is not allowed .give a mapping"),
+    "unknown": ("rows/0/colour", "red", r"rows\[0\] has unknown entries 'colour'"),
+    "schema": ("schema", "hawq.plan/1", "its schema is 'hawq.plan/1', this version reads"),
+    "no schema": ("schema", None, "its schema is None"),
+}
+
+
+def put(content, path, value):
+    *above, last = path.split("/")
+    node = content
+    for key in above:
+        node = node[int(key)] if isinstance(node, list) else node[key]
+    node[last] = value
+
+
+@pytest.mark.parametrize(("path", "value", "message"), WRONG.values(), ids=WRONG)
+def test_a_wrong_entry_of_a_file_is_told_with_what_is_allowed(path, value, message, tmp_path):
+    content = json.loads(json.dumps(FILE))
+    put(content, path, value)
+    (tmp_path / "s.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match=message) as caught:
+        read_record(tmp_path / "s.json", SENSITIVITY_SCHEMA, Sensitivity)
+    said = str(caught.value)
+    assert said.startswith(f"{tmp_path / 's.json'} cannot be used: ") and len(said.splitlines()) == 1
+
+
+def with_loss(text):
+    return json.dumps(FILE).replace('"loss": 1.5', f'"loss": {text}')
+
+
+TEXTS = {
+    "empty": ("", "Expecting value"),
+    "half": (json.dumps(FILE)[:100], "line 1"),
+    "list": ("[]", "it holds no JSON mapping"),
+    "key twice": (json.dumps(FILE).replace('"loss": 1.5', '"loss": 1.5, "loss": 2.5'), "key 'loss' stands twice"),
+    "NaN": (with_loss("NaN"), "NaN, which is not a finite number"),
+    "infinity": (with_loss("-Infinity"), "-Infinity, which is not a finite"),
+    "beyond": (
+        json.dumps(FILE).replace('"loss": 1.5', '"loss": 1e400'),
+        "loss=inf is not allowed .give a finite number",
+    ),
+    "digits": (json.dumps(FILE).replace('"loss": 1.5', f'"loss": {"9" * 5000}'), "digits"),
+    "deep": ("[" * 100_000, "nested too deeply"),
+    "bytes": (b"\xff\xfe{}", "utf-8"),
+    "large": (" " * (32 * 2**20 + 1), "larger than 32 MiB"),
+}
+
+
+@pytest.mark.parametrize(("text", "message"), TEXTS.values(), ids=TEXTS)
+def test_a_file_of_something_else_is_told(text, message, tmp_path):
+    (tmp_path / "s.json").write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(UserError, match=message) as caught:
+        read_record(tmp_path / "s.json", SENSITIVITY_SCHEMA, Sensitivity)
+    assert len(str(caught.value).splitlines()) == 1
+    with pytest.raises(FileNotFoundError, match=r"absent.json does not exist"):
+        read_record(tmp_path / "absent.json", SENSITIVITY_SCHEMA, Sensitivity)
+
+
+def test_many_wrong_entries_are_counted():
+    with pytest.raises(ValueError, match=r"give a whole number\); .*; .*; and 4 more$"):
+        names = ("average_bits", "w_comp", "a_comp", "bops", "weight_bytes", "num_weights", "x")
+        from_dict(dict.fromkeys(names, "?"), Cost)

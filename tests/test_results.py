@@ -73,7 +73,7 @@ def test_the_command_of_a_record_can_be_typed(folder, tmp_path):
 
 
 def test_one_run_has_no_spread():
-    assert RECORD.cells()[1] == ("HAWQ", "2 MP", "4", "91.00", "13.10×", "97.7 KiB", "8.00×")
+    assert RECORD.cells()[1] == ("HAWQ", "2 MP (mean 2.4)", "4", "91.00", "13.10×", "97.7 KiB", "8.00×")
     assert (
         RECORD.circumstances() == "seed 0; 200 steps of 128 images, 4 epochs; 0.5 hours on a GPU; torch 2; 2026-01-02"
     )

@@ -41,22 +41,45 @@ class Weighted(Allocator, Protocol):
 
 
 def check_bit_widths(name: str, bit_widths: Sequence[int]) -> None:
-    """Raises ValueError for an empty list or a bit-width outside 1 … 8; `name` is the field's."""
-    if not bit_widths or any(bits not in BIT_WIDTHS for bits in bit_widths):
+    """Raises ValueError for anything but a list of bit-widths in 1 … 8, at least one; `name` is the field's."""
+    listed = isinstance(bit_widths, (list, tuple))
+    if not listed or not bit_widths or not all(_is_one_of(bits, BIT_WIDTHS) for bits in bit_widths):
+        shown = list(bit_widths) if listed else repr(bit_widths)
         allowed = f"bit-widths from {BIT_WIDTHS[0]} to {BIT_WIDTHS[-1]}"
-        raise ValueError(f"{name}={list(bit_widths)} is out of range: give {allowed}")
+        raise ValueError(f"{name}={shown} is out of range: give a list of {allowed}")
 
 
 def check_bit_width(name: str, bits: int) -> None:
     """Raises ValueError for a bit-width outside 1 … 8; `name` is the field's."""
-    check_range(name, bits, least=BIT_WIDTHS[0], most=BIT_WIDTHS[-1])
+    if not _is_one_of(bits, BIT_WIDTHS):
+        raise ValueError(f"{name}={bits!r} is out of range: give {BIT_WIDTHS[0]} to {BIT_WIDTHS[-1]}")
 
 
 def check_activation_bits(bits: int) -> None:
     """Raises ValueError unless `bits` is 1 … 8, or 32 for float activations."""
-    if bits not in (*BIT_WIDTHS, FLOAT_BITS):
+    if not _is_one_of(bits, (*BIT_WIDTHS, FLOAT_BITS)):
         allowed = f"{BIT_WIDTHS[0]} to {BIT_WIDTHS[-1]}, or {FLOAT_BITS} for float"
-        raise ValueError(f"activations={bits} is out of range: give {allowed}")
+        raise ValueError(f"activations={bits!r} is out of range: give {allowed}")
+
+
+def _is_one_of(value: object, allowed: Sequence[int]) -> bool:
+    """Whether a value is a whole number among `allowed`; True and 4.0 are not 1 and 4."""
+    return isinstance(value, int) and not isinstance(value, bool) and value in allowed
+
+
+def check_names(name: str, value: object) -> None:
+    """Raises ValueError unless `value` is a list of lists of block names; `name` is the field's."""
+    shaped = isinstance(value, (list, tuple)) and all(
+        isinstance(names, (list, tuple)) and all(isinstance(one, str) for one in names) for names in value
+    )
+    if not shaped:
+        raise ValueError(f"{name}={value!r} has the wrong shape: give lists of block names, say [[a, b], [c, d]]")
+
+
+def check_mapping(name: str, value: object, inside: str) -> None:
+    """Raises ValueError unless `value` maps names; `inside` says to what, `name` is the field's."""
+    if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
+        raise ValueError(f"{name}={value!r} has the wrong shape: give {{name: {inside}, ...}}")
 
 
 def check_solver_settings(weighting: str, gap: float, time_limit: float) -> None:

@@ -54,12 +54,14 @@ def frontier(sensitivity: Sensitivity, allocator: IntegerProgram | Monotone, num
     least, most = main.reach(limit)
     rough = replace(allocator, gap=max(allocator.gap, _GAP)) if isinstance(allocator, IntegerProgram) else allocator
     points: dict[float, FrontierPoint] = {}
-    for total in np.geomspace(least, most, num_points):
+    first = least if least > 0 else most / 1e3  # a table of latencies may hold zeros
+    for total in np.geomspace(first, most, num_points) if most > 0 else ():
         try:
             plan = replace(rough, target=limit.value(float(total))).allocate(sensitivity)
         except UserError:
             continue
         assert plan.objective is not None and plan.gap is not None
         reached = plan.limits[0].reached
-        points[reached] = FrontierPoint(reached, plan.objective, plan.gap, plan.cost)
+        target = reached if reached > 0 else plan.limits[0].target  # a target of 0 cannot be given
+        points.setdefault(reached, FrontierPoint(target, plan.objective, plan.gap, plan.cost))
     return Frontier(limit.unit, sensitivity.weighting(allocator.weighting), tuple(points.values()))

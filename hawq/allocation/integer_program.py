@@ -12,6 +12,8 @@ from hawq.allocation.allocator import (
     CANDIDATES,
     check_activation_bits,
     check_bit_widths,
+    check_mapping,
+    check_names,
     check_solver_settings,
 )
 from hawq.allocation.latency import read_latency
@@ -66,6 +68,9 @@ class IntegerProgram:
     time_limit: float = 60.0
 
     def __post_init__(self) -> None:
+        check_mapping("limits", self.limits, "number")
+        check_mapping("overrides", self.overrides, "[bits, ...]")
+        check_names("tied", self.tied)
         for key, (unit, target) in self._targets().items():
             check_limit(key, unit, target)
         check_bit_widths("candidates", self.candidates)

@@ -17,6 +17,7 @@ SIZE_UNITS = ("w_comp", "average_bits", "bytes")
 UNITS = (*SIZE_UNITS, "bops", "a_comp", "activation_bits", "peak_activation_bytes", "latency_ms")
 AT_LEAST = ("w_comp", "a_comp")  # compressions: the plan must reach them; all others must not be exceeded
 
+_LEAST, _MOST = 1e-30, 1e30  # of a target; beyond, totals could overflow
 _ACTIVATIONS = ("a_comp", "activation_bits", "peak_activation_bytes")
 _NEEDED = {"bops": "macs", **dict.fromkeys(_ACTIVATIONS, "num_activations")}  # the counts that blocks must have
 
@@ -74,8 +75,9 @@ def check_limit(name: str, unit: str, target: float) -> None:
     """Raises ValueError for an unknown unit or a target that is not a positive number; `name` is the field's."""
     if unit not in UNITS:
         raise ValueError(f"{name}: the unit {unit!r} is unknown: give {', '.join(UNITS)}")
-    if not 0 < target < float("inf"):
-        raise ValueError(f"{name}={target} is out of range: give a positive number ({unit})")
+    number = isinstance(target, (int, float)) and not isinstance(target, bool)
+    if not number or not _LEAST <= target <= _MOST:
+        raise ValueError(f"{name}={target!r} is out of range: give a positive number, at most {_MOST:g} ({unit})")
 
 
 def make_limits(

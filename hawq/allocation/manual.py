@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
-from hawq.allocation.allocator import check_activation_bits, check_bit_width, make_plan
+from hawq.allocation.allocator import check_activation_bits, check_bit_width, check_mapping, make_plan
 from hawq.components import component
-from hawq.records import BitPlan, Block, Precision, Sensitivity
+from hawq.records import PLAN_SCHEMA, BitPlan, Block, Precision, Sensitivity, from_dict
+from hawq.records.files import read_json
+from hawq.records.kinds import Name, repr_of
 
 
 @component("bits/manual")
@@ -41,6 +42,7 @@ class Manual:
                 "or plan=path/to/plan.json"
             )
         check_activation_bits(self.activations)
+        check_mapping("weights", self.weights, "bits")
         for name, bits in self.weights.items():
             check_bit_width(f"weights.{name}", bits)
         self.precisions()
@@ -68,18 +70,35 @@ class Manual:
         return make_plan(sensitivity, self.precisions(), self.label, weighting=sensitivity.weighting())
 
 
+@dataclass(frozen=True)
+class _PlanFile:
+    """What is read of a `plan.json`; its costs follow from these bits."""
+
+    precisions: dict[Name, Precision]
+
+    def check_entries(self) -> None:
+        """Raises ValueError for a plan without blocks, or float weights."""
+        if not self.precisions:
+            raise ValueError("it names no block")
+        for name, precision in self.precisions.items():
+            check_bit_width(f"precisions[{name!r}].weight_bits", precision.weight_bits)
+
+
 def read_precisions(path: Path) -> dict[str, Precision]:
-    """The precisions in a `plan.json`. Raises FileNotFoundError, or ValueError for a file that is no plan."""
+    """The precisions in a `plan.json`.
+
+    Raises FileNotFoundError, or ValueError that names the file and the entry for anything else.
+    """
     if not path.is_file():
         raise FileNotFoundError(f"plan={path} does not exist: give the plan.json of an earlier run")
     try:
-        rows = json.loads(path.read_text())["precisions"]
-        if not rows:
-            raise ValueError("it names no block")
-        plan = {name: Precision(int(row["weight_bits"]), int(row["activation_bits"])) for name, row in rows.items()}
-        for name, precision in plan.items():
-            check_bit_width(f"weight_bits of {name}", precision.weight_bits)
-            check_activation_bits(precision.activation_bits)
-        return plan
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ValueError(f"plan={path} is not a plan.json ({error!r}): give the one of an earlier run") from error
+        data = read_json(path)
+        found = data.pop("schema", PLAN_SCHEMA)  # may be left out by hand
+        if found != PLAN_SCHEMA:
+            raise ValueError(f"its schema is {repr_of(found)}, this version reads {PLAN_SCHEMA!r}")
+        unknown = sorted(data.keys() - {field.name for field in fields(BitPlan)})
+        if unknown:
+            raise ValueError(f"it has unknown entries {', '.join(map(repr_of, unknown))}")
+        return from_dict({"precisions": data.get("precisions")}, _PlanFile).precisions
+    except (ValueError, OverflowError) as error:
+        raise ValueError(f"plan={path} is not a plan.json ({error}): give the one of an earlier run") from error

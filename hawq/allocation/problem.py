@@ -159,7 +159,7 @@ class Problem:
         """
         for limit in self.limits:
             least, _ = self.reach(limit)
-            if least > limit.total * (1 + 1e-12) or limit.total <= 0:
+            if least > limit.total * (1 + 1e-12) or limit.total < 0:
                 raise UserError(
                     f"{limit} cannot be met: with the given candidates this network reaches "
                     f"{self._range(limit)}; give a target in that range"

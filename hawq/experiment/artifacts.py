@@ -17,13 +17,11 @@ from typing import TYPE_CHECKING, Any
 
 from hawq.errors import UserError
 from hawq.files import write_whole
-from hawq.records import Record, from_dict, to_dict
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 MANIFEST = "manifest.json"
-PLAN_SCHEMA = "hawq.plan/1"
 _SCHEMA = "hawq.artifact/1"
 _SPENT = "spent_seconds"
 
@@ -49,23 +47,6 @@ def hash_tensors(state: Mapping[str, Tensor]) -> str:
 def write_json(path: Path, value: Any) -> Path:
     """A JSON-ready value, indented, as a whole file."""
     return write_whole(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
-
-
-def dump_record(schema: str, record: Any) -> bytes:
-    """A record of `hawq.records` as indented JSON that names its schema."""
-    return (json.dumps({"schema": schema, **to_dict(record)}, indent=2, allow_nan=False) + "\n").encode()
-
-
-def parse_record(path: Path, schema: str, kind: type[Record]) -> Record:
-    """The record that `dump_record` wrote. Raises UserError naming the file when it holds anything else."""
-    try:
-        data = json.loads(path.read_text())
-        found = data.pop("schema", None)
-        if found != schema:
-            raise ValueError(f"its schema is {found!r}, this version reads {schema!r}")
-        return from_dict(data, kind)
-    except (ValueError, AttributeError) as error:
-        raise UserError(f"{path} cannot be used: {error}") from error
 
 
 @contextmanager

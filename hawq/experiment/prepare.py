@@ -8,10 +8,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hawq.experiment.artifacts import Store, parse_record
+from hawq.experiment.artifacts import Store
 from hawq.experiment.config.build import component_section
 from hawq.experiment.config.options import Settings
-from hawq.records import Block, FloatPart, Normalization, Preprocessing, Sensitivity, to_dict
+from hawq.records import (
+    SENSITIVITY_SCHEMA,
+    Block,
+    FloatPart,
+    Normalization,
+    Preprocessing,
+    Sensitivity,
+    read_record,
+    to_dict,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -20,8 +29,6 @@ if TYPE_CHECKING:
     from hawq.data import ImageData, Images, Splits, TrainBatches
     from hawq.models import FloatModel
     from hawq.progress import Progress
-
-SENSITIVITY_SCHEMA = "hawq.sensitivity/2"
 
 
 @dataclass(frozen=True)
@@ -123,7 +130,7 @@ def prepare(settings: Settings) -> Inputs | Sensitivity:
         )
     if not path.is_file():
         raise FileNotFoundError(f"allocation.sensitivity={path} does not exist: give the sensitivity.json of a run")
-    sensitivity = parse_record(path, SENSITIVITY_SCHEMA, Sensitivity)
+    sensitivity = read_record(path, SENSITIVITY_SCHEMA, Sensitivity)
     if not sensitivity.rows:
         raise ValueError(f"allocation.sensitivity={path} names no block: give one row per block (docs/formats.md)")
     with component_section("bits", settings.bits):

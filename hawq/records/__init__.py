@@ -1,7 +1,9 @@
 """The nouns: frozen records that each stage hands to the next, and that round-trip through JSON."""
 
-from hawq.records.blocks import BIT_WIDTHS, FLOAT_BITS, IMAGE_BITS, Block, FloatPart, Normalization, Preprocessing
+from hawq.records.blocks import Block, FloatPart, Normalization, Preprocessing
 from hawq.records.conversion import Record, from_dict, to_dict
+from hawq.records.files import PLAN_SCHEMA, SENSITIVITY_SCHEMA, dump_record, read_record
+from hawq.records.kinds import BIT_WIDTHS, FLOAT_BITS, IMAGE_BITS
 from hawq.records.plans import BitPlan, Confidence, Cost, LimitUse, Phase, Precision
 from hawq.records.reports import ResultRow, RunReport, StageRecord
 from hawq.records.sensitivity import MEASURED, WEIGHTINGS, BlockSensitivity, Estimate, Sensitivity
@@ -12,6 +14,8 @@ __all__ = [
     "FLOAT_BITS",
     "IMAGE_BITS",
     "MEASURED",
+    "PLAN_SCHEMA",
+    "SENSITIVITY_SCHEMA",
     "WEIGHTINGS",
     "BitPlan",
     "Block",
@@ -35,6 +39,8 @@ __all__ = [
     "Sensitivity",
     "StageRecord",
     "Validated",
+    "dump_record",
     "from_dict",
+    "read_record",
     "to_dict",
 ]

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-FLOAT_BITS = 32
-BIT_WIDTHS = tuple(range(1, 9))  # of quantised weights and activations
-IMAGE_BITS = 8  # the network's input is an 8-bit image, whatever the first block's activation bits are
+from hawq.records.kinds import Amount, Bits, Count, Name, Number, PositiveCount
 
 
 @dataclass(frozen=True)
@@ -24,14 +22,14 @@ class Block:
         fixed_bits: bit-width of the weights that no allocator changes.
     """
 
-    name: str
-    layers: tuple[str, ...]
-    num_weights: int
-    macs: int | None = None
-    num_activations: int | None = None
-    image_layers: tuple[str, ...] = ()
-    tie_group: str | None = None
-    fixed_bits: int | None = None
+    name: Name
+    layers: tuple[Name, ...]
+    num_weights: PositiveCount
+    macs: Count | None = None
+    num_activations: Count | None = None
+    image_layers: tuple[Name, ...] = ()
+    tie_group: Name | None = None
+    fixed_bits: Bits | None = None
 
 
 @dataclass(frozen=True)
@@ -44,9 +42,9 @@ class FloatPart:
         macs: products per sample that no layer of a block makes.
     """
 
-    name: str
-    num_weights: int = 0
-    macs: int = 0
+    name: Name
+    num_weights: Count = 0
+    macs: Count = 0
 
     def __str__(self) -> str:
         return (
@@ -58,8 +56,8 @@ class FloatPart:
 class Normalization:
     """How a network's inputs are normalised: (x − mean) / std for each channel of an RGB image in 0 … 1."""
 
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    mean: tuple[Number, ...]
+    std: tuple[Amount, ...]
 
 
 @dataclass(frozen=True)
@@ -71,7 +69,7 @@ class Preprocessing:
     than `size`, or that the user chose it: then they are resized to it.
     """
 
-    size: int
-    crop: float
-    interpolation: str
+    size: PositiveCount
+    crop: Amount
+    interpolation: Name
     fixed_size: bool = False

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from hawq.records.kinds import Amount, Bits, Count, Name, Number, Operations, Share
+
 
 @dataclass(frozen=True)
 class Precision:
     """Bit-widths of one block's weights and input activations; 32 means float."""
 
-    weight_bits: int
-    activation_bits: int
+    weight_bits: Bits
+    activation_bits: Bits
 
 
 @dataclass(frozen=True)
@@ -21,24 +23,24 @@ class Cost:
     `packed_bytes` where the packed file's overhead is unknown.
     """
 
-    num_weights: int
-    weight_bytes: int
-    average_bits: float
-    w_comp: float
-    a_comp: float | None
-    bops: int | None
-    packed_bytes: int | None = None
-    peak_activation_bytes: float | None = None
+    num_weights: Count
+    weight_bytes: Count
+    average_bits: Amount
+    w_comp: Amount
+    a_comp: Amount | None
+    bops: Operations | None
+    packed_bytes: Count | None = None
+    peak_activation_bytes: Amount | None = None
 
 
 @dataclass(frozen=True)
 class LimitUse:
     """How much of a limit a plan uses: the target, what the plan reaches and the slack between them, in `unit`."""
 
-    unit: str
-    target: float
-    reached: float
-    slack: float
+    unit: Name
+    target: Number
+    reached: Number
+    slack: Number
 
 
 @dataclass(frozen=True)
@@ -52,8 +54,8 @@ class Confidence:
             not examined.
     """
 
-    draws: int
-    changes: dict[str, dict[str, int]]
+    draws: Count
+    changes: dict[Name, dict[Name, Count]]
     proven: bool | None = None
 
     def __str__(self) -> str:
@@ -83,12 +85,12 @@ class BitPlan:
         confidence: whether the plan holds within the errors of the curvature; None where that was not examined.
     """
 
-    precisions: dict[str, Precision]
-    method: str
+    precisions: dict[Name, Precision]
+    method: Name
     cost: Cost
-    objective: float | None = None
-    gap: float | None = None
-    weighting: str = "eigenvalue"
+    objective: Amount | None = None
+    gap: Share | None = None
+    weighting: Name = "eigenvalue"
     limits: tuple[LimitUse, ...] = ()
     confidence: Confidence | None = None
 
@@ -112,8 +114,8 @@ class Phase:
         lr, final_lr: learning rate at the start and at the end of the phase.
     """
 
-    enters: tuple[str, ...]
-    quantized: tuple[str, ...]
-    steps: int
-    lr: float
-    final_lr: float
+    enters: tuple[Name, ...]
+    quantized: tuple[Name, ...]
+    steps: Count
+    lr: Amount
+    final_lr: Amount

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from hawq.errors import UserError
-from hawq.records.blocks import FLOAT_BITS, Block
+from hawq.records.blocks import Block
+from hawq.records.kinds import FLOAT_BITS, Amount, BitsKey, Count, Name, Number
 
 MEASURED = ("eigenvalue", "trace", "proxy")  # what an analysis may find of a block
 WEIGHTINGS = (*MEASURED, "none")  # what weighs the weight errors
@@ -24,12 +25,12 @@ class Estimate:
         gradient_equivalents: those seconds over the seconds of one forward and backward pass of the network.
     """
 
-    value: float
-    error: float
-    products: int
+    value: Number
+    error: Amount
+    products: Count
     converged: bool
-    seconds: float | None = field(default=None, compare=False)
-    gradient_equivalents: float | None = field(default=None, compare=False)
+    seconds: Amount | None = field(default=None, compare=False)
+    gradient_equivalents: Amount | None = field(default=None, compare=False)
 
     def __str__(self) -> str:
         mark = "" if self.converged else ", not converged"
@@ -57,10 +58,10 @@ class BlockSensitivity:
 
     block: Block
     eigenvalue: Estimate | None
-    weight_errors: dict[int, float]
+    weight_errors: dict[BitsKey, Amount]
     trace: Estimate | None = None
     activation_trace: Estimate | None = None
-    activation_errors: dict[int, float] | None = None
+    activation_errors: dict[BitsKey, Amount] | None = None
     smallest: Estimate | None = None
     proxy: Estimate | None = None
 
@@ -155,10 +156,17 @@ class Sensitivity:
     """
 
     rows: tuple[BlockSensitivity, ...]
-    solver: str
-    num_samples: int
-    loss: float
-    overhead_bytes: int | None = None
+    solver: Name
+    num_samples: Count
+    loss: Number
+    overhead_bytes: Count | None = None
+
+    def check_entries(self) -> None:
+        """What a file must hold besides entries of the right kind. Raises UserError for blocks of the same name."""
+        names = [block.name for block in self.blocks]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise UserError(f"the blocks {', '.join(twice)} are listed more than once: give one row per block")
 
     @property
     def blocks(self) -> tuple[Block, ...]:

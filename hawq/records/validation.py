@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from hawq.records.kinds import Amount, BitsKey, CodeBits, Count, Name, Number
+
 _SURE = 2  # standard errors that an increase must be away from zero
 
 
@@ -19,13 +21,13 @@ class LossIncrease:
         accuracy, accuracy_error: loss of accuracy in percentage points, and its standard error.
     """
 
-    block: str
-    kind: str
-    bits: int
-    loss: float
-    loss_error: float
-    accuracy: float
-    accuracy_error: float
+    block: Name
+    kind: Name
+    bits: CodeBits
+    loss: Number
+    loss_error: Amount
+    accuracy: Number
+    accuracy_error: Amount
 
     @property
     def is_sure(self) -> bool:
@@ -37,9 +39,9 @@ class LossIncrease:
 class LossIncreases:
     """All increases, in network order, and the float network they are measured from: its mean loss and accuracy (%)."""
 
-    num_samples: int
-    loss: float
-    accuracy: float
+    num_samples: Count
+    loss: Number
+    accuracy: Amount
     increases: tuple[LossIncrease, ...]
 
 
@@ -57,12 +59,12 @@ class Score:
         gradient_equivalents: those seconds over the seconds of one forward and backward pass.
     """
 
-    name: str
-    kind: str
-    weighting: str | None
-    omegas: dict[str, dict[int, float]]
-    seconds: float | None = None
-    gradient_equivalents: float | None = None
+    name: Name
+    kind: Name
+    weighting: Name | None
+    omegas: dict[Name, dict[BitsKey, Amount]]
+    seconds: Amount | None = None
+    gradient_equivalents: Amount | None = None
 
 
 @dataclass(frozen=True)
@@ -73,10 +75,10 @@ class Correlation:
     blocks. None where it is undefined, because all values are equal.
     """
 
-    score: str
-    kind: str
-    bits: int | None
-    num_points: int
+    score: Name
+    kind: Name
+    bits: CodeBits | None
+    num_points: Count
     spearman: float | None
     interval: tuple[float, float] | None
     gain: float | None

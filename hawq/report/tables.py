@@ -8,7 +8,7 @@ from dataclasses import fields
 from typing import Any
 
 from hawq.costs import paper_size_mib
-from hawq.records import BitPlan, Estimate, ResultRow, Sensitivity, Validated
+from hawq.records import FLOAT_BITS, BitPlan, Estimate, ResultRow, Sensitivity, Validated
 
 RESULT_COLUMNS = ("method", "w-bits", "a-bits", "accuracy %", "W-Comp", "size", "A-Comp")
 
@@ -48,13 +48,20 @@ def result_cells(row: ResultRow) -> tuple[str, ...]:
     """The cells of one row of the results table, as in `RESULT_COLUMNS`."""
     return (
         row.method,
-        row.weight_bits,
-        row.activation_bits,
+        _with_mean(row.weight_bits, row.w_comp),
+        _with_mean(row.activation_bits, row.a_comp),
         f"{row.accuracy:.2f}",
         f"{row.w_comp:.2f}×",
         size_label(row.size_bytes),
         "–" if row.a_comp is None else f"{row.a_comp:.2f}×",
     )
+
+
+def _with_mean(label: str, compression: float | None) -> str:
+    """A mix of bit-widths with its mean, because the papers' notation names the lowest one alone."""
+    if not compression or not label.endswith("MP"):
+        return label
+    return f"{label} (mean {FLOAT_BITS / compression:.1f})"
 
 
 def results_table(rows: Sequence[ResultRow]) -> str:

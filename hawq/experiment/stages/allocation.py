@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from hawq.allocation import IntegerProgram, Monotone, Weighted, confidence, frontier
-from hawq.experiment.artifacts import PLAN_SCHEMA, dump_record, fingerprint
-from hawq.experiment.prepare import SENSITIVITY_SCHEMA
+from hawq.allocation import IntegerProgram, Monotone, Weighted, allocate, confidence, frontier
+from hawq.experiment.artifacts import fingerprint
 from hawq.experiment.run import Run
 from hawq.files import write_whole
 from hawq.measurement import measured
-from hawq.records import BitPlan, Sensitivity, StageRecord, to_dict
+from hawq.records import PLAN_SCHEMA, SENSITIVITY_SCHEMA, BitPlan, Sensitivity, StageRecord, dump_record, to_dict
 from hawq.report import frontier_figure, limits_table, sensitivity_rows, sensitivity_table
 
 FRONTIER_SCHEMA = "hawq.frontier/1"
@@ -20,7 +19,7 @@ def allocation(run: Run, analysis: Sensitivity) -> BitPlan:
     """The plan: files, tables, figure. It takes little time, so it is not cached; its key is the hash of the plan."""
     settings, folder, wanted = run.settings, run.folder, run.settings.allocation
     with measured() as cost:
-        plan = settings.bits.allocate(analysis)
+        plan = allocate(analysis, settings.bits)
         if isinstance(settings.bits, Weighted) and wanted.confidence_draws:
             draws, seed = wanted.confidence_draws, settings.options.seed
             plan = replace(plan, confidence=confidence(analysis, settings.bits, plan, draws, seed))

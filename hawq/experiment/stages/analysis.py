@@ -14,14 +14,14 @@ from hawq.allocation import IntegerProgram, is_proven
 from hawq.components import component_facts
 from hawq.curvature import CurvatureCheckpoint, Solver
 from hawq.distributed import broadcast, broadcast_parameters
-from hawq.experiment.artifacts import Artifact, dump_record, parse_record
-from hawq.experiment.prepare import SENSITIVITY_SCHEMA, Inputs
+from hawq.experiment.artifacts import Artifact
+from hawq.experiment.prepare import Inputs
 from hawq.experiment.run import Run
 from hawq.experiment.stages.cache import Files, KeyedSettings, cached
 from hawq.experiment.stages.float_network import FloatNetwork
 from hawq.files import write_whole
 from hawq.progress import SILENT, Progress
-from hawq.records import Estimate, Sensitivity
+from hawq.records import SENSITIVITY_SCHEMA, Estimate, Sensitivity, dump_record, read_record
 from hawq.report import sensitivity_table
 from hawq.sensitivity import Analysis, Curvature, combine, measure_curvature
 
@@ -49,7 +49,7 @@ def measured_curvature(run: Run, float_network: FloatNetwork, label: str) -> Cur
         facts = {"bits": component_facts(settings.bits), "quantizer": component_facts(settings.quantizer)}
     make, reads = partial(_measure, run, label), ("analysis", "solver", "seed")
     artifact = cached(run, "analysis", make, reads=reads, network=float_network.weights_hash, facts=facts, label=label)
-    curvature = parse_record(artifact.path / "curvature.json", CURVATURE_SCHEMA, Curvature)
+    curvature = read_record(artifact.path / "curvature.json", CURVATURE_SCHEMA, Curvature)
     for index, block in enumerate(run.inputs.blocks):
         _log_estimate(run, label, index, main_estimate(curvature.estimates[block.name]))
     return curvature

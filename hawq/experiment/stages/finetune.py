@@ -15,7 +15,7 @@ from torch import nn
 
 from hawq.allocation import UniformBits, direct_baseline
 from hawq.distributed import broadcast, broadcast_parameters
-from hawq.experiment.artifacts import PLAN_SCHEMA, Artifact, dump_record
+from hawq.experiment.artifacts import Artifact
 from hawq.experiment.prepare import Inputs
 from hawq.experiment.run import Run
 from hawq.experiment.stages.cache import Files, KeyedSettings, cached
@@ -24,7 +24,7 @@ from hawq.files import write_whole
 from hawq.finetuning import FineTuning, Row, make_phases
 from hawq.finetuning import finetune as finetune_blocks
 from hawq.quantization import Quantizer, attach
-from hawq.records import BitPlan, Sensitivity, to_dict
+from hawq.records import PLAN_SCHEMA, BitPlan, Sensitivity, dump_record, to_dict
 
 MAIN = "hawq"
 

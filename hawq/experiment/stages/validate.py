@@ -7,7 +7,7 @@ from functools import partial
 
 from torch import nn
 
-from hawq.experiment.artifacts import Artifact, dump_record, parse_record
+from hawq.experiment.artifacts import Artifact
 from hawq.experiment.run import Run
 from hawq.experiment.stages.analysis import main_estimate, measured_curvature
 from hawq.experiment.stages.cache import Files, KeyedSettings, cached
@@ -15,7 +15,7 @@ from hawq.experiment.stages.float_network import FloatNetwork
 from hawq.files import write_whole
 from hawq.measurement import measured
 from hawq.quantization import weight_errors
-from hawq.records import Sensitivity, to_dict
+from hawq.records import Sensitivity, dump_record, read_record, to_dict
 from hawq.report import validation_figure, validation_rows, validation_table
 from hawq.sensitivity import block_weights
 from hawq.validation import (
@@ -62,7 +62,7 @@ def _truth(run: Run, float_network: FloatNetwork) -> LossIncreases:
     make = partial(_measure, run, activations)
     facts = {"activations": activations}
     artifact = cached(run, "validate", make, reads=reads, network=float_network.weights_hash, facts=facts)
-    truth = parse_record(artifact.path / "increases.json", INCREASES_SCHEMA, LossIncreases)
+    truth = read_record(artifact.path / "increases.json", INCREASES_SCHEMA, LossIncreases)
     for step, increase in enumerate(truth.increases):
         values = {key: value for key, value in to_dict(increase).items() if key not in ("block", "kind")}
         run.log.log("validate", step, values)
