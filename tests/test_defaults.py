@@ -17,7 +17,7 @@ from runs import REPOSITORY
 
 CONF = REPOSITORY / "conf"
 PRESETS = {
-    "bits/hawq_v2": {"weighting"},
+    "bits/hawq_v2": {"score"},
     "bits/random": {"order"},
     "bits/reverse": {"order"},
     "solver/trace": {"curvature", "quantity", "tolerance"},
