@@ -24,9 +24,10 @@ lint: $(VENV)/installed
 types: $(VENV)/installed
 	$(BIN)/mypy
 
-# One thread per process; files stay together, so that each trains its fixtures once.
+# One thread per process. Files stay together, so that each trains its fixtures once; tests/conftest.py puts the longest
+# ones first.
 unit: $(VENV)/installed
-	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses $(PROCESSES) --dist loadfile $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses $(PROCESSES) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 torture: $(VENV)/installed
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m torture $(ARGS)

@@ -10,7 +10,7 @@ from dataclasses import replace
 from torch import Tensor, nn
 
 from hawq.errors import UserError
-from hawq.layers import LAYERS, quantizable_layers, weight_of
+from hawq.layers import LAYERS, quantizable_layers, weight_identity, weight_of
 from hawq.records import Block
 from hawq.tracing import LayerTrace, trace_layers
 from hawq.unquantized import float_share, unquantized
@@ -61,7 +61,7 @@ def block_layers(model: nn.Module, block: Block) -> list[nn.Module]:
     layers = dict(model.named_modules())
     unique: dict[int, nn.Module] = {}
     for name in block.layers:
-        unique.setdefault(id(weight_of(layers[name])), layers[name])
+        unique.setdefault(weight_identity(layers[name]), layers[name])
     return list(unique.values())
 
 
@@ -178,7 +178,7 @@ def _match(layer: str, pattern: str) -> str | None:
 
 
 def _make_block(name: str, members: Sequence[str], layers: Mapping[str, nn.Module]) -> Block:
-    weights = {id(weight_of(layers[layer])): weight_of(layers[layer]).numel() for layer in members}
+    weights = {weight_identity(layers[layer]): weight_of(layers[layer]).numel() for layer in members}
     return Block(name=name, layers=tuple(members), num_weights=sum(weights.values()))
 
 
@@ -192,7 +192,7 @@ def _refuse_weights_shared_between(blocks: Sequence[Block], layers: Mapping[str,
     seen: dict[int, str] = {}
     for block in blocks:
         for layer in block.layers:
-            other = seen.setdefault(id(weight_of(layers[layer])), block.name)
+            other = seen.setdefault(weight_identity(layers[layer]), block.name)
             if other != block.name:
                 raise ValueError(
                     f"blocks {other!r} and {block.name!r} share one weight; "

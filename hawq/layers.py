@@ -28,7 +28,9 @@ def quantizable_layers(model: nn.Module) -> dict[str, nn.Module]:
     return {
         name: module
         for name, module in model.named_modules()
-        if id(module) not in unreachable and (isinstance(module, LAYERS) or can_open(module))
+        if id(module) not in unreachable
+        and (isinstance(module, LAYERS) or can_open(module))
+        and weight_of(module).is_floating_point()
     }
 
 
@@ -46,6 +48,17 @@ def weight_of(layer: nn.Module) -> Tensor:
     """The weight of a layer: (out, in, ...), (in, out / groups, ...) where transposed, (3 out, in) of an attention."""
     weight: Tensor = getattr(layer, weight_name(layer))
     return weight
+
+
+def weight_identity(layer: nn.Module) -> int:
+    """The same for layers that share one weight; of a parametrised weight, which is a new tensor each time it is read,
+    it is that of the tensor behind it.
+    """
+    name = weight_name(layer)
+    if not parametrize.is_parametrized(layer, name):
+        return id(getattr(layer, name))
+    behind = layer.parametrizations[name]  # type: ignore[union-attr, index]
+    return id(behind.original if hasattr(behind, "original") else behind.original0)
 
 
 def channel_axis(layer: nn.Module) -> int:

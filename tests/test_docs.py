@@ -14,6 +14,7 @@ import pytest
 import torch
 import yaml
 from runs import REPOSITORY, compose_here
+from test_floor_plan import FLOORS
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
@@ -132,6 +133,18 @@ FILES = re.findall(r"\b(?:hawq|scripts|conf|examples|tests|requirements|docs)/[\
 @pytest.mark.parametrize("path", sorted({path for path in FILES if "my_" not in path and "NAME" not in path}))
 def test_named_files_exist(path: str) -> None:
     assert (REPOSITORY / path).exists()
+
+
+def test_architecture_has_the_floor_plan() -> None:
+    """Every room, on its floor; folders end in a slash."""
+    rows = re.findall(r"^\| (\d) \| (.+) \|$", (DOCS / "ARCHITECTURE.md").read_text(), flags=re.MULTILINE)
+    shown: list[set[str]] = []
+    for floor, rooms in rows:
+        prefix = "experiment." if int(floor) == 4 else ""
+        steps = [re.findall(r"`(\w+)/?`", step) for step in rooms.removeprefix("in `experiment/`:").split("→")]
+        shown += [{prefix + room for room in step} for step in steps]
+    planned = [set(floor) - {"hawq", "experiment"} for floor in FLOORS]
+    assert shown == [rooms for rooms in planned if rooms]
 
 
 def examples(page: Path) -> str:

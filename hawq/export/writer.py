@@ -120,7 +120,7 @@ class Pool:
             flat = weight.reshape(-1)
             places = quantizer.is_large(weight).reshape(-1).nonzero().reshape(-1)
             self._add("large_places", places.to(torch.int32))
-            self._add("wide" if wide else "large_values", flat[places])
+            self._add("wide" if wide else "large_values", flat[places] if wide else flat[places].float())
             large = places.numel()
         self._add_scale(scale, low, wide)
         axis = channel_axis(layer) if scale.numel() > 1 else 0
@@ -153,7 +153,7 @@ class Pool:
 
     def _add_codes(self, weight: Tensor, quantizer: FakeQuantizer) -> tuple[Tensor, Tensor]:
         codes, scale, low = quantizer.codes(weight)
-        self._add("codes", torch.from_numpy(pack((codes - low).cpu().numpy(), quantizer.bits)))
+        self._add("codes", torch.from_numpy(pack((codes - low).float().cpu().numpy(), quantizer.bits)))
         return scale, low
 
     def _add_scale(self, scale: Tensor, low: Tensor, wide: bool) -> None:

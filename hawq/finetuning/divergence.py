@@ -7,9 +7,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from hawq.quantization import Quantization
+from hawq.structures import tensors_in
 
 
 class Diverged(Exception):
@@ -67,9 +68,7 @@ def name_culprit(model: nn.Module, forward: Callable[[], object], loss: float) -
 
 
 def _is_finite(value: Any) -> bool:
-    if isinstance(value, (tuple, list)):
-        return all(map(_is_finite, value))
-    return not isinstance(value, Tensor) or bool(value.isfinite().all())
+    return all(bool(x.isfinite().all()) for x in tensors_in(value))
 
 
 def _block_of(called: Sequence[str], model: nn.Module) -> str:

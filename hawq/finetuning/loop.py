@@ -19,7 +19,7 @@ from hawq.finetuning.parallel import whole_batch_norm
 from hawq.finetuning.run import Row, StepWatch, TrainingRun
 from hawq.finetuning.schedule import learning_rate
 from hawq.finetuning.settings import Training
-from hawq.finetuning.step import Batch, Objective
+from hawq.finetuning.step import Batch, CrossEntropy, Objective, try_out
 from hawq.progress import SILENT, Progress
 from hawq.records import Phase
 
@@ -31,7 +31,7 @@ def fit(
     settings: Training,
     *,
     seed: int,
-    loss: Callable[[Tensor, Tensor], Tensor] | None = None,
+    loss: Callable[[Any, Any], Tensor] | None = None,
     distillation: Distillation | None = None,
     enter: Callable[[nn.Module, Phase], None] = lambda model, phase: None,
     begin_step: Callable[[nn.Module, int], None] = lambda model, step: None,
@@ -68,9 +68,7 @@ def fit(
     if settings.batch_size < world_size():
         given = f"batch_size={settings.batch_size}"
         raise UserError(f"{given} leaves some of the {world_size()} processes without an image: start fewer")
-    objective = Objective(
-        loss or nn.CrossEntropyLoss(label_smoothing=settings.label_smoothing), distillation, settings.precision
-    )
+    objective = Objective(loss or CrossEntropy(settings.label_smoothing), distillation, settings.precision)
     run = TrainingRun(model, settings, watch)
     if saved := broadcast(checkpoint.load() if checkpoint else None):
         run.restore(saved)
@@ -98,6 +96,8 @@ class _Loop:
         """All phases, from the first step that is not done."""
         run, total, last = self.run, self._total(), 0
         batches = iter(self.data.batches(run.step, rank(), world_size())) if run.step < total else iter(())
+        if run.step < total:
+            batches = self._checked(batches)
         with progress.task(self.title, total, done=run.step) as task:
             for index, phase in enumerate(self.phases):
                 if index >= run.begun:
@@ -114,6 +114,17 @@ class _Loop:
 
     def _total(self) -> int:
         return sum(phase.steps for phase in self.phases)
+
+    def _checked(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """The same batches, once cross-entropy of the first one is known to be computable; the run stays as it is.
+
+        Raises UserError where network, loss and batch do not fit each other.
+        """
+        batch = next(batches)
+        if self.run.step == 0 and isinstance(self.objective.loss, CrossEntropy):  # a given one may count its calls
+            with whole_batch_norm():
+                try_out(self.run.model.train(), self.objective, batch)
+        return itertools.chain([batch], batches)
 
     def _compile(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         """Compiles the network as it is in this phase, checked on the next batch; returns the same batches."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -18,7 +18,15 @@ from hawq.finetuning.run import Row
 from hawq.finetuning.schedule import make_phases
 from hawq.finetuning.settings import FineTuning
 from hawq.progress import SILENT, Progress
-from hawq.quantization import LSQ, Quantizer, attach, enable, freeze_batch_norm, reestimate_batch_norm
+from hawq.quantization import (
+    LSQ,
+    Quantizer,
+    attach,
+    enable,
+    freeze_batch_norm,
+    input_batches,
+    reestimate_batch_norm,
+)
 from hawq.records import BitPlan, Block, Sensitivity
 
 
@@ -27,12 +35,12 @@ def finetune(
     sensitivity: Sensitivity,
     plan: BitPlan,
     data: TrainingData | Any,
-    calibration: Sequence[Tensor],
+    calibration: Iterable[Tensor | Sequence[Tensor]] | Tensor,
     settings: FineTuning | None = None,
     *,
     quantizer: Quantizer | None = None,
     seed: int = 0,
-    loss: Callable[[Tensor, Tensor], Tensor] | None = None,
+    loss: Callable[[Any, Any], Tensor] | None = None,
     evaluate: Callable[[nn.Module], float] | None = None,
     checkpoint: TrainingCheckpoint | None = None,
     on_row: Callable[[Row], None] = lambda row: None,
@@ -49,10 +57,9 @@ def finetune(
     Args:
         model: the float network, left unchanged; with `settings.distillation` also the teacher.
         sensitivity, plan: from `analyze` and `allocate`.
-        data: training batches of (inputs (N, ...), targets (N, ...)); a DataLoader will do.
-        calibration: batches of inputs (N, ...) that activation ranges are chosen from when a block enters.
-        settings: `FineTuning()` unless given: what train.py does by default.
-        quantizer: LSQ unless given.
+        data: training batches of (inputs (N, ...), targets); a DataLoader will do.
+        calibration: what activation ranges are chosen from when a block enters; see `quantize`.
+        settings, quantizer: `FineTuning()`, which is what train.py does by default, and LSQ unless given.
         seed: of a random order, and of the randomness inside the network.
         loss: mean loss of (outputs, targets); cross-entropy unless given. With distillation it is the hard part.
         evaluate, checkpoint, on_row, on_best, progress, title: see `fit`.
@@ -60,7 +67,8 @@ def finetune(
     Raises ValueError: the plan is for another model, or the loss is not finite.
     """
     settings = settings or FineTuning()
-    data = data if isinstance(data, TrainingData) else RepeatedLoader(data, next(model.parameters()).device)
+    inputs = input_batches(calibration, device := next(model.parameters()).device)
+    data = data if isinstance(data, TrainingData) else RepeatedLoader(data, device)
     quantized = attach(model, sensitivity.blocks, plan, quantizer or LSQ())
     steps = settings.num_steps(data.steps_per_epoch)
     phases = make_phases(sensitivity, plan, settings.block_order(), steps, settings.lr, seed)
@@ -75,7 +83,7 @@ def finetune(
         seed=seed,
         loss=loss,
         distillation=_teacher(model, settings),
-        enter=lambda network, phase: enable(network, phase.enters, calibration),
+        enter=lambda network, phase: enable(network, phase.enters, inputs),
         begin_step=norms.begin_step,
         watch=_watch(sensitivity.blocks, settings),
         **told,

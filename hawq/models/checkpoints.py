@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hawq.models.publishers import Publication
-from hawq.models.state_dicts import as_float32, check_values, find_state_dict, unwrap
+from hawq.models.state_dicts import check_values, find_state_dict, in_precision, unwrap
 from hawq.records import Normalization
 
 if TYPE_CHECKING:
@@ -63,6 +63,8 @@ def load_checkpoint(
         ValueError: not a state dict; other names or shapes; NaN, infinite, whole or complex numbers or negative
             variances, by the tensors' names; or, last, a normalisation that is unknown or contradicts the file.
     """
+    import torch
+
     from hawq.weights import check_names, load_strictly
 
     origin = f"checkpoint={path}"
@@ -70,10 +72,16 @@ def load_checkpoint(
     state, own = _read(path, expected, publication)
     rebuilt = {name for name, _ in network.named_buffers()} - expected.keys()  # older releases stored these
     state = {name: tensor for name, tensor in state.items() if name not in rebuilt}
-    check_names(network, state, origin)
+    shapes = {name: torch.empty(x.shape, dtype=_dtype(name, x, expected), device="meta") for name, x in state.items()}
+    check_names(network, shapes, origin)
     check_values(state, expected, origin)
-    load_strictly(network, as_float32(state, expected), origin)
+    load_strictly(network, in_precision(state, expected), origin)
     return _agree(path, own, given)
+
+
+def _dtype(name: str, tensor: Tensor, expected: Mapping[str, Tensor]) -> Any:
+    """The type that a tensor is to have; what it has is judged after all names."""
+    return expected[name].dtype if name in expected else tensor.dtype
 
 
 def write_checkpoint(model: nn.Module, normalization: Normalization) -> bytes:

@@ -5,10 +5,14 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from hawq.models import efficientnet_lite, torchvision_networks
 from hawq.models.publishers import IMAGENET, PUBLISHED, Publication
 from hawq.records import Normalization, Preprocessing
+
+if TYPE_CHECKING:
+    from torch import nn
 
 _CIFAR_PYHESSIAN = Normalization((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
 _CIFAR_APOT = Normalization((0.491, 0.482, 0.447), (0.247, 0.243, 0.262))
@@ -82,6 +86,32 @@ _BY_SHA256 = {
         source="torchvision",
     ),
 }
+
+
+# SHA-256 of the first convolution's weights, rounded to float16, of networks that have a twin in timm: the same names
+# and shapes, but other padding and batch norm, so that it would load without a word and score ten points less
+_TWINS = {
+    "7a63791481419abfc984be63d57e5bd06fef1795ca64dff6c3c1da1c86ae7b8a": "tf_efficientnet_lite0",
+    "27628221f95ac69293760554cb5e92911a3920d243e143414e653b893fa9fdaf": "tf_efficientnet_lite1",
+    "172e9cf59a15de8fe255558f6230640631b8e70fb477d6e66dfe17cee9007feb": "tf_efficientnet_lite2",
+}
+
+
+def check_twin(path: Path, network: nn.Module, name: str) -> None:
+    """Raises ValueError, naming the right one, where a network was loaded with the known weights of its twin.
+
+    Args:
+        path: of the weights, which may have been renamed or stored again.
+        network: the network with these weights.
+        name: its name in timm's registry.
+    """
+    stem = next((weight for weight in network.parameters() if weight.ndim == 4), None)
+    if stem is None:
+        return
+    digest = hashlib.sha256(stem.detach().half().contiguous().numpy().tobytes()).hexdigest()
+    right = _TWINS.get(digest, name)
+    if right != name:
+        raise ValueError(f"checkpoint={path} holds the weights of {right}, not of name={name}: give name={right}")
 
 
 def recognise(path: Path) -> KnownCheckpoint | None:

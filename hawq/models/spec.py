@@ -13,7 +13,7 @@ from hawq.components import component
 from hawq.models import efficientnet_lite, timm_networks, torchvision_networks
 from hawq.models.checkpoints import load_checkpoint
 from hawq.models.float_model import FloatModel
-from hawq.models.known import KnownCheckpoint, recognise
+from hawq.models.known import KnownCheckpoint, check_twin, recognise
 from hawq.models.publishers import PUBLISHED, PUBLISHERS, Publication, find_publication
 from hawq.records import Normalization, Preprocessing
 
@@ -146,6 +146,7 @@ class ModelSpec:
             publication = replace(publication, normalization=given)  # weights of the user's own for this network
         stated = publication if known or self.source else None
         normalization = load_checkpoint(network, path, given, stated)
+        check_twin(path, network, self._architecture)
         return FloatModel(network, normalization, preprocessing)
 
     def _create(self, num_classes: int, known: KnownCheckpoint | None) -> tuple[nn.Module, Publication]:

@@ -212,14 +212,21 @@ def _fault(name: str, tensor: Tensor, wanted: Tensor) -> str:
     return ""
 
 
-def as_float32(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors, those that the network needs as fractions in its own precision (half, bfloat16, float64, ...)."""
+def in_precision(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors in the network's precision: half, bfloat16 and float64 weights, and batch counters of any type."""
     return {
         name: tensor.to(expected[name].dtype)
-        if name in expected and expected[name].is_floating_point() and tensor.is_floating_point()
+        if name in expected and _converts(name, tensor, expected[name])
         else tensor
         for name, tensor in state.items()
     }
+
+
+def _converts(name: str, tensor: Tensor, wanted: Tensor) -> bool:
+    from hawq.weights import COUNTER
+
+    counts = name.rpartition(".")[2] == COUNTER and not tensor.is_complex()
+    return counts or (wanted.is_floating_point() and tensor.is_floating_point())
 
 
 def listed(names: Collection[str]) -> str:

@@ -12,7 +12,15 @@ from torch.nn.utils import parametrize
 
 from hawq.attention import open_attention
 from hawq.errors import UserError
-from hawq.layers import Arguments, channel_axis, map_inputs, refuse_computed_weights, weight_name, weight_of
+from hawq.layers import (
+    Arguments,
+    channel_axis,
+    map_inputs,
+    refuse_computed_weights,
+    weight_identity,
+    weight_name,
+    weight_of,
+)
 from hawq.quantization.fake_quantize import FakeQuantizer
 from hawq.records import FLOAT_BITS, IMAGE_BITS, BitPlan, Block
 
@@ -67,7 +75,7 @@ def attach(model: nn.Module, blocks: Sequence[Block], plan: BitPlan, quantizer: 
     layers = dict(copied.named_modules())
     open_attention(copied)
     shared: dict[int, FakeQuantizer] = {}  # layers that share a weight share its quantiser
-    weights = {name: id(weight_of(layers[name])) for block in blocks for name in block.layers}
+    weights = {name: weight_identity(layers[name]) for block in blocks for name in block.layers}
     for block in blocks:
         precision = plan.precisions[block.name]
         for name in block.layers:

@@ -15,6 +15,7 @@ from hawq.attention import opened_attention
 from hawq.errors import UserError
 from hawq.layers import layer_inputs
 from hawq.modes import eval_mode
+from hawq.structures import described
 
 _LOG = logging.getLogger(__name__)
 CALIBRATION_VALUES = 200_000  # activations of one layer that its range is chosen from
@@ -56,15 +57,6 @@ def _inputs_of(batch: Any) -> Tensor:
     raise UserError(
         f"a calibration batch is {described(batch)}: give tensors of inputs (N, ...), or pairs of (inputs, targets)"
     )
-
-
-def described(value: Any) -> str:
-    """What a value that is no tensor is, in words."""
-    if isinstance(value, Mapping):
-        return f"a mapping of {', '.join(map(str, value))}"
-    if isinstance(value, (tuple, list)):
-        return f"a {type(value).__name__} of {len(value)}"
-    return f"of type {type(value).__name__}"
 
 
 class InputSample:

@@ -26,6 +26,11 @@ def percentile_range(x: Tensor, percentile: float, channel_axis: int | None) -> 
     return rows.kthvalue(rows.shape[1] + 1 - rank, 1).values, rows.kthvalue(rank, 1).values
 
 
+def _least(x: Tensor) -> float:
+    """The smallest step: one that can be divided by in the type of x."""
+    return max(_TINY, torch.finfo(x.dtype).tiny)
+
+
 def lowest_signed(bits: int) -> float:
     """−2^(b−1), the lowest code of two's complement; −½ at one bit, where codes ±½ stand for −s and s."""
     return -(2.0 ** (bits - 1)) if bits > 1 else -0.5
@@ -46,7 +51,7 @@ def integer_limits(bits: int, low: Tensor, high: Tensor, *, symmetric: bool) -> 
         lowest = torch.full_like(low, lowest_signed(bits))
     else:
         low, high = low.clamp(max=0.0), high.clamp(min=0.0)
-        step = ((high - low) / (levels - 1)).clamp_min(_TINY)
+        step = ((high - low) / (levels - 1)).clamp_min(_least(low))
         finest = 1 if bits > 1 else 2  # halves at one bit
         lowest = ((low / step * finest).round() / finest).clamp(1 - levels, 0)
     return lowest, lowest + levels - 1
@@ -56,7 +61,7 @@ def covering_scale(low: Tensor, high: Tensor, lowest: Tensor, highest: Tensor) -
     """The smallest step that reaches both ends of [low, high] (min–max range, 1905.03696 §2.5)."""
     below = torch.where(lowest < 0, low.clamp(max=0.0) / lowest.clamp(max=-0.5), torch.zeros_like(low))
     above = torch.where(highest > 0, high.clamp(min=0.0) / highest.clamp(min=0.5), torch.zeros_like(high))
-    return torch.maximum(below, above).clamp_min(_TINY)
+    return torch.maximum(below, above).clamp_min(_least(low))
 
 
 @torch.no_grad()
