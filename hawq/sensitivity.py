@@ -28,7 +28,7 @@ from hawq.curvature import (
 from hawq.layers import refuse_computed_weights, weight_of
 from hawq.progress import SILENT, Progress
 from hawq.quantization import LSQ, Quantizer, activation_errors, refuse_quantized, weight_errors
-from hawq.records import Block, BlockSensitivity, Estimate, Sensitivity
+from hawq.records import BIT_WIDTHS, Block, BlockSensitivity, Estimate, Prediction, ScoreTable, Sensitivity
 
 _ACTIVATION_TOLERANCE, _ACTIVATION_DRAWS = 0.05, 100
 
@@ -189,11 +189,12 @@ def combine(
     found = curvature.estimates
     by_activations = any("activation_trace" in estimates for estimates in found.values())
     errors = activation_errors(model, blocks, inputs, quantizer) if by_activations else {}
+    each = {block.name: _layer_errors(model, block, quantizer) for block in blocks}
     rows = tuple(
         BlockSensitivity(
             block=block,
             eigenvalue=found[block.name].get("eigenvalue"),
-            weight_errors=weight_errors(block_layers(model, block), quantizer),
+            weight_errors=_summed(each[block.name]),
             trace=found[block.name].get("trace"),
             smallest=found[block.name].get("smallest"),
             proxy=found[block.name].get("proxy"),
@@ -202,7 +203,27 @@ def combine(
         )
         for block in blocks
     )
-    return Sensitivity(rows, curvature.solver, curvature.num_samples, curvature.loss)
+    relative = {name: _relative(layers) for name, layers in each.items()}
+    table = ScoreTable("relative_error", relative)
+    return Sensitivity(rows, curvature.solver, curvature.num_samples, curvature.loss, scores=(table,))
+
+
+def _layer_errors(model: nn.Module, block: Block, quantizer: Quantizer) -> list[tuple[dict[int, float], float]]:
+    """Bits → ‖ΔW‖², and ‖W‖², of each distinct weight of a block."""
+    return [
+        (weight_errors([layer], quantizer), float(weight_of(layer).detach().double().square().sum()))
+        for layer in block_layers(model, block)
+    ]
+
+
+def _summed(layers: Sequence[tuple[dict[int, float], float]]) -> dict[int, float]:
+    """Bits → Σ ‖ΔW‖² over the layers."""
+    return {bits: sum(errors[bits] for errors, _ in layers) for bits in BIT_WIDTHS}
+
+
+def _relative(layers: Sequence[tuple[dict[int, float], float]]) -> dict[int, Prediction]:
+    """Bits → Σ ‖ΔW‖²/‖W‖² over the layers; a layer of zeros has no error."""
+    return {bits: Prediction(sum(errors[bits] / size for errors, size in layers if size)) for bits in BIT_WIDTHS}
 
 
 def _refuse_made_weights(model: nn.Module, blocks: Sequence[Block]) -> None:

@@ -15,7 +15,7 @@ from itertools import combinations_with_replacement
 import numpy as np
 
 from hawq.allocation import IntegerProgram
-from hawq.records import Block, BlockSensitivity, Estimate, Sensitivity
+from hawq.records import WEIGHTS, Block, BlockSensitivity, Estimate, Sensitivity
 from hawq.report import markdown
 
 BIT_WIDTHS = tuple(range(2, 9))
@@ -35,6 +35,11 @@ def make_instance(num_blocks: int, seed: int) -> tuple[Sensitivity, IntegerProgr
     return Sensitivity(tuple(rows), "benchmark", 1, 0.0), IntegerProgram(3.44, "average_bits", {"bops": 3.8 * bops})
 
 
+def omega(sensitivity: Sensitivity, block: Block, bits: int) -> float:
+    """Ω of HAWQ."""
+    return sensitivity.predicted("eigenvalue", block, WEIGHTS, bits).value
+
+
 def ours(sensitivity: Sensitivity, allocator: IntegerProgram, seconds: float) -> float:
     """Σ Ω of our plan, proven to be the least."""
     plan = allocator.allocate(sensitivity)
@@ -46,9 +51,7 @@ def with_pulp(sensitivity: Sensitivity, allocator: IntegerProgram, seconds: floa
     """Σ Ω of the same program, as HAWQ-V3 states it in PuLP, solved by CBC to a gap of zero."""
     import pulp
 
-    choices = allocator.problem(sensitivity.blocks, None).choices(
-        lambda b, p: sensitivity.row(b.name).omega(p.weight_bits)
-    )
+    choices = allocator.problem(sensitivity.blocks, None).choices(lambda b, p: omega(sensitivity, b, p.weight_bits))
     program = pulp.LpProblem("bits", pulp.LpMinimize)
     taken = [pulp.LpVariable(f"x{index}", cat="Binary") for index in range(len(choices.owner))]
     program += pulp.lpSum(float(score) * x for score, x in zip(choices.scores, taken, strict=True))
@@ -64,13 +67,13 @@ def with_pulp(sensitivity: Sensitivity, allocator: IntegerProgram, seconds: floa
 
 def by_listing(sensitivity: Sensitivity, allocator: IntegerProgram, seconds: float) -> float:
     """Σ Ω of the best of all assignments that fall along S, tried one after the other (HAWQ-V2's search)."""
-    rows = sorted(sensitivity.rows, key=lambda row: -row.score_by("eigenvalue"))
+    blocks = sorted(sensitivity.blocks, key=lambda block: -sensitivity.rank("eigenvalue", block))
     limits = allocator.problem(sensitivity.blocks, None).limits
-    scores = np.array([[row.omega(bits) for bits in BIT_WIDTHS[::-1]] for row in rows])
-    sizes = np.array([[row.block.num_weights * bits for bits in BIT_WIDTHS[::-1]] for row in rows])
-    bops = np.array([[(row.block.macs or 0) * bits * 4 for bits in BIT_WIDTHS[::-1]] for row in rows])
-    best, places, deadline = math.inf, np.arange(len(rows)), time.perf_counter() + seconds
-    for count, list_ in enumerate(combinations_with_replacement(range(len(BIT_WIDTHS)), len(rows))):
+    scores = np.array([[omega(sensitivity, block, bits) for bits in BIT_WIDTHS[::-1]] for block in blocks])
+    sizes = np.array([[block.num_weights * bits for bits in BIT_WIDTHS[::-1]] for block in blocks])
+    bops = np.array([[(block.macs or 0) * bits * 4 for bits in BIT_WIDTHS[::-1]] for block in blocks])
+    best, places, deadline = math.inf, np.arange(len(blocks)), time.perf_counter() + seconds
+    for count, list_ in enumerate(combinations_with_replacement(range(len(BIT_WIDTHS)), len(blocks))):
         columns = np.array(list_)
         fits = sizes[places, columns].sum() <= limits[0].total and bops[places, columns].sum() <= limits[1].total
         if fits:

@@ -16,7 +16,8 @@ from hawq.records import Precision, to_dict
 
 
 def objective(sensitivity, bits):
-    return sum(row.omega(width) for row, width in zip(sensitivity.rows, bits, strict=True))
+    pairs = zip(sensitivity.blocks, bits, strict=True)
+    return sum(sensitivity.predicted("eigenvalue", block, "weights", width).value for block, width in pairs)
 
 
 UNITS_OF_A_PLAN = {
@@ -48,15 +49,15 @@ def all_plans(sensitivity, bit_widths, activations, tied):
             yield precisions, plan_cost(sensitivity.blocks, precisions, sensitivity.overhead_bytes)
 
 
-def scored(sensitivity, precisions, weighting, mixed):
+def scored(sensitivity, precisions, score, mixed):
     total = 0.0
     for row in sensitivity.rows:
         bits = precisions[row.block.name]
-        curvature = 1.0 if weighting == "none" else getattr(row, weighting).value
-        scale = row.block.num_weights if weighting == "trace" else 1
+        curvature = 1.0 if score == "error" else getattr(row, score).value
+        scale = row.block.num_weights if score == "trace" else 1
         total += max(curvature, 0) / scale * row.weight_errors[bits.weight_bits]
         if mixed:
-            average = row.activation_trace.value / row.block.num_activations
+            average = 1.0 if score == "error" else row.activation_trace.value / row.block.num_activations
             total += average * row.activation_errors[bits.activation_bits]
     return total
 
@@ -75,10 +76,10 @@ def plain_error(sensitivity, precisions):
     activations=st.sets(st.integers(2, 8), min_size=1, max_size=2),
     units=st.lists(st.sampled_from(sorted(UNITS_OF_A_PLAN)), min_size=1, max_size=3, unique=True),
     places=st.lists(st.floats(0, 1), min_size=3, max_size=3),
-    weighting=st.sampled_from(["eigenvalue", "trace", "none"]),
+    score=st.sampled_from(["eigenvalue", "trace", "error"]),
     tie=st.booleans(),
 )
-def test_mixed_equals_brute_force(seed, num_blocks, bit_widths, activations, units, places, weighting, tie):
+def test_mixed_equals_brute_force(seed, num_blocks, bit_widths, activations, units, places, score, tie):
     """Any limits together, ties in scores and costs, tied blocks: the least Σ Ω, or a refusal where nothing fits."""
     sensitivity = full_sensitivity(seed, num_blocks, overhead_bytes=100)
     tied = [("b0", "b1")] if tie and num_blocks > 1 else []
@@ -95,10 +96,10 @@ def test_mixed_equals_brute_force(seed, num_blocks, bit_widths, activations, uni
         tied=tuple(list(pair) for pair in tied),
         activations="mixed",
         activation_candidates=tuple(activations),
-        weighting=weighting,
+        score=score,
     )
     met_by = [bits for bits, cost in plans if met(cost, targets)]
-    fitting = [scored(sensitivity, bits, weighting, True) for bits in met_by]
+    fitting = [scored(sensitivity, bits, score, True) for bits in met_by]
     if not fitting:
         with pytest.raises(ValueError, match="cannot be met"):
             allocator.allocate(sensitivity)
@@ -107,7 +108,7 @@ def test_mixed_equals_brute_force(seed, num_blocks, bit_widths, activations, uni
     assert met(plan.cost, targets) and all(use.slack >= -1e-9 * use.target for use in plan.limits)
     assert [use.reached for use in plan.limits] == pytest.approx([UNITS_OF_A_PLAN[unit](plan.cost) for unit in units])
     assert plan.objective == pytest.approx(min(fitting), rel=1e-9, abs=1e-12)
-    assert scored(sensitivity, plan.precisions, weighting, True) == pytest.approx(plan.objective, rel=1e-9, abs=1e-12)
+    assert scored(sensitivity, plan.precisions, score, True) == pytest.approx(plan.objective, rel=1e-9, abs=1e-12)
     assert plan.gap == pytest.approx(0, abs=1e-9)
     assert all(plan.precisions[a] == plan.precisions[b] for a, b in tied)
     ties = [bits for bits, score in zip(met_by, fitting, strict=True) if score <= min(fitting) * (1 + 1e-11)]
@@ -273,7 +274,7 @@ RULES = {
     "integer program": IntegerProgram(4.2, "average_bits"),
     "V1": Monotone(4.2, "average_bits"),
     "V1 reversed": Monotone(4.2, "average_bits", order="ascending"),
-    "V3": HawqV3(0.5, "bytes", ends=None, weighting="eigenvalue"),
+    "V3": HawqV3(0.5, "bytes", ends=None, score="eigenvalue"),
 }
 
 
@@ -367,7 +368,7 @@ def test_fixed_widths_narrow_the_feasible_range():
         (IntegerProgram, {"limits": {"bops": -1.0}}, "limits.bops=-1"),
         (IntegerProgram, {"limits": {"size": 1.0}}, "'size' is unknown: give w_comp"),
         (IntegerProgram, {"overrides": {"b0": [9]}}, r"overrides.b0=\[9\]"),
-        (IntegerProgram, {"weighting": "norm"}, "weighting='norm'"),
+        (IntegerProgram, {"score": "norm"}, "score='norm'"),
         (IntegerProgram, {"gap": 1.0}, "gap=1"),
         (IntegerProgram, {"time_limit": 0.0}, "time_limit=0"),
         (UniformBits, {"weights": 0}, "weights=0 is"),
@@ -448,7 +449,7 @@ def test_direct_baseline_of_a_plan_with_one_bit_is_tried_with_one_bit():
 
 
 def test_one_bit_that_was_not_analysed_is_told():
-    with pytest.raises(ValueError, match=r"no weight error for 1 bits: give candidates=\[2, 3"):
+    with pytest.raises(ValueError, match=r"no eigenvalue of its weights for 1 bits: give candidates=\[2, 3"):
         IntegerProgram(20.0, candidates=(1, 2)).allocate(made_sensitivity([1.0], [100]))
 
 

@@ -125,7 +125,7 @@ EXPERIMENTS = {
 
 
 AT_WORK = {
-    "no trace": ("bits=hawq_v2", ["has no trace", "bits.weighting=eigenvalue"]),
+    "no trace": ("bits=hawq_v2", ["has no trace", "bits.score=eigenvalue"]),
     "no activation curvature": ("bits.activations=mixed", ["bits.activations=mixed", "analysis.activations=true"]),
 }
 

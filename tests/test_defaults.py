@@ -19,7 +19,7 @@ from runs import REPOSITORY
 CONF = REPOSITORY / "conf"
 OF_A_NETWORK = {"name", "checkpoint", "small_input_size"}
 PRESETS = {
-    "bits/hawq_v2": {"weighting"},
+    "bits/hawq_v2": {"score"},
     "bits/random": {"order"},
     "bits/reverse": {"order"},
     "solver/trace": {"curvature", "quantity", "tolerance"},

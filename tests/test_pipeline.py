@@ -198,7 +198,7 @@ def test_plan_tells_how_it_was_found(report: RunReport, first: Path) -> None:
     plan = report.plan
     (use,) = plan.limits
     assert (use.unit, use.target) == ("w_comp", 13.1) and 0 <= use.slack == use.reached - 13.1
-    assert plan.gap is not None and plan.gap < 1e-9 and plan.weighting == "eigenvalue"
+    assert plan.gap is not None and plan.gap < 1e-9 and plan.score == "eigenvalue"
     assert plan.confidence is not None and plan.confidence.draws == 10
     packed = (first / "model.safetensors").stat().st_size
     assert plan.cost.packed_bytes is not None and 0.99 * plan.cost.packed_bytes < packed <= plan.cost.packed_bytes
@@ -280,7 +280,9 @@ def test_validation_holds_every_score_against_the_truth(tmp_path: Path, capsys: 
     lanczos, error = (next(s for s in result.scores if s.name == name) for name in ("lanczos", "error"))
     for row in sensitivity.rows:
         for bits in (2, 8):
-            assert lanczos.omegas[row.block.name][bits] == pytest.approx(row.omega(bits))
+            assert lanczos.omegas[row.block.name][bits] == pytest.approx(
+                max(row.eigenvalue.value, 0) * row.weight_errors[bits]
+            )
             assert error.omegas[row.block.name][bits] == row.weight_errors[bits]
     assert all(score.seconds is not None and score.gradient_equivalents for score in result.scores[:5])
     stages = [row["stage"] for row in read_metrics(folder)]

@@ -24,15 +24,19 @@ from hawq.records import (
     Normalization,
     Phase,
     Precision,
+    Prediction,
     Preprocessing,
     ResultRow,
     RunReport,
     Score,
+    ScoreTable,
     Sensitivity,
     StageRecord,
     Validated,
+    dump_record,
     from_dict,
     read_record,
+    read_sensitivity,
     to_dict,
 )
 
@@ -72,6 +76,7 @@ FULL = [
     *(BLOCK, ESTIMATE, ROW, Sensitivity((ROW, OTHER), "power", 256, 1.5, 9), Normalization((0.4, 0.5), (0.2, 0.25))),
     *(Precision(2, 32), COST, USE, CONFIDENCE, PLAN, Phase(("a",), ("a", "b"), 7, 0.02, 0.0), RESULT, STAGE, REPORT),
     *(FloatPart("attn", 0, 12), Preprocessing(224, 0.875, "bicubic")),
+    *(Prediction(-0.5, 0.25), ScoreTable("kl", {"a": {2: Prediction(1.0)}}, {}, {"a": Prediction(2.0)}, False)),
     *(INCREASE, TRUTH, SCORE, CORRELATION, Validated(TRUTH, (SCORE,), (CORRELATION, CORRELATION))),
 ]
 
@@ -131,34 +136,90 @@ def test_other_json_is_refused(data):
 
 
 @pytest.mark.parametrize(("value", "positive"), [(29.5, 29.5), (-3.0, 0.0)])
-def test_score_and_omega(value, positive):
-    estimate = Estimate(value, 0.0, 1, True)
+def test_scores_of_an_analysis_by_their_formulas(value, positive):
+    estimate = Estimate(value, 0.5, 1, True)
     row = dataclasses.replace(ROW, eigenvalue=estimate, trace=estimate, activation_trace=estimate)
-    assert row.score_by("eigenvalue") == row.score_by("trace") == positive / 4608
-    assert row.omega(2) == positive * 12.25
-    assert row.omega(2, "trace") == pytest.approx(positive / 4608 * 12.25)
-    assert row.activation_omega(4) == pytest.approx(positive / 32 * 2.5)
-    assert row.omega(32) == row.activation_omega(32) == 0
-    for omega in (row.omega, row.activation_omega):
-        with pytest.raises(ValueError, match=r"3 bits.*\[(2, 8|4)\]"):
-            omega(3)
+    found = Sensitivity((row,), "power", 1, 0.0)
+    expected = {  # of the weights at 2 bits, their error, of the activations at 4 bits, S
+        "eigenvalue": (positive * 12.25, 0.5 * 12.25, positive / 32 * 2.5, positive / 4608),
+        "trace": (positive / 4608 * 12.25, 0.5 / 4608 * 12.25, positive / 32 * 2.5, positive / 4608),
+        "error": (12.25, 0.0, 2.5, 1 / 4608),
+    }
+    assert [table.score for table in found.scores] == list(expected)
+    for score, (weights, spread, activations, rank) in expected.items():
+        of_weights = found.predicted(score, BLOCK, "weights", 2)
+        assert (of_weights.value, of_weights.error) == pytest.approx((weights, spread))
+        assert found.predicted(score, BLOCK, "activations", 4).value == pytest.approx(activations)
+        assert found.rank(score, BLOCK) == pytest.approx(rank)
+        assert (
+            found.measured(score, BLOCK, "weights", 2).value
+            == pytest.approx(
+                value / positive * weights if positive else 12.25 * value / (1 if score == "eigenvalue" else 4608)
+            )
+            or score == "error"
+        )
+        for kind, bits in (("weights", "2, 8"), ("activations", "4")):
+            assert found.predicted(score, BLOCK, kind, 32) == Prediction(0.0, 0.0)
+            with pytest.raises(ValueError, match=rf"no {score} of its {kind} for 3 bits: give .*candidates=\[{bits}\]"):
+                found.predicted(score, BLOCK, kind, 3)
+
+
+def test_a_block_that_reads_the_image_alone_has_no_activations():
+    block = dataclasses.replace(BLOCK, num_activations=0)
+    assert Sensitivity((), "power", 1, 0.0).predicted("trace", block, "activations", 4) == Prediction(0.0)
 
 
 def test_what_was_not_analysed_is_asked_for():
-    row = BlockSensitivity(BLOCK, None, {4: 1.0}, proxy=ESTIMATE)
-    with pytest.raises(ValueError, match=r"'layer1.0' has no eigenvalue: give weighting=proxy"):
-        row.omega(4)
-    with pytest.raises(ValueError, match=r"no trace: give weighting=proxy"):
-        row.omega(4, "trace")
+    row, traced = (
+        BlockSensitivity(BLOCK, None, {4: 1.0}, proxy=ESTIMATE),
+        BlockSensitivity(BLOCK, None, {4: 1.0}, ESTIMATE),
+    )
+    other = dataclasses.replace(ROW, block=dataclasses.replace(BLOCK, name="other"))
+    found = Sensitivity((row,), "power", 1, 0.0)
+    for score in ("eigenvalue", "trace", "kl"):
+        with pytest.raises(
+            ValueError, match=rf"has no {score}: give score=proxy or error, or run an analysis that finds"
+        ):
+            found.predicted(score, BLOCK, "weights", 4)
+    with pytest.raises(ValueError, match=r"block 'layer1.0' has no eigenvalue: give score=trace or error"):
+        Sensitivity((traced, other), "power", 1, 0.0).predicted("eigenvalue", BLOCK, "weights", 4)
     with pytest.raises(ValueError, match=r"'layer1.0' lacks: run the analysis with analysis.activations=true"):
-        row.activation_omega(4)
-    with pytest.raises(ValueError, match="neither eigenvalue nor trace nor proxy"):
-        BlockSensitivity(BLOCK, None, {4: 1.0})
-    traced = BlockSensitivity(BLOCK, None, {4: 1.0}, ESTIMATE)
-    for other, known in ((ROW, "eigenvalue"), (traced, "trace")):
-        assert Sensitivity((ROW, other), "power", 1, 0.0).weighting() == known
-    assert Sensitivity((row, row), "power", 1, 0.0).weighting() == "proxy"
-    assert Sensitivity((ROW, traced), "power", 1, 0.0).weighting("eigenvalue") == "eigenvalue"
+        found.predicted("proxy", BLOCK, "activations", 4)
+    names = {"eigenvalue": (ROW, other), "trace": (traced, other), "proxy": (row,)}
+    names |= {"error": (BlockSensitivity(BLOCK, None, {4: 1.0}),)}
+    for name, rows in names.items():
+        assert Sensitivity(rows, "power", 1, 0.0).score_name() == name
+    assert Sensitivity((traced,), "power", 1, 0.0).score_name("eigenvalue") == "eigenvalue"
+    assert Sensitivity((traced,), "power", 1, 0.0).score_name("none") == "error"
+
+
+GIVEN = ScoreTable("given", {"layer1.0": {2: Prediction(0.5, 0.1), 4: Prediction(-0.1, 0.2)}}, one_factor=False)
+
+
+def test_a_table_from_elsewhere_stands_beside_what_follows_from_the_rows():
+    found = Sensitivity((ROW,), "power", 1, 0.0, scores=(GIVEN,))
+    assert [table.score for table in found.scores] == ["given", "eigenvalue", "trace", "error"]
+    assert found.predicted("given", BLOCK, "weights", 2) == Prediction(0.5, 0.1)
+    assert found.predicted("given", BLOCK, "weights", 4) == Prediction(0.0, 0.2)
+    assert found.measured("given", BLOCK, "weights", 4) == Prediction(-0.1, 0.2)
+    assert found.rank("given", BLOCK) == 0.5 / 4608
+    changed = found.with_rows([dataclasses.replace(ROW, eigenvalue=None)])
+    assert [table.score for table in changed.scores] == ["trace", "error"]
+    assert from_dict(json.loads(json.dumps(to_dict(found))), Sensitivity) == found
+
+
+def test_files_of_the_former_schema_are_read(tmp_path):
+    found = Sensitivity((ROW, OTHER), "power", 256, 1.5, 9)
+    old = {key: value for key, value in to_dict(found).items() if key != "scores"}
+    (tmp_path / "s.json").write_text(json.dumps({"schema": "hawq.sensitivity/2", **old}))
+    assert read_sensitivity(tmp_path / "s.json") == found
+    (tmp_path / "s.json").write_bytes(dump_record(SENSITIVITY_SCHEMA, found))
+    assert read_sensitivity(tmp_path / "s.json") == found and SENSITIVITY_SCHEMA == "hawq.sensitivity/3"
+
+
+@pytest.mark.parametrize(("weighting", "score"), [("eigenvalue", "eigenvalue"), ("none", "error")])
+def test_the_score_of_an_old_plan_has_its_present_name(weighting, score):
+    assert dataclasses.replace(PLAN, weighting=weighting).score == score
 
 
 @pytest.mark.parametrize(
@@ -200,6 +261,17 @@ WRONG = {  # path of an entry, what stands there, what is said of it
     "list for a mapping": ("rows/0/block", [1], r"block=\[1\] is not allowed .give a mapping"),
     "number for a mapping": ("rows/0/weight_errors", 3, "weight_errors.* is not allowed .give a mapping"),
     "unknown": ("rows/0/colour", "red", r"rows\[0\] has unknown entries 'colour'"),
+    "score twice": ("scores/1/score", "eigenvalue", "the scores eigenvalue are listed more than once"),
+    "score of no block": (
+        "scores/0/weights/stem",
+        {"2": {"value": 1.0}},
+        "score eigenvalue names unknown blocks ..stem",
+    ),
+    "prediction": (
+        "scores/0/weights/fc/2",
+        1.0,
+        r"scores\[0\].weights\['fc'\]\['2'\]=1.0 is not allowed .give a mapping",
+    ),
     "schema": ("schema", "hawq.plan/1", "its schema is 'hawq.plan/1', this version reads"),
     "no schema": ("schema", None, "its schema is None"),
 }

@@ -238,11 +238,16 @@ def test_score_of_a_solver_has_its_own_curvature_and_the_common_errors():
     assert score.omegas == {"b0": {2: 1.5, 4: 0.75}, "b1": {2: 0.0, 4: 0.0}}
 
 
+def omega_of_activations(row, bits):
+    """HAWQ-V2, §3.5."""
+    return max(row.activation_trace.value, 0) / row.block.num_activations * row.activation_errors[bits]
+
+
 def test_scores_of_activations():
     stem, *rows = full_sensitivity(0, 4).rows
     stem = replace(stem, block=replace(stem.block, num_activations=0))  # reads the image alone: left out
     omega, error = activation_scores([stem, *rows], (2, 8))
-    assert omega.omegas == {row.block.name: {bits: row.activation_omega(bits) for bits in (2, 8)} for row in rows}
+    assert omega.omegas == {row.block.name: {bits: omega_of_activations(row, bits) for bits in (2, 8)} for row in rows}
     assert error.omegas == {row.block.name: {b: row.activation_errors[b] for b in (2, 8)} for row in rows}
 
 

@@ -2,7 +2,7 @@
 
 import logging
 
-from hawq.allocation.allocator import Allocator, Weighted
+from hawq.allocation.allocator import Allocator, Scored
 from hawq.allocation.confidence import confidence, is_proven
 from hawq.allocation.frontier import Frontier, frontier
 from hawq.allocation.hawq_v3 import HawqV3
@@ -21,8 +21,8 @@ __all__ = [
     "IntegerProgram",
     "Manual",
     "Monotone",
+    "Scored",
     "UniformBits",
-    "Weighted",
     "allocate",
     "confidence",
     "direct_baseline",
@@ -47,10 +47,10 @@ def allocate(sensitivity: Sensitivity, allocator: Allocator | None = None) -> Bi
     """
     allocator = allocator or IntegerProgram()
     plan = allocator.allocate(sensitivity)
-    if isinstance(allocator, Weighted) and not any(row.score_by(plan.weighting) for row in sensitivity.rows):
+    if isinstance(allocator, Scored) and sensitivity.table(plan.score).is_flat:
         _log.warning(
             "every score by %s is zero, as for a network without curvature: the plain error ‖Q(W) − W‖² alone decides "
             "the bits",
-            plan.weighting,
+            plan.score,
         )
     return plan

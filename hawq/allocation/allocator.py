@@ -7,7 +7,7 @@ from typing import Protocol, runtime_checkable
 
 from hawq.checks import check_choice, check_range
 from hawq.costs import plan_cost
-from hawq.records import BIT_WIDTHS, FLOAT_BITS, WEIGHTINGS, BitPlan, Block, LimitUse, Precision, Sensitivity
+from hawq.records import BIT_WIDTHS, FLOAT_BITS, SCORES, WEIGHTS, BitPlan, Block, LimitUse, Precision, Sensitivity
 
 CANDIDATES = BIT_WIDTHS[1:]  # the papers' bit-widths, the default candidates
 MOST_SECONDS = 604_800  # a week
@@ -31,12 +31,12 @@ class Allocator(Protocol):
 
 
 @runtime_checkable
-class Weighted(Allocator, Protocol):
-    """An allocator whose plan depends on the curvature: eigenvalue, trace, proxy or none of them, by `weighting`."""
+class Scored(Allocator, Protocol):
+    """An allocator whose plan depends on a score of the analysis, by its name."""
 
     @property
-    def weighting(self) -> str:
-        """What weighs the errors, or "auto"."""
+    def score(self) -> str:
+        """One of `hawq.records.SCORES`, or "auto"."""
         ...
 
 
@@ -82,16 +82,17 @@ def check_mapping(name: str, value: object, inside: str) -> None:
         raise ValueError(f"{name}={value!r} has the wrong shape: give {{name: {inside}, ...}}")
 
 
-def check_solver_settings(weighting: str, gap: float, time_limit: float) -> None:
-    """Raises ValueError for an unknown weighting, a gap outside 0 … 1, or a time limit of no seconds."""
-    check_weighting(weighting)
+def check_solver_settings(score: str, gap: float, time_limit: float) -> None:
+    """Raises ValueError for an unknown score, a gap outside 0 … 1, or a time limit of no seconds."""
+    check_score(score)
     check_range("gap", gap, least=0, below=1)
     check_range("time_limit", time_limit, above=0, most=MOST_SECONDS)
 
 
-def check_weighting(weighting: str) -> None:
-    """Raises ValueError for an unknown weighting."""
-    check_choice("weighting", weighting, ("auto", *WEIGHTINGS))
+def check_score(score: str) -> None:
+    """Raises ValueError for an unknown score; "none" is what "error" was called."""
+    if score != "none":
+        check_choice("score", score, ("auto", *SCORES))
 
 
 def make_plan(
@@ -99,7 +100,7 @@ def make_plan(
     precisions: Mapping[str, Precision],
     method: str,
     *,
-    weighting: str = "eigenvalue",
+    score: str,
     objective: float | None = None,
     gap: float | None = None,
     limits: tuple[LimitUse, ...] = (),
@@ -110,24 +111,25 @@ def make_plan(
         sensitivity: of the blocks.
         precisions: block name → bits.
         method: the plan's name in tables.
-        weighting: what weighs the errors in the objective.
-        objective: Σ Ω_i(b_i) of the weights unless given.
+        score: that predicts the objective.
+        objective: Σ of the increases that it predicts for the weights unless given.
         gap: proven relative distance from the optimum; None where nothing was minimised.
         limits: how much of each limit the plan uses.
 
     Raises:
         KeyError: a block without a precision.
-        UserError: a bit-width or weighting that the analysis lacks.
+        UserError: a bit-width that was not analysed.
     """
     ordered = {block.name: precisions[block.name] for block in sensitivity.blocks}
     if objective is None:
-        objective = sum(row.omega(ordered[row.block.name].weight_bits, weighting) for row in sensitivity.rows)
+        pairs = [(block, ordered[block.name].weight_bits) for block in sensitivity.blocks]
+        objective = sum(sensitivity.predicted(score, block, WEIGHTS, bits).value for block, bits in pairs)
     return BitPlan(
         precisions=ordered,
         method=method,
         cost=plan_cost(sensitivity.blocks, ordered, sensitivity.overhead_bytes),
         objective=objective,
         gap=gap,
-        weighting=weighting,
+        weighting=score,
         limits=limits,
     )

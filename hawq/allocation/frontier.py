@@ -1,4 +1,4 @@
-"""The frontier: the least Σ Ω at each budget, where each point is a plan that can be requested."""
+"""The frontier: the least objective at each budget, where each point is a plan that can be requested."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MOST_POINTS = 1_000
 
 @dataclass(frozen=True)
 class FrontierPoint:
-    """One plan of the frontier: the `target` that gives it, Σ Ω_i with its proven gap, and its cost in each unit."""
+    """One plan of the frontier: the `target` that gives it, its objective with proven gap, its cost in each unit."""
 
     target: float
     objective: float
@@ -29,10 +29,13 @@ class FrontierPoint:
 
 @dataclass(frozen=True)
 class Frontier:
-    """Plans along one budget (in `unit`), by rising cost; all other limits of the allocator hold at each point."""
+    """Plans along one budget (in `unit`), by rising cost; `score` predicts their objectives.
+
+    All other limits of the allocator hold at each point.
+    """
 
     unit: str
-    weighting: str
+    score: str
     points: tuple[FrontierPoint, ...]
 
 
@@ -64,4 +67,4 @@ def frontier(sensitivity: Sensitivity, allocator: IntegerProgram | Monotone, num
         reached = plan.limits[0].reached
         target = reached if reached > 0 else plan.limits[0].target  # a target of 0 cannot be given
         points.setdefault(reached, FrontierPoint(target, plan.objective, plan.gap, plan.cost))
-    return Frontier(limit.unit, sensitivity.weighting(allocator.weighting), tuple(points.values()))
+    return Frontier(limit.unit, sensitivity.score_name(allocator.score), tuple(points.values()))

@@ -12,7 +12,7 @@ from hawq.allocation.limits import make_limits
 from hawq.allocation.problem import Problem, make_groups
 from hawq.checks import check_choice, check_range
 from hawq.components import component
-from hawq.records import BitPlan, Block, Precision, Sensitivity
+from hawq.records import WEIGHTS, BitPlan, Block, Precision, Sensitivity
 
 UNITS = ("bytes", "bops", "latency_ms")
 
@@ -31,7 +31,7 @@ class HawqV3:
         unit: what is limited: "bytes", "bops" or "latency_ms".
         bit_widths: the smaller and the larger one, 1 … 8.
         ends: bit-width of the first and the last block; None treats them like the others.
-        weighting: "trace" as published, or any other of `IntegerProgram`.
+        score: "trace" as published, or any other of `IntegerProgram`.
         latency: table of milliseconds, .json or .csv, for unit="latency_ms".
         gap, time_limit: as in `IntegerProgram`.
 
@@ -44,7 +44,7 @@ class HawqV3:
     unit: str = "bops"
     bit_widths: tuple[int, ...] = (4, 8)
     ends: int | None = 8
-    weighting: str = "trace"
+    score: str = "trace"
     latency: str | None = None
     gap: float = 0.0
     time_limit: float = 60.0
@@ -57,7 +57,7 @@ class HawqV3:
             raise ValueError(f"bit_widths={list(self.bit_widths)} is out of range: give a smaller and a larger one")
         if self.ends is not None:
             check_bit_width("ends", self.ends)
-        check_solver_settings(self.weighting, self.gap, self.time_limit)
+        check_solver_settings(self.score, self.gap, self.time_limit)
         if self.latency is not None:
             read_latency(Path(self.latency))
 
@@ -67,18 +67,13 @@ class HawqV3:
 
     def allocate(self, sensitivity: Sensitivity) -> BitPlan:
         """The optimum. Raises ValueError when the limit cannot be met, or the analysis lacks data."""
-        weighting = sensitivity.weighting(self.weighting)
+        name = sensitivity.score_name(self.score)
 
-        rows = {row.block.name: row for row in sensitivity.rows}
-
-        def score(block: Block, precision: Precision) -> float:
-            return rows[block.name].omega(precision.weight_bits, weighting)
-
-        def error(block: Block, precision: Precision) -> float:
-            return rows[block.name].omega(precision.weight_bits, "none")
+        def increase(score: str, block: Block, precision: Precision) -> float:
+            return sensitivity.predicted(score, block, WEIGHTS, precision.weight_bits).value
 
         problem = self._problem(sensitivity.blocks, sensitivity.overhead_bytes)
-        return problem.optimum(sensitivity, score, error, "HAWQ-V3", weighting, self.gap, self.time_limit)
+        return problem.optimum(sensitivity, increase, "HAWQ-V3", name, self.gap, self.time_limit)
 
     def _problem(self, blocks: Sequence[Block], overhead_bytes: int | None) -> Problem:
         table = read_latency(Path(self.latency)) if self.latency else None

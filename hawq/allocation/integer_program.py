@@ -1,8 +1,8 @@
-"""Mixed precision: the least Σ Ω_i(b_i) under any combination of limits, for weights and activations."""
+"""Mixed precision: the least predicted increase under any combination of limits, for weights and activations."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
@@ -21,17 +21,17 @@ from hawq.allocation.limits import check_limit, make_limits
 from hawq.allocation.problem import Problem, make_groups
 from hawq.components import component
 from hawq.errors import UserError
-from hawq.records import BitPlan, Block, BlockSensitivity, Precision, Sensitivity
+from hawq.records import ACTIVATIONS, WEIGHTS, BitPlan, Block, Precision, Sensitivity
 
 
 @component("bits/integer_program")
 @dataclass(frozen=True)
 class IntegerProgram:
-    """The exact optimum: least Σ_i Ω_i(b_i) over one choice per block, by integer programming (HAWQ-V3, 2011.10680,
-    with the Ω of HAWQ or HAWQ-V2, any bit-widths and any limits).
+    """The exact optimum: the least sum of predicted increases of the loss over one choice per block, by integer
+    programming (HAWQ-V3, 2011.10680, with any score, bit-widths and limits).
 
-    With activations="mixed" each block also chooses its activation bits, and Ω^a_i (HAWQ-V2, §3.5) is added. Ties are
-    broken by the plain error Σ ‖Q_b(W_i) − W_i‖²₂ (with that of the activations where they are mixed).
+    With activations="mixed" each block also chooses its activation bits, and their increases are added (HAWQ-V2, §3.5).
+    Ties are broken by the plain error Σ ‖Q_b(W_i) − W_i‖²₂ (with that of the activations where they are mixed).
 
     Args:
         target: the main limit, in `unit`.
@@ -43,8 +43,8 @@ class IntegerProgram:
         tied: lists of blocks that share their bits.
         activations: bit-width of all activations, 32 for float, or "mixed".
         activation_candidates: bit-widths to choose from when activations are mixed.
-        weighting: "eigenvalue" (HAWQ: λ_i), "trace" (HAWQ-V2: Tr(H_i)/n_i), "proxy" (what stands in for λ_i),
-            "none" (1: the plain error), or "auto": the first that the analysis has found.
+        score: what predicts the increases of the loss, one of `hawq.records.SCORES`: "eigenvalue" (HAWQ), "trace"
+            (HAWQ-V2), "error" (the plain one), …, or "auto": the first of them that the analysis has found.
         latency: table of milliseconds, .json or .csv, for a limit on latency.
         gap: relative distance from the optimum to stop at, 0 for a proven optimum.
         time_limit: seconds after which the best plan so far is returned, with its proven gap.
@@ -62,7 +62,7 @@ class IntegerProgram:
     tied: tuple[list[str], ...] = ()
     activations: int | str = 4
     activation_candidates: tuple[int, ...] = CANDIDATES
-    weighting: str = "auto"
+    score: str = "auto"
     latency: str | None = None
     gap: float = 0.0
     time_limit: float = 60.0
@@ -83,7 +83,7 @@ class IntegerProgram:
             raise ValueError(f"activations={self.activations!r} is unknown: give {allowed}")
         else:
             check_activation_bits(self.activations)
-        check_solver_settings(self.weighting, self.gap, self.time_limit)
+        check_solver_settings(self.score, self.gap, self.time_limit)
         if self.latency is not None:
             read_latency(Path(self.latency))
 
@@ -93,25 +93,19 @@ class IntegerProgram:
 
     def allocate(self, sensitivity: Sensitivity) -> BitPlan:
         """The optimum. Raises ValueError when limits cannot be met, or the analysis lacks data."""
-        rows = {row.block.name: row for row in sensitivity.rows}
-        weighting = sensitivity.weighting(self.weighting)
+        name = sensitivity.score_name(self.score)
 
-        def score(block: Block, precision: Precision) -> float:
-            return sum(part(rows[block.name], precision) for part in self.parts(weighting))
-
-        def error(block: Block, precision: Precision) -> float:
-            row = rows[block.name]
-            activations = row.activation_error(precision.activation_bits) if self.activations == "mixed" else 0.0
-            return row.omega(precision.weight_bits, "none") + activations
+        def increase(score: str, block: Block, precision: Precision) -> float:
+            bits = self.bits_by_kind(precision)
+            return sum(sensitivity.predicted(score, block, kind, bits[kind]).value for kind in bits)
 
         problem = self.problem(sensitivity.blocks, sensitivity.overhead_bytes)
-        return problem.optimum(sensitivity, score, error, "HAWQ", weighting, self.gap, self.time_limit)
+        return problem.optimum(sensitivity, increase, "HAWQ", name, self.gap, self.time_limit)
 
-    def parts(self, weighting: str) -> list[Callable[[BlockSensitivity, Precision], float]]:
-        """The terms of a block's score: Ω of its weights, and of its activations where these are decided too."""
-        weights = [lambda row, precision: row.omega(precision.weight_bits, weighting)]
-        activations = [lambda row, precision: row.activation_omega(precision.activation_bits)]
-        return weights + (activations if self.activations == "mixed" else [])
+    def bits_by_kind(self, precision: Precision) -> dict[str, int]:
+        """What the plan decides: kind → bits, of the weights, and of the activations where these are mixed."""
+        mixed = {ACTIVATIONS: precision.activation_bits} if self.activations == "mixed" else {}
+        return {WEIGHTS: precision.weight_bits, **mixed}
 
     def problem(self, blocks: Sequence[Block], overhead_bytes: int | None) -> Problem:
         """The options of these blocks and the limits on them. Raises UserError for names that no block has."""

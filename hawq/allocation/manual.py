@@ -67,7 +67,7 @@ class Manual:
     def allocate(self, sensitivity: Sensitivity) -> BitPlan:
         """The given bits as a plan with its costs. Raises ValueError as `check` does."""
         self.check(sensitivity.blocks)
-        return make_plan(sensitivity, self.precisions(), self.label, weighting=sensitivity.weighting())
+        return make_plan(sensitivity, self.precisions(), self.label, score=sensitivity.score_name())
 
 
 @dataclass(frozen=True)

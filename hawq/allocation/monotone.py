@@ -7,14 +7,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hawq.allocation.allocator import CANDIDATES, check_activation_bits, check_bit_widths, check_weighting, make_plan
+from hawq.allocation.allocator import CANDIDATES, check_activation_bits, check_bit_widths, check_score, make_plan
 from hawq.allocation.choices import TOLERANCE
 from hawq.allocation.falling import Falling
 from hawq.allocation.limits import SIZE_UNITS, check_limit, make_limits
 from hawq.allocation.problem import Group, Problem, make_groups
 from hawq.checks import check_choice, check_range
 from hawq.components import component
-from hawq.records import BitPlan, Block, Precision, Sensitivity
+from hawq.records import WEIGHTS, BitPlan, Block, Precision, Sensitivity
 
 ORDERS = ("descending", "ascending", "random")
 
@@ -27,7 +27,7 @@ class Monotone:
 
     Ties are broken by the plain error Σ ‖Q_b(W_i) − W_i‖²₂; blocks of equal sensitivity are free of each other.
 
-    With weighting="eigenvalue" the order is S_i = λ_i / n_i and Ω_i = λ_i ‖Q(W_i) − W_i‖²₂ (HAWQ, where the bits
+    With score="eigenvalue" the order is S_i = λ_i / n_i and Ω_i = λ_i ‖Q(W_i) − W_i‖²₂ (HAWQ, where the bits
     themselves were chosen by hand); with "trace" both use Tr(H_i) / n_i (HAWQ-V2, its point on the Pareto front).
 
     Args:
@@ -35,7 +35,7 @@ class Monotone:
         unit: "w_comp" (compression of the weights, at least), "average_bits" or "bytes" of the packed file (at most).
         candidates: bit-widths to choose from, 1 … 8; a block with fixed bits is not part of the order.
         activations: bit-width of all activations, 32 for float.
-        weighting: "eigenvalue", "trace", "proxy", "none" or "auto", as in `IntegerProgram`.
+        score: "eigenvalue", "trace" or any other of `IntegerProgram`; it also ranks the blocks.
         order: "descending" as published, "ascending" (the ablation "HAWQ-Reverse-Precision") or "random".
         seed: of the random order.
 
@@ -47,7 +47,7 @@ class Monotone:
     unit: str = "w_comp"
     candidates: tuple[int, ...] = CANDIDATES
     activations: int = 4
-    weighting: str = "eigenvalue"
+    score: str = "eigenvalue"
     order: str = "descending"
     seed: int = 0
 
@@ -56,7 +56,7 @@ class Monotone:
         check_limit("target", self.unit, self.target)
         check_bit_widths("candidates", self.candidates)
         check_activation_bits(self.activations)
-        check_weighting(self.weighting)
+        check_score(self.score)
         check_choice("order", self.order, ORDERS)
         check_range("seed", self.seed, least=0, most=2**63 - 1)
 
@@ -68,12 +68,12 @@ class Monotone:
         """The best plan in this order. Raises ValueError when the limit cannot be met, or the analysis lacks data."""
         problem = self.problem(sensitivity.blocks, sensitivity.overhead_bytes)
         problem.check()
-        rows = {row.block.name: row for row in sensitivity.rows}
-        weighting = sensitivity.weighting(self.weighting)
-        choices = problem.choices(
-            lambda block, precision: rows[block.name].omega(precision.weight_bits, weighting),
-            lambda block, precision: rows[block.name].omega(precision.weight_bits, "none"),
-        )
+        name = sensitivity.score_name(self.score)
+
+        def increase(score: str, block: Block, precision: Precision) -> float:
+            return sensitivity.predicted(score, block, WEIGHTS, precision.weight_bits).value
+
+        choices = problem.scored(increase, name)
         members = choices.members()
         order, levels = self._ordered(problem.groups, sensitivity)
         free = [place for place, index in enumerate(order) if len(members[index]) > 1]
@@ -84,14 +84,14 @@ class Monotone:
             step = 1 if self.order == "ascending" else -1  # along falling sensitivity bits never fall, or never rise
             options = np.array([members[index][::step] for index in groups])  # (blocks, options)
             room = choices.limits[0] * (1 + TOLERANCE) - choices.costs[0, fixed].sum()
-            assert choices.seconds is not None
-            arrays = choices.costs[0, options], choices.scores[options], choices.seconds[options]
+            seconds = choices.scores if choices.seconds is None else choices.seconds
+            arrays = choices.costs[0, options], choices.scores[options], seconds[options]
             found = Falling(*arrays, levels[free], float(room)).solve()
             chosen[groups] = options[np.arange(len(groups)), found]
         plan = problem.plan_at(chosen)
-        version = "HAWQ-V2" if weighting == "trace" else "HAWQ-V1"
+        version = "HAWQ-V2" if name == "trace" else "HAWQ-V1"
         method = {"descending": version, "ascending": f"{version} reversed", "random": f"{version} random order"}
-        return make_plan(sensitivity, plan, method[self.order], weighting=weighting, gap=0.0, limits=problem.uses(plan))
+        return make_plan(sensitivity, plan, method[self.order], score=name, gap=0.0, limits=problem.uses(plan))
 
     def problem(self, blocks: Sequence[Block], overhead_bytes: int | None) -> Problem:
         """The options of these blocks and the limit on them. Raises UserError for tied blocks without common bits."""
@@ -107,13 +107,13 @@ class Monotone:
         """
         if self.order == "random":
             return np.random.default_rng(self.seed).permutation(len(groups)), np.arange(len(groups))
-        weighting = sensitivity.weighting(self.weighting)
-        scores = np.array(
+        name = sensitivity.score_name(self.score)
+        ranks = np.array(
             [
-                sum(sensitivity.row(block.name).score_by(weighting) * block.num_weights for block in group.blocks)
+                sum(sensitivity.rank(name, block) * block.num_weights for block in group.blocks)
                 / sum(block.num_weights for block in group.blocks)
                 for group in groups
             ]
         )
-        order = np.argsort(-scores, kind="stable")
-        return order, np.append(0, (np.diff(scores[order]) < 0).cumsum())
+        order = np.argsort(-ranks, kind="stable")
+        return order, np.append(0, (np.diff(ranks[order]) < 0).cumsum())

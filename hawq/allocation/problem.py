@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 
@@ -16,6 +17,7 @@ from hawq.records import BitPlan, Block, LimitUse, Precision, Sensitivity
 
 Options = Mapping[str, Sequence[Precision]]
 Score = Callable[[Block, Precision], float]
+Increase = Callable[[str, Block, Precision], float]  # by a score of that name
 
 
 @dataclass(frozen=True)
@@ -66,28 +68,27 @@ class Problem:
     def optimum(
         self,
         sensitivity: Sensitivity,
-        score: Score,
-        second: Score,
+        increase: Increase,
         method: str,
-        weighting: str,
+        score: str,
         gap: float,
         time_limit: float,
     ) -> BitPlan:
-        """The plan with the least Σ score, among these the one with the least Σ second, with its proven gap.
+        """The plan with the least predicted increase, among these the one with the least plain error, and its gap.
 
         Args:
             sensitivity: of the blocks.
-            score: of a block at given bits.
-            second: decides between plans of the same Σ score, so that they use their budget.
+            increase: of the loss, predicted by a score for a block at given bits.
             method: the plan's name in tables.
-            weighting: what weighs the errors in the scores.
+            score: that decides; between plans that it does not tell apart the plain error does, so that they use their
+                budget.
             gap: relative distance from the optimum at which the search stops.
             time_limit: seconds.
 
         Raises:
             UserError: no plan meets all limits, or a score is not finite.
         """
-        solution = minimise(self.choices(score, second), gap, time_limit)
+        solution = minimise(self.scored(increase, score), gap, time_limit)
         if solution is None:
             self.check(time_limit)
             raise UserError("no plan meets all limits together")
@@ -96,7 +97,7 @@ class Problem:
             sensitivity,
             precisions,
             method,
-            weighting=weighting,
+            score=score,
             objective=solution.score,
             gap=solution.gap,
             limits=self.uses(precisions),
@@ -116,21 +117,27 @@ class Problem:
         pairs = self._pairs(plan)
         return tuple(limit.use((max if limit.is_peak else sum)(limit.cost(*p) for p in pairs)) for limit in self.limits)
 
-    def choices(self, score: Score, second: Score | None = None) -> Choices:
+    def scored(self, increase: Increase, score: str) -> Choices:
+        """The problem in bare numbers, with a score as scores, and the plain error, where it is known, to break ties.
+
+        Raises UserError for a score that is not finite, or not known.
+        """
+        choices = self.choices(partial(increase, score))
+        try:
+            return replace(choices, seconds=self.choices(partial(increase, "error")).scores)
+        except UserError:  # a table from elsewhere may come without it
+            return choices
+
+    def choices(self, score: Score) -> Choices:
         """The problem in bare numbers. Raises UserError for a score that is not finite."""
         options = self._options()
         owner = np.repeat(np.arange(len(self.groups)), [len(group.options) for group in self.groups])
-        scores, seconds = (
-            None if one is None else np.array([_finite_score(group.blocks, option, one) for group, option in options])
-            for one in (score, second)
-        )
-        assert scores is not None
+        scores = np.array([_finite_score(group.blocks, option, score) for group, option in options])
         return Choices(
             scores,
             np.array([self._costs(limit) for limit in self.limits]).reshape(len(self.limits), len(owner)),
             np.array([0.0 if limit.is_peak else limit.total for limit in self.limits]),
             owner,
-            seconds,
         )
 
     def _options(self) -> list[tuple[Group, Precision]]:

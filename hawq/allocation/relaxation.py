@@ -45,6 +45,11 @@ def relax(choices: Choices) -> Relaxed | None:
     return max((_relaxed_by(choices, multipliers, result.x) for multipliers in proven), key=lambda found: found.bound)
 
 
+def without_limits(choices: Choices) -> Relaxed:
+    """What is proven without any multiplier: no solution scores less than the least of each group together."""
+    return _relaxed_by(choices, np.zeros(len(choices.limits)), np.zeros(len(choices.owner)))
+
+
 def _relaxed_by(choices: Choices, multipliers: np.ndarray, shares: np.ndarray) -> Relaxed:
     """What any multipliers μ ≥ 0 prove, however exact the linear solver was."""
     reduced = choices.scores + multipliers @ choices.costs

@@ -11,7 +11,7 @@ import numpy as np
 from hawq.allocation.choices import TOLERANCE, Choices, Solution, hidden_ties, normalised
 from hawq.allocation.highs import settle
 from hawq.allocation.partial_search import all_within, search
-from hawq.allocation.relaxation import Relaxed, improved, relax, rounded, split
+from hawq.allocation.relaxation import Relaxed, improved, relax, rounded, split, without_limits
 from hawq.errors import UserError
 
 _PARTS = 200  # steps of branch and bound before HiGHS takes over
@@ -179,8 +179,10 @@ def _least_tied(scores: np.ndarray, tied: Choices, most: float, gap: float, dead
     """
     still = np.arange(len(scores))
     first = Choices(scores, tied.costs[:-1], tied.limits[:-1], tied.owner)
-    relaxed = relax(first) if most > 0 else None
-    if relaxed is not None:
+    for bounded in (without_limits, relax):
+        relaxed = bounded(first) if most > 0 else None
+        if relaxed is None:
+            break
         below = (most - relaxed.bound) * (1 + 1e-9) + most * TOLERANCE
         listed = all_within(first, relaxed, below)
         if listed is not None:

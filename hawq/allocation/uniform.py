@@ -44,7 +44,7 @@ class UniformBits:
             for block in sensitivity.blocks
         }
         plan = {name: Precision(weights, self.activations) for name, weights in bits.items()}
-        return make_plan(sensitivity, plan, "direct uniform", weighting=sensitivity.weighting())
+        return make_plan(sensitivity, plan, "direct uniform", score=sensitivity.score_name())
 
 
 def direct_baseline(sensitivity: Sensitivity, plan: BitPlan) -> BitPlan:

@@ -12,13 +12,12 @@ from hawq.experiment.artifacts import Store
 from hawq.experiment.config.build import component_section
 from hawq.experiment.config.options import Settings
 from hawq.records import (
-    SENSITIVITY_SCHEMA,
     Block,
     FloatPart,
     Normalization,
     Preprocessing,
     Sensitivity,
-    read_record,
+    read_sensitivity,
     to_dict,
 )
 
@@ -130,7 +129,7 @@ def prepare(settings: Settings) -> Inputs | Sensitivity:
         )
     if not path.is_file():
         raise FileNotFoundError(f"allocation.sensitivity={path} does not exist: give the sensitivity.json of a run")
-    sensitivity = read_record(path, SENSITIVITY_SCHEMA, Sensitivity)
+    sensitivity = read_sensitivity(path)
     if not sensitivity.rows:
         raise ValueError(f"allocation.sensitivity={path} names no block: give one row per block (docs/formats.md)")
     with component_section("bits", settings.bits):

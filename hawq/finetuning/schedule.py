@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from hawq.checks import check_choice, check_range
-from hawq.records import FLOAT_BITS, BitPlan, Phase, Sensitivity
+from hawq.records import FLOAT_BITS, WEIGHTS, BitPlan, Phase, Sensitivity
 
 ORDERS = ("descending", "ascending", "random", "joint")
 SCHEDULES = {  # what is left of a decaying rate after the share t of its phase
@@ -41,7 +41,7 @@ class Order:
 
 
 def tuning_order(sensitivity: Sensitivity, plan: BitPlan, order: str, seed: int) -> list[str]:
-    """Names of the quantised blocks in the order they enter, by Ω_i at the planned bits, weighted as the plan was.
+    """Names of the quantised blocks in the order they enter, by Ω_i at the planned bits, predicted by the plan's score.
 
     Args:
         sensitivity: of all blocks of the plan.
@@ -53,7 +53,8 @@ def tuning_order(sensitivity: Sensitivity, plan: BitPlan, order: str, seed: int)
     if order == "random":
         shuffled = torch.randperm(len(names), generator=torch.Generator().manual_seed(seed)).tolist()
         return [names[index] for index in shuffled]
-    omega = {name: sensitivity.row(name).omega(plan.precisions[name].weight_bits, plan.weighting) for name in names}
+    bits, blocks = plan.weight_bits(), {block.name: block for block in sensitivity.blocks}
+    omega = {name: sensitivity.predicted(plan.score, blocks[name], WEIGHTS, bits[name]).value for name in names}
     return sorted(names, key=lambda name: omega[name] if order == "ascending" else -omega[name])
 
 

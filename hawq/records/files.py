@@ -10,8 +10,10 @@ from typing import Any
 from hawq.errors import UserError
 from hawq.records.conversion import Record, from_dict, to_dict
 from hawq.records.kinds import repr_of
+from hawq.records.sensitivity import Sensitivity
 
-SENSITIVITY_SCHEMA = "hawq.sensitivity/2"
+SENSITIVITY_SCHEMA = "hawq.sensitivity/3"
+_ROWS_ALONE = "hawq.sensitivity/2"  # without scores, which follow from the rows
 PLAN_SCHEMA = "hawq.plan/1"
 MOST_BYTES = 32 * 2**20  # of a file that is read as a whole
 
@@ -46,6 +48,11 @@ def read_record(path: Path, schema: str, kind: type[Record], older: Upgrades | N
         return from_dict(data, kind)
     except (ValueError, OverflowError) as error:
         raise UserError(f"{path} cannot be used: {error}") from error
+
+
+def read_sensitivity(path: Path) -> Sensitivity:
+    """The analysis in a `sensitivity.json` of this or the former schema. Raises as `read_record` does."""
+    return read_record(path, SENSITIVITY_SCHEMA, Sensitivity, {_ROWS_ALONE: dict})
 
 
 def read_json(path: Path) -> dict[str, Any]:

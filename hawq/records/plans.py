@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from hawq.records.kinds import Amount, Bits, Count, Name, Number, Operations, Share
+from hawq.records.kinds import Amount, Bits, Count, Name, Number, Operations, Share, Spread
 
 
 @dataclass(frozen=True)
@@ -78,9 +78,9 @@ class BitPlan:
         precisions: block name → bits.
         method: the name in tables.
         cost: in each unit.
-        objective: Σ Ω_i under `weighting`.
+        objective: Σ of the increases of the loss that `weighting` predicts.
         gap: proven relative distance from the optimum; None where the method does not minimise.
-        weighting: the quantity that weighs the quantisation errors.
+        weighting: the score that decided; "none" in old files is the plain error.
         limits: how much of each limit the plan uses.
         confidence: whether the plan holds within the errors of the curvature; None where that was not examined.
     """
@@ -88,7 +88,7 @@ class BitPlan:
     precisions: dict[Name, Precision]
     method: Name
     cost: Cost
-    objective: Amount | None = None
+    objective: Spread | None = None
     gap: Share | None = None
     weighting: Name = "eigenvalue"
     limits: tuple[LimitUse, ...] = ()
@@ -97,6 +97,11 @@ class BitPlan:
     def __str__(self) -> str:
         rows = [f"  {name:<24} {p.weight_bits:>2} / {p.activation_bits:>2}" for name, p in self.precisions.items()]
         return "\n".join([f"{self.method}: W-Comp {self.cost.w_comp:.2f} (weight / activation bits)", *rows])
+
+    @property
+    def score(self) -> str:
+        """The score that decided, by its present name."""
+        return "error" if self.weighting == "none" else self.weighting
 
     def weight_bits(self) -> dict[str, int]:
         """Block name → bit-width of its weights, in network order."""

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 from hawq.errors import UserError
 from hawq.records.blocks import Block
+from hawq.records.derived import MEASURED, derived_tables
 from hawq.records.kinds import FLOAT_BITS, Amount, BitsKey, Count, Name, Number
-
-MEASURED = ("eigenvalue", "trace", "proxy")  # what an analysis may find of a block
-WEIGHTINGS = (*MEASURED, "none")  # what weighs the weight errors
+from hawq.records.scores import ACTIVATIONS, NOTHING, SCORES, WEIGHTS, Prediction, ScoreTable
 
 
 @dataclass(frozen=True)
@@ -51,9 +52,6 @@ class BlockSensitivity:
         activation_errors: bits → mean over samples of ‖Q_b(a) − a‖²₂ of these activations.
         smallest: the other end of the spectrum.
         proxy: what stands in for λ_i when no curvature was measured.
-
-    Raises:
-        UserError: none of eigenvalue, trace and proxy is given.
     """
 
     block: Block
@@ -65,94 +63,23 @@ class BlockSensitivity:
     smallest: Estimate | None = None
     proxy: Estimate | None = None
 
-    def __post_init__(self) -> None:
-        if self.eigenvalue is None and self.trace is None and self.proxy is None:
-            raise UserError(f"block {self.block.name!r} has neither eigenvalue nor trace nor proxy: give one of them")
-
-    def curvature(self, weighting: str = "eigenvalue") -> Estimate:
-        """λ_i, Tr(H_i), the proxy, or 1 for "none". Raises UserError when the analysis has not found it."""
-        if weighting == "none":
-            return Estimate(1.0, 0.0, 0, True)
-        known = {"eigenvalue": self.eigenvalue, "trace": self.trace, "proxy": self.proxy}
-        found = known[weighting]
-        if found is None:
-            others = " or ".join(name for name, estimate in known.items() if estimate is not None)
-            raise UserError(
-                f"block {self.block.name!r} has no {weighting}: give weighting={others}, "
-                f"or run an analysis that finds it"
-            )
-        return found
-
-    def score_by(self, weighting: str) -> float:
-        """S_i = λ_i / n_i (HAWQ, 1905.03696) or Tr(H_i) / n_i (HAWQ-V2, 1911.03852); a negative value counts as 0.
-
-        Raises UserError when the analysis has not found this quantity.
-        """
-        return max(self.curvature(weighting).value, 0.0) / self.block.num_weights
-
-    def omega(self, bits: int, weighting: str = "eigenvalue") -> float:
-        """Ω_i(b) = λ_i · ‖Q_b(W_i) − W_i‖²₂ (HAWQ) or Tr(H_i)/n_i · ‖Q_b(W_i) − W_i‖²₂ (HAWQ-V2); 0 for float weights.
-
-        With "proxy" that number takes the place of λ_i, with "none" 1: the plain error. A negative curvature counts as
-        0. Raises UserError for a bit-width that was not analysed.
-        """
-        if bits == FLOAT_BITS:
-            return 0.0
-        curvature = max(self.curvature(weighting).value, 0.0)
-        average = curvature / self.block.num_weights if weighting == "trace" else curvature
-        return average * _error_at(
-            bits, self.weight_errors, f"block {self.block.name!r} has no weight error", "candidates"
-        )
-
-    def activation_omega(self, bits: int) -> float:
-        """Ω^a_i(b) = Tr(H_a)/(elements of a) · ‖Q_b(a) − a‖²₂ (HAWQ-V2, §3.5), 0 for float or for the image alone.
-
-        Raises UserError when activations were not analysed, or not at this bit-width.
-        """
-        error = self.activation_error(bits)
-        if bits == FLOAT_BITS or self.block.num_activations == 0:
-            return 0.0
-        if self.activation_trace is None or self.block.num_activations is None:
-            raise self._without_activations()
-        return max(self.activation_trace.value, 0.0) / self.block.num_activations * error
-
-    def activation_error(self, bits: int) -> float:
-        """‖Q_b(a) − a‖²₂, mean over samples; 0 for float or for the image alone. Raises UserError as above."""
-        if bits == FLOAT_BITS or self.block.num_activations == 0:
-            return 0.0
-        if self.activation_errors is None:
-            raise self._without_activations()
-        return _error_at(
-            bits,
-            self.activation_errors,
-            f"block {self.block.name!r} has no activation error",
-            "activation_candidates",
-        )
-
-    def _without_activations(self) -> UserError:
-        return UserError(
-            f"activations=mixed needs the curvature of activations, which block {self.block.name!r} lacks: "
-            "run the analysis with analysis.activations=true"
-        )
-
-
-def _error_at(bits: int, errors: dict[int, float], complaint: str, field_name: str) -> float:
-    if bits not in errors:
-        raise UserError(f"{complaint} for {bits} bits: give {field_name}={sorted(errors)}, which were analysed")
-    return errors[bits]
+    def curvature(self, score: str) -> Estimate | None:
+        """What was measured of λ_i, Tr(H_i) or the proxy, for the score of that name; None for any other score."""
+        return getattr(self, score) if score in MEASURED else None
 
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """The result of the analysis: one row per block, in network order, and how it was found.
+    """The result of the analysis: what was measured of each block, and the increases of the loss that follow from it.
 
     Args:
-        rows: one per block.
+        rows: one per block, in network order.
         solver: name of what measured the curvature.
         num_samples: samples that the loss is averaged over.
         loss: its mean over them.
         overhead_bytes: what the packed file holds besides the weights' codes; if None, a size in bytes is that of the
             codes alone.
+        scores: one table per score. Those that follow from the rows (`derived_tables`) are added where they are absent.
     """
 
     rows: tuple[BlockSensitivity, ...]
@@ -160,13 +87,27 @@ class Sensitivity:
     num_samples: Count
     loss: Number
     overhead_bytes: Count | None = None
+    scores: tuple[ScoreTable, ...] = ()
+
+    def __post_init__(self) -> None:
+        given = {table.score for table in self.scores}
+        more = (table for table in derived_tables(self.rows) if table.score not in given)
+        object.__setattr__(self, "scores", (*self.scores, *more))
 
     def check_entries(self) -> None:
-        """What a file must hold besides entries of the right kind. Raises UserError for blocks of the same name."""
-        names = [block.name for block in self.blocks]
-        twice = sorted({name for name in names if names.count(name) > 1})
-        if twice:
-            raise UserError(f"the blocks {', '.join(twice)} are listed more than once: give one row per block")
+        """What a file must hold besides entries of the right kind.
+
+        Raises UserError for blocks or scores of the same name, and for scores of blocks that are not there.
+        """
+        names, scores = [block.name for block in self.blocks], [table.score for table in self.scores]
+        for what, listed in (("blocks", names), ("scores", scores)):
+            twice = sorted({name for name in listed if listed.count(name) > 1})
+            if twice:
+                raise UserError(f"the {what} {', '.join(twice)} are listed more than once: give one row per block")
+        for table in self.scores:
+            unknown = sorted({*table.weights, *table.activations, *table.ranks} - set(names))
+            if unknown:
+                raise UserError(f"the score {table.score} names unknown blocks {unknown[:3]}: give blocks of the rows")
 
     @property
     def blocks(self) -> tuple[Block, ...]:
@@ -177,7 +118,67 @@ class Sensitivity:
         """The row of one block. Raises KeyError for an unknown name."""
         return {row.block.name: row for row in self.rows}[name]
 
-    def weighting(self, asked: str = "auto") -> str:
-        """What weighs the errors; "auto" is the first of eigenvalue, trace and proxy that all blocks have."""
-        known = [name for name in MEASURED if all(getattr(row, name) is not None for row in self.rows)]
-        return known[0] if asked == "auto" and known else asked
+    def with_rows(self, rows: Sequence[BlockSensitivity]) -> Sensitivity:
+        """The same with other rows, and with the scores that follow from these alone."""
+        return replace(self, rows=tuple(rows), scores=())
+
+    def score_name(self, asked: str = "auto") -> str:
+        """The score that is asked for; "auto" is the first of `SCORES` that was found of all blocks."""
+        if asked != "auto":
+            return "error" if asked == "none" else asked  # its name until hawq.sensitivity/2
+        complete = {table.score for table in self.scores if table.weights.keys() >= {b.name for b in self.blocks}}
+        return next((name for name in SCORES if name in complete), "error")
+
+    def table(self, score: str) -> ScoreTable:
+        """All predictions of one score. Raises UserError when the analysis has not found it."""
+        if score not in self._tables:
+            others = self._others(score)
+            raise UserError(f"the analysis has no {score}: give score={others}, or run an analysis that finds it")
+        return self._tables[score]
+
+    @cached_property
+    def _tables(self) -> dict[str, ScoreTable]:
+        return {table.score: table for table in self.scores}
+
+    def predicted(self, score: str, block: Block, kind: str, bits: int) -> Prediction:
+        """The increase of the loss if the `kind` ("weights" or "activations") of one block alone had `bits`.
+
+        Exactly 0 for float, and for the activations of a block that reads the image alone; a negative value counts as
+        0. Raises UserError for a score, a block or bits that were not analysed.
+        """
+        found = self.measured(score, block, kind, bits)
+        return replace(found, value=0.0) if found.value < 0 else found  # one that is no number stays one
+
+    def measured(self, score: str, block: Block, kind: str, bits: int) -> Prediction:
+        """`predicted` as it was found, also below 0."""
+        if bits == FLOAT_BITS or (kind == ACTIVATIONS and block.num_activations == 0):
+            return NOTHING
+        rows = self.table(score).of(kind)
+        if block.name not in rows:
+            if kind == ACTIVATIONS:
+                raise UserError(
+                    f"activations=mixed needs the sensitivity to activations, which block {block.name!r} lacks: "
+                    "run the analysis with analysis.activations=true"
+                )
+            others = self._others(score)
+            raise UserError(
+                f"block {block.name!r} has no {score}: give score={others}, or run an analysis that finds it"
+            )
+        if bits not in rows[block.name]:
+            setting = "candidates" if kind == WEIGHTS else "activation_candidates"
+            raise UserError(
+                f"block {block.name!r} has no {score} of its {kind} for {bits} bits: "
+                f"give {setting}={sorted(rows[block.name])}, which were analysed"
+            )
+        return rows[block.name][bits]
+
+    def rank(self, score: str, block: Block) -> float:
+        """S_i by a score, see `ScoreTable`; a negative value counts as 0. Raises UserError as `predicted` does."""
+        table = self.table(score)
+        if block.name in table.ranks:
+            return max(table.ranks[block.name].value, 0.0)
+        fewest = min(table.weights.get(block.name, ()), default=FLOAT_BITS)
+        return self.predicted(score, block, WEIGHTS, fewest).value / block.num_weights
+
+    def _others(self, score: str) -> str:
+        return " or ".join(table.score for table in self.scores if table.score != score)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from hawq.records.kinds import Amount, BitsKey, CodeBits, Count, Name, Number
+from hawq.records.kinds import Amount, BitsKey, CodeBits, Count, Name, Number, Spread
 
 _SURE = 2  # standard errors that an increase must be away from zero
 
@@ -62,7 +62,7 @@ class Score:
     name: Name
     kind: Name
     weighting: Name | None
-    omegas: dict[Name, dict[BitsKey, Amount]]
+    omegas: dict[Name, dict[BitsKey, Spread]]
     seconds: Amount | None = None
     gradient_equivalents: Amount | None = None
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hawq.allocation import Frontier
-from hawq.records import BitPlan, LossIncrease, Score, Sensitivity, Validated
+from hawq.records import WEIGHTS, BitPlan, LossIncrease, Score, Sensitivity, Validated
 from hawq.report.results import RecordedRow, phase_borders
 
 if TYPE_CHECKING:
@@ -23,25 +23,34 @@ _DPI = 160
 
 
 def sensitivity_figure(sensitivity: Sensitivity, plan: BitPlan, path: Path) -> Path:
-    """λ_i (or what stands in for it) and S_i of each block on logarithmic axes, above the bits that each block got.
+    """What decided the bits of each block, on logarithmic axes, above these bits.
 
-    Writes `path` and returns it. Raises UserError when the analysis lacks the plan's weighting.
+    For a score by curvature that is λ_i (or what stands in for it) and S_i, else the predicted increase of the loss at
+    the planned bits and S_i. Writes `path` and returns it. Raises UserError when the analysis lacks the plan's score.
     """
-    names = [row.block.name for row in sensitivity.rows]
+    names = [block.name for block in sensitivity.blocks]
     figure = _figure(max(6.4, 0.42 * len(names) + 1.6), 6.4)
     top, middle, bottom = figure.subplots(3, 1, sharex=True, height_ratios=(3, 3, 2))
-    estimates = [row.curvature(plan.weighting) for row in sensitivity.rows]
-    symbol = {"eigenvalue": "λ", "trace": "Tr H", "proxy": "c", "none": "1"}[plan.weighting]
-    _log_points(top, [e.value for e in estimates], [e.error for e in estimates], _BLUE)
-    top.set_ylabel(f"{symbol} (weighting: {plan.weighting})")
+    score, ranks = plan.score, sensitivity.table(plan.score).ranks
+    found = [row.curvature(score) for row in sensitivity.rows]
+    measured = [one for one in found if one is not None]
+    symbol = {"eigenvalue": "λ", "trace": "Tr H", "proxy": "c"}.get(score, "Ω")
+    if len(measured) < len(found):
+        bits_of = plan.weight_bits()
+        pairs = [(block, bits_of[block.name]) for block in sensitivity.blocks]
+        increases = [sensitivity.predicted(score, block, WEIGHTS, bits) for block, bits in pairs]
+        _log_points(top, [one.value for one in increases], [one.error for one in increases], _BLUE)
+    else:
+        _log_points(top, [one.value for one in measured], [one.error for one in measured], _BLUE)
+    top.set_ylabel(f"{symbol} (score: {score})")
     top.set_title(f"Sensitivity and bits per block — {plan.method}, W-Comp {plan.cost.w_comp:.2f}×", loc="left")
     _log_points(
         middle,
-        [row.score_by(plan.weighting) for row in sensitivity.rows],
-        [row.curvature(plan.weighting).error / row.block.num_weights for row in sensitivity.rows],
+        [sensitivity.rank(score, block) for block in sensitivity.blocks],
+        [ranks[name].error if name in ranks else 0.0 for name in names],
         _INK,
     )
-    middle.set_ylabel(f"S = {symbol} / weights")
+    middle.set_ylabel("S" if symbol == "Ω" else f"S = {symbol} / weights")
     bits = list(plan.weight_bits().values())
     bars = bottom.bar(range(len(names)), bits, color=_ORANGE, width=0.65)
     bottom.bar_label(bars, fontsize=8, color=_INK)
@@ -94,7 +103,10 @@ def finetuning_figure(histories: Mapping[str, Sequence[Mapping[str, Any]]], floa
 
 
 def frontier_figure(frontier: Frontier, plan: BitPlan, path: Path) -> Path:
-    """Σ Ω over the budget on a logarithmic axis, with the plan itself marked. Writes `path` and returns it."""
+    """Σ Ω, the predicted increase of the loss, over the budget on logarithmic axes, with the plan itself marked.
+
+    Writes `path` and returns it.
+    """
     figure = _figure(6.4, 4.4)
     axes = figure.subplots()
     shown = [point for point in frontier.points if point.objective > 0]
@@ -105,7 +117,7 @@ def frontier_figure(frontier: Frontier, plan: BitPlan, path: Path) -> Path:
         axes.set_yscale("log")
         axes.legend(frameon=False, fontsize=8)
     axes.set_xlabel(frontier.unit)
-    axes.set_ylabel(f"Σ Ω ({frontier.weighting})")
+    axes.set_ylabel(f"Σ Ω ({frontier.score})")
     axes.set_title("Least Σ Ω at each budget", loc="left")
     return _save(figure, (axes,), path)
 

@@ -8,7 +8,7 @@ from dataclasses import fields
 from typing import Any
 
 from hawq.costs import paper_size_mib
-from hawq.records import FLOAT_BITS, BitPlan, Estimate, ResultRow, Sensitivity, Validated
+from hawq.records import FLOAT_BITS, WEIGHTS, BitPlan, Estimate, ResultRow, Sensitivity, Validated
 
 RESULT_COLUMNS = ("method", "w-bits", "a-bits", "accuracy %", "W-Comp", "size", "A-Comp")
 
@@ -70,32 +70,26 @@ def results_table(rows: Sequence[ResultRow]) -> str:
 
 
 def sensitivity_rows(sensitivity: Sensitivity, plan: BitPlan | None) -> tuple[tuple[str, ...], list[tuple[Any, ...]]]:
-    """Columns and rows: block, n_i, λ_i (or the plan's weighting), its error and cost, S_i; with a plan bits and Ω_i.
+    """Columns and rows: block, n_i, what was measured for the score (λ_i, say) with error and cost, S_i.
 
-    Raises UserError when the analysis lacks the plan's weighting or bits.
+    With a plan also its bits and the increase that the score predicts for the weights at these. What was measured is
+    left out for a score that needs no curvature. Raises UserError when the analysis lacks the plan's score or bits.
     """
-    weighting = plan.weighting if plan else sensitivity.weighting()
-    columns: tuple[str, ...] = ("block", "weights", weighting, "error", "products", "gradients", "score")
-    rows: list[tuple[Any, ...]] = [
-        (
-            row.block.name,
-            row.block.num_weights,
-            row.curvature(weighting).value,
-            row.curvature(weighting).error,
-            row.curvature(weighting).products,
-            _cost(row.curvature(weighting)),
-            row.score_by(weighting),
-        )
-        for row in sensitivity.rows
-    ]
-    if plan is None:
-        return columns, rows
-    extra = [
-        (bits.weight_bits, bits.activation_bits, row.omega(bits.weight_bits, weighting))
-        for row in sensitivity.rows
-        for bits in [plan.precisions[row.block.name]]
-    ]
-    return (*columns, "bits", "a-bits", "omega"), [(*row, *more) for row, more in zip(rows, extra, strict=True)]
+    score = plan.score if plan else sensitivity.score_name()
+    known = all(row.curvature(score) is not None for row in sensitivity.rows)
+    columns = ("block", "weights", *((score, "error", "products", "gradients") if known else ()), "score")
+    columns += ("bits", "a-bits", "omega") if plan else ()
+    rows: list[tuple[Any, ...]] = []
+    for row in sensitivity.rows:
+        block, found = row.block, row.curvature(score)
+        cells = (found.value, found.error, found.products, _cost(found)) if known and found else ()
+        planned: tuple[Any, ...] = ()
+        if plan:
+            bits = plan.precisions[block.name]
+            omega = sensitivity.predicted(score, block, WEIGHTS, bits.weight_bits).value
+            planned = (bits.weight_bits, bits.activation_bits, omega)
+        rows.append((block.name, block.num_weights, *cells, sensitivity.rank(score, block), *planned))
+    return columns, rows
 
 
 def limits_table(plan: BitPlan) -> str:
@@ -106,7 +100,7 @@ def limits_table(plan: BitPlan) -> str:
         proven = {None: "", 0.0: ", proven to be the least"}.get(
             plan.gap, f", at most {plan.gap or 0:.2g} above the least"
         )
-        lines.append(f"{plan.method}: Σ Ω = {plan.objective:.6g} ({plan.weighting}){proven}")
+        lines.append(f"{plan.method}: Σ Ω = {plan.objective:.6g} ({plan.score}){proven}")
     if plan.confidence is not None:
         lines.append(str(plan.confidence))
     return "\n".join(lines)

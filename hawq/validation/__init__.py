@@ -2,15 +2,14 @@
 
 from typing import Any
 
-from hawq.records import Correlation, LossIncrease, LossIncreases, Score, Validated
+from hawq.records import ACTIVATIONS, WEIGHTS, Correlation, LossIncrease, LossIncreases, Score, Validated
 from hawq.validation.correlation import correlate
 from hawq.validation.scores import (
-    ACTIVATIONS,
     PLAIN_ERROR,
-    WEIGHTS,
     activation_scores,
     curvature_score,
     gradient_seconds,
+    table_score,
 )
 from hawq.validation.settings import Validation
 
@@ -29,6 +28,7 @@ __all__ = [
     "curvature_score",
     "gradient_seconds",
     "loss_increases",
+    "table_score",
 ]
 
 

@@ -15,8 +15,18 @@ from hawq.errors import UserError
 from hawq.modes import analysis_mode
 from hawq.progress import SILENT, Progress
 from hawq.quantization import Quantizer, quantize
-from hawq.records import FLOAT_BITS, BitPlan, Block, LossIncrease, LossIncreases, Precision, from_dict, to_dict
-from hawq.validation.scores import ACTIVATIONS, WEIGHTS
+from hawq.records import (
+    ACTIVATIONS,
+    FLOAT_BITS,
+    WEIGHTS,
+    BitPlan,
+    Block,
+    LossIncrease,
+    LossIncreases,
+    Precision,
+    from_dict,
+    to_dict,
+)
 
 
 def loss_increases(

@@ -7,9 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from hawq.records import MEASURED, BlockSensitivity, Estimate, Score
+from hawq.records import ACTIVATIONS, MEASURED, WEIGHTS, BlockSensitivity, Estimate, Score, Sensitivity
 
-WEIGHTS, ACTIVATIONS = "weights", "activations"
 PLAIN_ERROR = "error"
 
 
@@ -28,11 +27,22 @@ def curvature_score(
         UserError: a bit-width that was not analysed.
     """
     weighting = next(iter(found[rows[0].block.name]))
-    mains = [found[row.block.name][weighting] for row in rows]
     nothing: dict[str, Any] = dict.fromkeys(MEASURED)
-    scored = [replace(row, **(nothing | {weighting: main})) for row, main in zip(rows, mains, strict=True)]
-    omegas = {row.block.name: {bits: row.omega(bits, weighting) for bits in bit_widths} for row in scored}
-    return Score(name, WEIGHTS, weighting, omegas)
+    measured = tuple(replace(row, **(nothing | {weighting: found[row.block.name][weighting]})) for row in rows)
+    return table_score(name, Sensitivity(measured, name, 0, 0.0), weighting, WEIGHTS, bit_widths)
+
+
+def table_score(name: str, sensitivity: Sensitivity, score: str, kind: str, bit_widths: Sequence[int]) -> Score:
+    """What a score of an analysis predicts, under a `name` of its own, of the blocks that have this kind of bits.
+
+    Raises UserError for a bit-width that was not analysed.
+    """
+    blocks = [block for block in sensitivity.blocks if kind == WEIGHTS or block.num_activations]
+    omegas = {
+        block.name: {bits: sensitivity.predicted(score, block, kind, bits).value for bits in bit_widths}
+        for block in blocks
+    }
+    return Score(name, kind, None if score == PLAIN_ERROR else score, omegas)
 
 
 def gradient_seconds(estimates: Iterable[Estimate]) -> float | None:
@@ -46,10 +56,7 @@ def activation_scores(rows: Sequence[BlockSensitivity], bit_widths: Sequence[int
 
     Raises UserError for a block whose activations were not analysed.
     """
-    own = [row for row in rows if row.block.num_activations]
-    omegas = {row.block.name: {bits: row.activation_omega(bits) for bits in bit_widths} for row in own}
-    errors = {row.block.name: {bits: (row.activation_errors or {})[bits] for bits in bit_widths} for row in own}
-    return (
-        Score("trace", ACTIVATIONS, "activation_trace", omegas),
-        Score(PLAIN_ERROR, ACTIVATIONS, None, errors),
-    )
+    analysis = Sensitivity(tuple(rows), "activations", 0, 0.0)
+    omega = table_score("trace", analysis, analysis.score_name(), ACTIVATIONS, bit_widths)
+    plain = table_score(PLAIN_ERROR, analysis, PLAIN_ERROR, ACTIVATIONS, bit_widths)
+    return replace(omega, weighting="activation_trace"), plain

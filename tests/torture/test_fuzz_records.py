@@ -33,8 +33,8 @@ SENSITIVITY = full_sensitivity(0, 4)
 ALLOCATORS = (
     IntegerProgram(5, "average_bits"),
     IntegerProgram(5, "average_bits", activations="mixed"),
-    Monotone(5, "average_bits", weighting="auto"),
-    HawqV3(0.5, "bytes", weighting="auto"),
+    Monotone(5, "average_bits", score="auto"),
+    HawqV3(0.5, "bytes", score="auto"),
 )
 
 
@@ -111,7 +111,7 @@ def is_count(value: Any, least: int = 0) -> bool:
 
 
 def is_amount(value: Any) -> bool:
-    return isinstance(value, float) and math.isfinite(value) and 0 <= value < 1e100
+    return isinstance(value, float) and math.isfinite(value) and 0 <= value < 1e130
 
 
 def sound(sensitivity: Sensitivity) -> bool:
@@ -130,6 +130,11 @@ def sound(sensitivity: Sensitivity) -> bool:
         for estimate in filter(None, (row.eigenvalue, row.trace, row.proxy, row.smallest, row.activation_trace)):
             good &= math.isfinite(estimate.value) and is_amount(estimate.error) and is_count(estimate.products)
             good &= isinstance(estimate.converged, bool)
+    for table in sensitivity.scores:
+        rows = [row for kind in ("weights", "activations") for row in table.of(kind).values()]
+        predictions = [one for row in (*rows, table.ranks) for one in row.values()]
+        good &= all(math.isfinite(one.value) and is_amount(one.error) for one in predictions)
+        good &= {*table.weights, *table.activations, *table.ranks} <= set(names)
     return good
 
 

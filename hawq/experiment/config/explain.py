@@ -17,6 +17,7 @@ RENAMED = {
     "validation": "validate",
     "validate.widths": "validate.bit_widths",
     "bits.widths": "bits.bit_widths",
+    "bits.weighting": "bits.score",
 }
 """Sections and keys that had another name; on a command line the old one still works."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from hawq.allocation import IntegerProgram, Monotone, Weighted, allocate, confidence, frontier
+from hawq.allocation import IntegerProgram, Monotone, Scored, allocate, confidence, frontier
 from hawq.experiment.artifacts import fingerprint
 from hawq.experiment.run import Run
 from hawq.files import write_whole
@@ -12,7 +12,7 @@ from hawq.measurement import measured
 from hawq.records import PLAN_SCHEMA, SENSITIVITY_SCHEMA, BitPlan, Sensitivity, StageRecord, dump_record, to_dict
 from hawq.report import frontier_figure, limits_table, sensitivity_rows, sensitivity_table
 
-FRONTIER_SCHEMA = "hawq.frontier/1"
+FRONTIER_SCHEMA = "hawq.frontier/2"
 
 
 def allocation(run: Run, analysis: Sensitivity) -> BitPlan:
@@ -20,7 +20,7 @@ def allocation(run: Run, analysis: Sensitivity) -> BitPlan:
     settings, folder, wanted = run.settings, run.folder, run.settings.allocation
     with measured() as cost:
         plan = allocate(analysis, settings.bits)
-        if isinstance(settings.bits, Weighted) and wanted.confidence_draws:
+        if isinstance(settings.bits, Scored) and wanted.confidence_draws:
             draws, seed = wanted.confidence_draws, settings.options.seed
             plan = replace(plan, confidence=confidence(analysis, settings.bits, plan, draws, seed))
     key = fingerprint(to_dict(plan))
