@@ -52,7 +52,7 @@ def main() -> None:
     batches = [(train[0][:256], train[1][:256])]
     sensitivity = hawq.analyze(model, blocks, batches, F.cross_entropy)
     for row in sensitivity.rows:
-        found = row.curvature("eigenvalue").value
+        found = row.eigenvalue.value if row.eigenvalue else float("nan")
         print(f"  {row.block.name:10} {row.block.num_weights:6,} weights, largest eigenvalue {found:.3g}")
 
     # 2. The bits that cost least, at 12 times fewer weight bits than float32 and 4-bit activations.
