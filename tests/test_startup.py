@@ -13,22 +13,18 @@ LIGHT = (
     *("validation", "report"),
 )
 
-# `import hawq.x` runs hawq/__init__.py first; an empty package takes its place here, to test each room alone.
 PROBE = """
-import sys, types
-package = types.ModuleType("hawq")
-package.__path__ = [sys.argv[1]]
-sys.modules["hawq"] = package
-for room in sys.argv[2].split(","):
-    __import__("hawq." + room)
-print(",".join(name for name in sys.argv[3].split(",") if name in sys.modules))
+import importlib, sys
+for room in sys.argv[1].split(","):
+    importlib.import_module("hawq." + room)
+print(",".join(name for name in sys.argv[2].split(",") if name in sys.modules))
 """
 
 
 def loaded(rooms: str) -> str:
     """Which heavy libraries a fresh process has loaded after importing these rooms."""
-    command = [sys.executable, "-c", PROBE, str(REPOSITORY / "hawq"), rooms, ",".join(HEAVY)]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    command = [sys.executable, "-c", PROBE, rooms, ",".join(HEAVY)]
+    return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout.strip()
 
 
 def test_light_rooms_load_no_heavy_library() -> None:

@@ -181,4 +181,6 @@ class Sensitivity:
         return self.predicted(score, block, WEIGHTS, fewest).value / block.num_weights
 
     def _others(self, score: str) -> str:
-        return " or ".join(table.score for table in self.scores if table.score != score)
+        """What can be given instead of a score, in the order of `SCORES`."""
+        found = self._tables.keys() - {score}
+        return " or ".join([*(name for name in SCORES if name in found), *sorted(found - SCORES.keys())])
