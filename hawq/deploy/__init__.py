@@ -1,0 +1,1 @@
+"""Networks that a runtime computes in integers."""
