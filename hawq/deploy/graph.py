@@ -43,7 +43,7 @@ class Graph:
 
     def store(self, value: np.ndarray | TensorProto) -> str:
         """Adds a value, or finds the same one, and returns its name."""
-        made = value if isinstance(value, TensorProto) else numpy_helper.from_array(np.ascontiguousarray(value))
+        made = value if isinstance(value, TensorProto) else numpy_helper.from_array(np.asarray(value, order="C"))
         for name, other in self.values.items():
             same = made.data_type == other.data_type and list(made.dims) == list(other.dims)
             if same and made.raw_data and made.raw_data == other.raw_data:

@@ -16,10 +16,10 @@ from torch.nn.utils import parametrize
 
 from hawq.deploy.grids import ActivationGrid, WeightGrid, activation_grid, weight_grids
 from hawq.quantization import FakeQuantizer
+from hawq.quantization.residuals import RESIDUALS
 
 DOMAIN = "hawq"
 WEIGHT, ACTIVATION = "Weight", "Activation"
-RESIDUALS = "residual_quantizers"
 INPUT, OUTPUT = "images", "logits"
 
 

@@ -76,6 +76,7 @@ def write_graph(traced: Traced) -> Written:
         _store_activation(graph, node, traced.activations[attribute(node, "key").decode()])
         for node in [node for node in graph.nodes if node.domain == DOMAIN and node.op_type == ACTIVATION]
     ]
+    _remove_saturated_relus(graph)
     _name_layers(graph, layers)
     final = graph.finish()
     _stamp(graph.model)
@@ -174,17 +175,33 @@ def _store_activation(graph: Graph, node: NodeProto, grid: ActivationGrid) -> St
     kind = TensorProto.UINT8 if grid.storage == "uint8" else TensorProto.INT8
     dtype = helper.tensor_dtype_to_np_dtype(kind)
     step = graph.store(np.array(grid.step, np.float32))
-    zero = [graph.store(np.array(grid.zero_point, dtype))] if grid.zero_point else []
-    given = {} if zero else {"output_dtype": kind}
-    codes = graph.insert(node, "QuantizeLinear", [node.input[0], step, *zero], **given)
+    zero = graph.store(np.array(grid.zero_point, dtype))  # ONNX Runtime takes a ReLU or an addition into integers only
+    codes = graph.insert(node, "QuantizeLinear", [node.input[0], step, zero])  # where zero points stand in the file
     limits = np.array([grid.low, grid.high]) + grid.zero_point
     info = np.iinfo(dtype)
     if limits[0] > info.min or limits[1] < info.max:
         low, high = (graph.store(np.array(limit, dtype)) for limit in limits)
         codes = graph.insert(node, "Clip", [codes, low, high])
-    graph.redirect(node.output[0], graph.insert(node, "DequantizeLinear", [codes, step, *zero]))
+    graph.redirect(node.output[0], graph.insert(node, "DequantizeLinear", [codes, step, zero]))
     graph.remove(node)
     return StoredActivation(grid.name, codes)
+
+
+def _remove_saturated_relus(graph: Graph) -> None:
+    """Takes out a ReLU that only unsigned grids without a zero point read: they saturate at 0 themselves. Without it
+    ONNX Runtime computes the addition before it in integers."""
+    for node in [node for node in graph.nodes if node.op_type == "Relu"]:
+        readers = graph.consumers(node.output[0])
+        if readers and node.output[0] not in graph.outputs() and all(_starts_at_zero(graph, one) for one in readers):
+            graph.redirect(node.output[0], node.input[0])
+            graph.remove(node)
+
+
+def _starts_at_zero(graph: Graph, node: NodeProto) -> bool:
+    if node.op_type != "QuantizeLinear":
+        return False
+    zero = graph.array(node.input[2])
+    return zero is not None and zero.dtype == np.uint8 and not zero.any()
 
 
 def _name_layers(graph: Graph, layers: list[Layer]) -> None:
