@@ -16,6 +16,7 @@ from torch.nn.utils import parametrize
 from hawq.export.bitpack import unpack
 from hawq.export.schema import PACKED_SCHEMA, FrozenQuantizer, checksum
 from hawq.quantization import Quantization, attach_input_quantizer, check_plan_fits
+from hawq.quantization.residuals import attach_residual_quantizers
 from hawq.records import BitPlan, Block, from_dict
 from hawq.weights import load_strictly
 
@@ -34,6 +35,7 @@ def load(path: str | Path, model: nn.Module) -> nn.Module:
     pool = _Reader(tensors)
     weights = {entry["name"]: pool.next_weight(entry) for entry in header["weights"]}
     grids = {entry["name"]: pool.next_grid(entry) for entry in header["inputs"]}
+    residuals = {entry["name"]: pool.next_grid(entry) for entry in header.get("residuals", [])}
     state = {f"{name}.weight": weight for name, (weight, _) in weights.items()}
     state |= {entry["name"]: pool.next_float(entry["shape"]) for entry in header["floats"]}
     copied = copy.deepcopy(model)
@@ -45,6 +47,9 @@ def load(path: str | Path, model: nn.Module) -> nn.Module:
     for name, quantizer in grids.items():
         attach_input_quantizer(modules[name], quantizer.to(device))
     copied.quantization = Quantization(blocks, plan)  # type: ignore[assignment]
+    if residuals:
+        places = {step: entry["name"] for entry in header["residuals"] for step in entry["after"]}
+        copied = attach_residual_quantizers(copied, places, {name: one.to(device) for name, one in residuals.items()})
     return copied.eval()
 
 

@@ -16,6 +16,7 @@ from hawq.export.bitpack import pack
 from hawq.export.schema import PACKED_SCHEMA, checksum
 from hawq.files import write_whole
 from hawq.quantization import LSQ, FakeQuantizer, Quantization, Quantizer, attach, weight_quantizer
+from hawq.quantization.residuals import RESIDUALS
 from hawq.records import BIT_WIDTHS, BitPlan, Block, Cost, Precision, to_dict
 
 _INPUT = "input_quantizer"
@@ -67,6 +68,8 @@ def packed_overhead(
             codes.append(original.numel())
         if isinstance(grid, FakeQuantizer):
             grid.initialise(torch.linspace(-1, 1, 2, device=next(model.parameters()).device))
+    for grid in getattr(network, RESIDUALS, nn.ModuleDict()).values():
+        grid.initialise(torch.linspace(-1, 1, 2, device=next(model.parameters()).device))
     stored_twice = sum(codes) - sum(block.num_weights for block in blocks)
     return (
         len(_pack(network, about or {}, _PoolWithoutCodes())) + _OFFSETS + stored_twice + sum(n % 8 > 0 for n in codes)
@@ -83,6 +86,7 @@ def _pack(model: nn.Module, about: dict[str, Any], pool: _Pool) -> bytes:
     layers = dict(model.named_modules())
     quantizers = {name: weight_quantizer(layer) for name, layer in layers.items()}
     inputs = {name: getattr(layer, _INPUT, None) for name, layer in layers.items()}
+    residuals = getattr(model, RESIDUALS, {})
     header = {
         "schema": PACKED_SCHEMA,
         "blocks": [to_dict(block) for block in info.blocks],
@@ -97,6 +101,7 @@ def _pack(model: nn.Module, about: dict[str, Any], pool: _Pool) -> bytes:
             for name, grid in inputs.items()
             if isinstance(grid, FakeQuantizer) and grid.enabled  # a layer that is never called has no range
         ],
+        **({"residuals": [pool.add_residual(model, *one) for one in residuals.items()]} if residuals else {}),
         "floats": [pool.add_float(name, tensor) for name, tensor in _float_tensors(model).items()],
         "about": about,
     }
@@ -133,6 +138,10 @@ class _Pool:
         scale, low, _ = quantizer.grid(torch.zeros(1, device=next(iter(quantizer.buffers())).device))
         self._add_scale(scale, low)
         return {"name": name, "bits": quantizer.bits, "keeps_large": quantizer.keeps_large}
+
+    def add_residual(self, model: nn.Module, name: str, quantizer: FakeQuantizer) -> dict[str, Any]:
+        places = [step for step, key in model.residual_places.items() if key == name]  # type: ignore[union-attr, operator]
+        return {**self.add_grid(name, quantizer), "after": places}
 
     def add_float(self, name: str, tensor: Tensor) -> dict[str, Any]:
         self._floats.append(_flat(tensor))
@@ -177,7 +186,8 @@ def _float_tensors(model: nn.Module) -> dict[str, Tensor]:
     return {
         name: tensor
         for name, tensor in model.state_dict().items()
-        if not ({"parametrizations", _INPUT} & set(name.split(".")) and _is_ours(model, name))
+        if not name.startswith(f"{RESIDUALS}.")
+        and not ({"parametrizations", _INPUT} & set(name.split(".")) and _is_ours(model, name))
         and isinstance(tensor, Tensor)
         and tensor.is_floating_point()
     }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from hawq.quantization.attaching import Quantization, Quantizer, attach, weight_
 from hawq.quantization.batch_norm import CarriedBatchNorm
 from hawq.quantization.fake_quantize import FakeQuantizer
 from hawq.quantization.lsq import LSQ
+from hawq.quantization.residuals import enable_residual_quantizers
 from hawq.records import BIT_WIDTHS, BitPlan, Block
 
 _CALIBRATION_VALUES = 200_000  # activations of one layer that its range is chosen from
@@ -78,6 +79,18 @@ def enable(
     for name, values in _observe_inputs(model, observed, calibration).items():
         observed[name].input_quantizer.initialise(values)  # type: ignore[operator, union-attr]
     carried.follow()
+    if all(quantizer.enabled for quantizer in _quantizers(model, info)):
+        enable_residual_quantizers(model, calibration)
+
+
+def _quantizers(model: nn.Module, info: Quantization) -> Iterator[FakeQuantizer]:
+    """The quantisers of all planned weights."""
+    layers = dict(model.named_modules())
+    for block in info.blocks:
+        for name in block.layers:
+            quantizer = weight_quantizer(layers[name])
+            if quantizer is not None:
+                yield quantizer
 
 
 def weight_errors(

@@ -43,6 +43,19 @@ class _Tracer(fx.Tracer):
         return quantized or super().is_leaf_module(m, qualified_name)
 
 
+class ResidualNetwork(fx.GraphModule):
+    """A network as a list of steps, with quantisers between them; copies keep these and what it carries."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> ResidualNetwork:
+        copied: ResidualNetwork = super().__deepcopy__(memo)
+        made = dict(copied.get_submodule(RESIDUALS).named_children())
+        setattr(copied, RESIDUALS, nn.ModuleDict(made))
+        for name in ("residual_places", "quantization"):
+            if hasattr(self, name):
+                setattr(copied, name, getattr(self, name))
+        return copied.train(self.training)
+
+
 def residual_places(model: nn.Module) -> dict[str, str]:
     """Step of the forward pass → name of its quantiser, of every step whose result enters an addition, a concatenation
     or a pooling, or is the sum that several steps read. A step that only moves values shares the quantiser before it.
@@ -61,7 +74,9 @@ def residual_places(model: nn.Module) -> dict[str, str]:
     return places
 
 
-def attach_residual_quantizers(model: nn.Module, places: Mapping[str, str], made: Mapping[str, FakeQuantizer]) -> nn.Module:
+def attach_residual_quantizers(
+    model: nn.Module, places: Mapping[str, str], made: Mapping[str, FakeQuantizer]
+) -> nn.Module:
     """The network with these quantisers after the steps that `places` names; it shares its layers with `model`.
 
     They are `residual_quantizers` of the result. Raises ValueError where the network has no such step.
@@ -80,7 +95,7 @@ def attach_residual_quantizers(model: nn.Module, places: Mapping[str, str], made
         with graph.inserting_after(node):
             quantized = graph.call_module(f"{RESIDUALS}.{key}", (node,))
         node.replace_all_uses_with(quantized, delete_user_cb=lambda user, own=quantized: user is not own)
-    traced = fx.GraphModule(model, graph, type(model).__name__)
+    traced = ResidualNetwork(model, graph, type(model).__name__)
     setattr(traced, RESIDUALS, model.get_submodule(RESIDUALS))  # a graph module makes plain modules of containers
     traced.residual_places = dict(places)  # type: ignore[assignment]
     if hasattr(model, "quantization"):
@@ -89,7 +104,16 @@ def attach_residual_quantizers(model: nn.Module, places: Mapping[str, str], made
 
 
 def add_residual_quantizers(model: nn.Module, quantizer: Any, bits: int) -> nn.Module:
-    """The network with new quantisers of `bits` bits at all `residual_places`, still switched off; shares its layers."""
+    """The network with new quantisers at all `residual_places`, still switched off; it shares its layers with `model`.
+
+    Args:
+        model: given up for the result.
+        quantizer: makes them, as it makes those of layer inputs.
+        bits: their bit-width.
+
+    Raises:
+        ValueError: as `residual_places`.
+    """
     places = residual_places(model)
     made = {key: quantizer.activation(bits) for key in dict.fromkeys(places.values())}
     device = next(model.parameters()).device

@@ -30,11 +30,6 @@ class WeightGrid:
     codes: np.ndarray
     steps: np.ndarray
 
-    @property
-    def doubling(self) -> int:
-        """2 for half-integer codes, which are stored as twice the code with half the step; else 1."""
-        return 2 if np.any(self.codes % 1) else 1
-
 
 @dataclass(frozen=True)
 class ActivationGrid:
@@ -63,7 +58,7 @@ class ActivationGrid:
 
     @property
     def storage(self) -> str:
-        """"uint8", "int8", or "float" for a grid that stays in float operators."""
+        """ "uint8", "int8", or "float" for a grid that stays in float operators."""
         if not self.integer:
             return "float"
         signed = self.low < 0 and self.low >= INT8[0] and self.high <= INT8[1] and not self.residual

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from onnx import NodeProto
 
-from hawq.deploy.graph import Graph, attribute
-from hawq.deploy.tracing import DOMAIN, WEIGHT
+from hawq.deployment.graph import Graph, attribute
+from hawq.deployment.tracing import DOMAIN, WEIGHT
 
 
 @dataclass

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from hawq.deploy.grids import ActivationGrid, WeightGrid, activation_grid, weight_grids
+from hawq.deployment.grids import ActivationGrid, WeightGrid, activation_grid, weight_grids
 from hawq.quantization import FakeQuantizer
 from hawq.quantization.residuals import RESIDUALS
 

@@ -8,10 +8,10 @@ import numpy as np
 import onnx
 from onnx import NodeProto, TensorProto, helper
 
-from hawq.deploy.folding import Layer, find_layers, fold_batch_norms
-from hawq.deploy.graph import Graph, attribute
-from hawq.deploy.grids import INT4, INT8, ActivationGrid, WeightGrid
-from hawq.deploy.tracing import ACTIVATION, DOMAIN, WEIGHT, Traced
+from hawq.deployment.folding import Layer, find_layers, fold_batch_norms
+from hawq.deployment.graph import Graph, attribute
+from hawq.deployment.grids import INT4, INT8, ActivationGrid, WeightGrid
+from hawq.deployment.tracing import ACTIVATION, DOMAIN, WEIGHT, Traced
 
 OPSETS = (21, 22, 23)
 
@@ -26,7 +26,7 @@ class StoredWeight:
         codes: name of the stored integers.
         storage: "int4" or "int8".
         signs: (out,) +1, −1 (batch norm's γ is negative) or 0 (γ = 0, all codes are 0).
-        doubling: stored integer / code of the packed file.
+        multiple: stored integer / code of the packed file, a power of two.
         transposed: the file holds (in, out).
     """
 
@@ -35,7 +35,7 @@ class StoredWeight:
     codes: str
     storage: str
     signs: np.ndarray
-    doubling: int
+    multiple: int
     transposed: bool
 
 
@@ -93,13 +93,15 @@ def _store_weight(graph: Graph, layer: Layer, grid: WeightGrid) -> StoredWeight:
     """INT4 → Cast(INT8) → DequantizeLinear in place of a marked weight, or INT8 → DequantizeLinear."""
     out = grid.codes.shape[0]
     factor = np.ones(out) if layer.factor is None else layer.factor
-    steps = grid.steps.astype(np.float64) / grid.doubling * np.abs(factor)
-    steps = np.broadcast_to(steps, (out,)) if layer.factor is not None else steps
     signs = np.sign(factor).astype(np.int64)
-    shape = (-1, *[1] * (grid.codes.ndim - 1))
-    codes = (grid.codes * grid.doubling).astype(np.int64) * signs.reshape(shape)
+    codes = grid.codes * signs.reshape(-1, *[1] * (grid.codes.ndim - 1))
+    multiple = _multiple(codes)
+    codes = (codes * multiple).astype(np.int64)
+    steps = (
+        grid.steps.astype(np.float64) / multiple * np.abs(factor) if layer.factor is not None else grid.steps / multiple
+    )
     steps, signs, codes = _within_int8(grid.layer, steps, signs, codes)
-    steps = np.where(steps > 0, steps, 1.0).astype(np.float32)  # γ = 0: all codes are 0
+    steps = np.where(steps != 0, steps, 1.0).astype(np.float32)  # γ = 0: all codes are 0
     axis = 0
     if layer.transposed:
         codes, axis = codes.T, codes.ndim - 1
@@ -114,7 +116,17 @@ def _store_weight(graph: Graph, layer: Layer, grid: WeightGrid) -> StoredWeight:
     if layer.node.op_type == "Gemm" and layer.transposed:
         _set_attribute(layer.node, "transB", 0)
     storage = "int4" if narrow else "int8"
-    return StoredWeight(layer.node.name, grid.layer, name, storage, signs, grid.doubling, layer.transposed)
+    return StoredWeight(layer.node.name, grid.layer, name, storage, signs, multiple, layer.transposed)
+
+
+def _multiple(codes: np.ndarray) -> int:
+    """The power of two that codes are stored as multiples of, with as small a part of the step: 2 for half-integers,
+    more while INT4 holds them. ONNX Runtime rounds biases to whole steps of weight times input; smaller ones lose less.
+    """
+    multiple = 2 if np.any(codes % 1) else 1
+    while codes.any() and INT4[0] <= codes.min() * multiple * 2 and codes.max() * multiple * 2 <= INT4[1]:
+        multiple *= 2
+    return multiple
 
 
 def _within_int8(

@@ -1,1 +1,0 @@
-"""Networks that a runtime computes in integers."""
