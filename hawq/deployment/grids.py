@@ -40,7 +40,7 @@ class ActivationGrid:
         bits: bit-width.
         step, low, high: of the grid; the limits are whole numbers, or both whole plus ½.
         keeps_large: values above the grid pass unchanged.
-        residual: on a tensor that enters an addition, a concatenation or a pooling.
+        unsigned: stored as UINT8 also where it has negative values: ONNX Runtime joins integers of one type only.
     """
 
     name: str
@@ -49,7 +49,7 @@ class ActivationGrid:
     low: float
     high: float
     keeps_large: bool
-    residual: bool
+    unsigned: bool
 
     @cached_property
     def integer(self) -> bool:
@@ -61,7 +61,7 @@ class ActivationGrid:
         """ "uint8", "int8", or "float" for a grid that stays in float operators."""
         if not self.integer:
             return "float"
-        signed = self.low < 0 and self.low >= INT8[0] and self.high <= INT8[1] and not self.residual
+        signed = self.low < 0 and self.low >= INT8[0] and self.high <= INT8[1] and not self.unsigned
         return "int8" if signed else "uint8"
 
     @property
@@ -71,7 +71,7 @@ class ActivationGrid:
 
 
 def weight_grids(model: nn.Module) -> dict[str, WeightGrid]:
-    """Layer → its codes, of every weight whose whole grid is integers (a weight with large values has none)."""
+    """Layer → its codes, of every weight that INT8 holds as integers; others, and those with large values, stay float."""
     found = {}
     for name, layer in model.named_modules():
         quantizer = weight_quantizer(layer)
@@ -79,15 +79,18 @@ def weight_grids(model: nn.Module) -> dict[str, WeightGrid]:
             continue
         original = layer.parametrizations.weight.original.detach()  # type: ignore[union-attr]
         codes, scale, _ = quantizer.codes(original)
-        found[name] = WeightGrid(name, quantizer.bits, _numpy(codes), _numpy(scale).reshape(-1).astype(np.float32))
+        grid = WeightGrid(name, quantizer.bits, _numpy(codes), _numpy(scale).reshape(-1).astype(np.float32))
+        whole = grid.codes * (2 if np.any(grid.codes % 1) else 1)
+        if INT8[0] <= whole.min() and whole.max() <= INT8[1]:
+            found[name] = grid
     return found
 
 
-def activation_grid(name: str, quantizer: FakeQuantizer, *, residual: bool) -> ActivationGrid:
+def activation_grid(name: str, quantizer: FakeQuantizer, *, unsigned: bool) -> ActivationGrid:
     """The grid of one quantiser of activations."""
     device = next(iter([*quantizer.buffers(), *quantizer.parameters()])).device
     step, low, high = (float(part.detach().reshape(-1)[0]) for part in quantizer.grid(torch.zeros(1, device=device)))
-    return ActivationGrid(name, quantizer.bits, step, low, high, quantizer.keeps_large, residual)
+    return ActivationGrid(name, quantizer.bits, step, low, high, quantizer.keeps_large, unsigned)
 
 
 def _numpy(tensor: torch.Tensor) -> np.ndarray:

@@ -78,7 +78,8 @@ def trace(model: nn.Module, example: Tensor, opset: int, *, quantized: bool = Tr
 
 def _mark(model: nn.Module, weights: dict[str, WeightGrid], *, quantized: bool) -> dict[str, ActivationGrid]:
     """Puts a marker in place of every quantiser of integers; returns the grids of the activations."""
-    activations = {}
+    activations: dict[str, ActivationGrid] = {}
+    unsigned = hasattr(model, RESIDUALS)
     for name, module in list(model.named_modules()):
         if parametrize.is_parametrized(module, "weight"):
             kind = type(module)  # a copy shares its class with the original, and removal edits the class
@@ -88,21 +89,21 @@ def _mark(model: nn.Module, weights: dict[str, WeightGrid], *, quantized: bool) 
                 parametrize.register_parametrization(module, "weight", _Marker(WEIGHT, name), unsafe=True)
         quantizer = getattr(module, "input_quantizer", None)
         if isinstance(quantizer, FakeQuantizer):
-            module.input_quantizer, grid = _marker(name, quantizer, residual=False, quantized=quantized)
+            module.input_quantizer, grid = _marker(name, quantizer, unsigned, quantized)
             activations.update(grid)
     residuals = getattr(model, RESIDUALS, {})
     for name, quantizer in list(residuals.items()):
-        residuals[name], grid = _marker(f"{RESIDUALS}.{name}", quantizer, residual=True, quantized=quantized)
+        residuals[name], grid = _marker(f"{RESIDUALS}.{name}", quantizer, unsigned, quantized)
         activations.update(grid)
     return activations
 
 
 def _marker(
-    name: str, quantizer: FakeQuantizer, *, residual: bool, quantized: bool
+    name: str, quantizer: FakeQuantizer, unsigned: bool, quantized: bool
 ) -> tuple[nn.Module, dict[str, ActivationGrid]]:
     if not quantized or not quantizer.enabled:
         return nn.Identity(), {}
-    grid = activation_grid(name, quantizer, residual=residual)
+    grid = activation_grid(name, quantizer, unsigned=unsigned)
     return (_Marker(ACTIVATION, name) if grid.integer else _FloatGrid(grid)), {name: grid}
 
 

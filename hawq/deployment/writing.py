@@ -59,7 +59,7 @@ class Written:
 
 
 def write_graph(traced: Traced) -> Written:
-    """The deployable graph of a traced network. Raises ValueError for a weight that 8-bit integers cannot hold."""
+    """The deployable graph of a traced network."""
     graph = Graph(traced.model)
     layers = find_layers(graph)
     fold_batch_norms(graph, layers)
@@ -100,7 +100,7 @@ def _store_weight(graph: Graph, layer: Layer, grid: WeightGrid) -> StoredWeight:
     steps = (
         grid.steps.astype(np.float64) / multiple * np.abs(factor) if layer.factor is not None else grid.steps / multiple
     )
-    steps, signs, codes = _within_int8(grid.layer, steps, signs, codes)
+    steps, signs, codes = _within_int8(steps, signs, codes)
     steps = np.where(steps != 0, steps, 1.0).astype(np.float32)  # γ = 0: all codes are 0
     axis = 0
     if layer.transposed:
@@ -129,18 +129,9 @@ def _multiple(codes: np.ndarray) -> int:
     return multiple
 
 
-def _within_int8(
-    layer: str, steps: np.ndarray, signs: np.ndarray, codes: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _within_int8(steps: np.ndarray, signs: np.ndarray, codes: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """A channel with −128 and a negative factor keeps its codes and gets a negative step: +128 is no INT8."""
-    if codes.min() < INT8[0]:
-        raise ValueError(f"{layer} has the code {codes.min():g}, which 8 bits cannot hold: give it fewer weight bits")
     over = codes.reshape(len(codes), -1).max(1) > INT8[1]
-    if np.any(over & (signs > 0)):
-        raise ValueError(
-            f"{layer} has codes up to {codes.max():g}, which 8 signed bits cannot hold: "
-            "use quantizer.symmetric=true, or give it fewer weight bits"
-        )
     turn = np.where(over, -1, 1)
     return steps * turn, signs * turn, codes * turn.reshape(-1, *[1] * (codes.ndim - 1))
 
@@ -149,7 +140,7 @@ def _integers(codes: np.ndarray, kind: int) -> TensorProto:
     """INT4 or INT8 with raw bytes; two INT4 in a byte, the first one in its low half."""
     flat = codes.astype(np.int8).reshape(-1)
     if kind == TensorProto.INT4:
-        nibbles = (np.append(flat, 0) if flat.size % 2 else flat).view(np.uint8) & 15
+        nibbles = (np.append(flat, np.int8(0)) if flat.size % 2 else flat).view(np.uint8) & 15
         flat = (nibbles[::2] | (nibbles[1::2] << 4)).view(np.int8)
     return helper.make_tensor("", kind, codes.shape, flat.tobytes(), raw=True)
 
