@@ -71,7 +71,7 @@ class ActivationGrid:
 
 
 def weight_grids(model: nn.Module) -> dict[str, WeightGrid]:
-    """Layer → its codes, of every weight that INT8 holds as integers; others, and those with large values, stay float."""
+    """Layer → its codes, of every weight that INT8 holds; others, and those with large values, stay float."""
     found = {}
     for name, layer in model.named_modules():
         quantizer = weight_quantizer(layer)

@@ -126,11 +126,11 @@ def layer_parity(
     return result
 
 
-def refuse_wrong_layers(parities: list[Parity], runtime: str) -> None:
-    """Raises ValueError for a layer whose codes differ by more than rounding: more than 10⁻⁴ of them (and a few, where
+def refuse_wrong_layers(parities: list[Parity], runtime: str, most: float = MOST_DIFFERING) -> None:
+    """Raises ValueError for a layer whose codes differ by more than rounding: more than `most` of them (and a few, where
     there are few), or one by more than 1."""
     for one in parities:
-        if one.num_differing > MOST_DIFFERING * one.num_codes + _FEW or one.largest > 1:
+        if one.num_differing > most * one.num_codes + _FEW or one.largest > 1:
             raise ValueError(
                 f"{one.key}: {100 * one.differing:.3g} % of its input codes differ in {runtime}, by up to "
                 f"{one.largest}: the file does not compute what the network computes"

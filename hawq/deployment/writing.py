@@ -14,6 +14,7 @@ from hawq.deployment.grids import INT4, INT8, ActivationGrid, WeightGrid
 from hawq.deployment.tracing import ACTIVATION, DOMAIN, WEIGHT, Traced
 
 OPSETS = (21, 22, 23)
+_NEXT_TO_NOTHING = 1e-30
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,7 @@ def write_graph(traced: Traced) -> Written:
             _scale_float_weight(graph, layer)
         else:
             weights.append(_store_weight(graph, layer, traced.weights[layer.key]))
+            _give_bias(graph, layer, len(weights[-1].signs))
     _pass_other_weights(graph, traced.weights)
     activations = [
         _store_activation(graph, node, traced.activations[attribute(node, "key").decode()])
@@ -117,6 +119,13 @@ def _store_weight(graph: Graph, layer: Layer, grid: WeightGrid) -> StoredWeight:
         _set_attribute(layer.node, "transB", 0)
     storage = "int4" if narrow else "int8"
     return StoredWeight(layer.node.name, grid.layer, name, storage, signs, multiple, layer.transposed)
+
+
+def _give_bias(graph: Graph, layer: Layer, out: int) -> None:
+    """A bias that rounds to nothing where a convolution has none: without one, OpenVINO 2026.4 forgets the zero point of
+    its input, and takes out a bias of zeros."""
+    if layer.node.op_type == "Conv" and len(layer.node.input) < 3:
+        layer.node.input.append(graph.store(np.full(out, _NEXT_TO_NOTHING, np.float32)))
 
 
 def _multiple(codes: np.ndarray) -> int:
