@@ -26,7 +26,7 @@ def test_numpy_reads_what_we_load(quantizer, bits, tmp_path):
     blocks = find_blocks(model)
     path = save(quantize(model, blocks, plan_of(blocks, bits, 3), [IMAGES], quantizer), tmp_path / "packed")
     loaded = load(path, model)
-    tensors, grids, header = read(path)
+    tensors, grids, _ = read(path)
     for name, values in tensors.items():
         expected = loaded
         for part in name.split("."):
