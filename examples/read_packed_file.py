@@ -1,4 +1,4 @@
-"""Reads a packed file with NumPy alone: `python examples/read_packed_file.py docs/results/resnet20_cifar10.safetensors`.
+"""Reads a packed file with NumPy alone: `python examples/read_packed_file.py model.safetensors`.
 
 docs/formats.md describes the file. `read` gives what hawq.load gives, bit for bit, and `quantize_input` what a layer
 does to its input; operators, strides and ε of batch norm are not in the file.

@@ -2,8 +2,8 @@
 
     python scripts/benchmark_deploy.py dataset.path=cifar10.npz deploy.eval_images=10000
 
-Takes the five packed ResNet20 of docs/results unless files are given with --files. All runtimes have one thread and take
-turns; a time is the least of many. Brevitas is left out where it is not installed.
+Takes the five packed ResNet20 of docs/results unless files are given with --files. All runtimes have one thread and
+take turns; a time is the least of many. Brevitas is left out where it is not installed.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from hawq.export import load, save
 from hawq.quantization import LSQ, RVQuant, Uniform, quantize
 
 sys.path.insert(0, str(REPOSITORY / "examples"))
-from read_packed_file import quantize_input, read  # noqa: E402
+from read_packed_file import quantize_input, read
 
 IMAGES = samples(8, torch.float32)[0]
 

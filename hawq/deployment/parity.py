@@ -127,8 +127,8 @@ def layer_parity(
 
 
 def refuse_wrong_layers(parities: list[Parity], runtime: str, most: float = MOST_DIFFERING) -> None:
-    """Raises ValueError for a layer whose codes differ by more than rounding: more than `most` of them (and a few, where
-    there are few), or one by more than 1."""
+    """Raises ValueError for a layer whose codes differ by more than rounding: more than `most` of them (and a few,
+    where there are few), or one by more than 1."""
     for one in parities:
         if one.num_differing > most * one.num_codes + _FEW or one.largest > 1:
             raise ValueError(

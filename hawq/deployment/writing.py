@@ -122,8 +122,8 @@ def _store_weight(graph: Graph, layer: Layer, grid: WeightGrid) -> StoredWeight:
 
 
 def _give_bias(graph: Graph, layer: Layer, out: int) -> None:
-    """A bias that rounds to nothing where a convolution has none: without one, OpenVINO 2026.4 forgets the zero point of
-    its input, and takes out a bias of zeros."""
+    """A bias that rounds to nothing where a convolution has none: without one, OpenVINO 2026.4 forgets the zero point
+    of its input, and takes out a bias of zeros."""
     if layer.node.op_type == "Conv" and len(layer.node.input) < 3:
         layer.node.input.append(graph.store(np.full(out, _NEXT_TO_NOTHING, np.float32)))
 
