@@ -1,4 +1,4 @@
-"""Other ways to an INT8 file, for comparison: ONNX Runtime's static quantisation, Brevitas' QCDQ."""
+"""Other ways to an INT8 file, for comparison: ONNX Runtime's static quantisation."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ import logging
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -49,28 +47,6 @@ def static_int8(floating: bytes, calibration: Sequence[Tensor]) -> bytes:
         source.write_bytes(floating)
         quantize_static(str(source), str(target), Reader(), quant_format=QuantFormat.QDQ, per_channel=True)
         return target.read_bytes()
-
-
-def brevitas_qcdq(network: nn.Module, calibration: Sequence[Tensor]) -> list[Rival]:
-    """Brevitas' export of the architecture with its own 4-bit weights and activations; none where it is missing.
-
-    Untrained: its size, kernels and speed compare, its accuracy does not.
-    """
-    if not find_spec("brevitas"):
-        return []
-    quantize = import_module("brevitas.graph.quantize")
-    export = import_module("brevitas.export")
-    traced = quantize.preprocess_for_quantize(torch.fx.symbolic_trace(network.eval()))
-    quantized = quantize.quantize(traced).eval()
-    with torch.no_grad():
-        quantized(calibration[0])
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "qcdq.onnx"
-        export.export_onnx_qcdq(
-            quantized, args=calibration[0][:1], export_path=str(path), input_names=[INPUT], dynamo=False,
-            dynamic_axes={INPUT: {0: "batch"}},
-        )  # fmt: skip
-        return [Rival("Brevitas QCDQ, 8 bits, untrained", path.read_bytes())]
 
 
 def measured(
