@@ -10,7 +10,8 @@ if TYPE_CHECKING:
     from hawq.allocation import HawqV3, IntegerProgram, Manual, Monotone, UniformBits, allocate
     from hawq.blocks import find_blocks
     from hawq.curvature import Fisher, GradientNorm, Hutchinson, Lanczos, LowRank, PowerIteration, RandomScore
-    from hawq.export import export_onnx, load, packed_overhead, save
+    from hawq.deployment import deploy, integer_network
+    from hawq.export import load, packed_overhead, save
     from hawq.finetuning import FineTuning, finetune
     from hawq.quantization import LSQ, Uniform, quantize, reestimate_batch_norm
     from hawq.records import BitPlan, Block, Estimate, Phase, Precision, RunReport, Sensitivity
@@ -25,7 +26,8 @@ _HOMES = {
         *("Fisher", "GradientNorm", "Hutchinson", "Lanczos", "LowRank"),
         *("PowerIteration", "RandomScore"),
     ),
-    "hawq.export": ("export_onnx", "load", "packed_overhead", "save"),
+    "hawq.deployment": ("deploy", "integer_network"),
+    "hawq.export": ("load", "packed_overhead", "save"),
     "hawq.finetuning": ("FineTuning", "finetune"),
     "hawq.quantization": ("LSQ", "Uniform", "quantize", "reestimate_batch_norm"),
     "hawq.records": ("BitPlan", "Block", "Estimate", "Phase", "Precision", "RunReport", "Sensitivity"),
@@ -59,9 +61,10 @@ __all__ = [
     "UniformBits",
     "allocate",
     "analyze",
-    "export_onnx",
+    "deploy",
     "find_blocks",
     "finetune",
+    "integer_network",
     "load",
     "packed_overhead",
     "quantize",

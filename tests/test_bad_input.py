@@ -51,7 +51,10 @@ MISTAKES = {
     "tried images": ("validate.num_samples=1", ["validate.num_samples=1", "2 to"]),
     "compared solver": ("validate.solvers=[lanczo]", ["solver=lanczo", "did you mean lanczos?", "fisher"]),
     "choice": ("solver.start_from=zero", ["solver.start_from='zero'", "random", "gradient", "subset"]),
-    "stage": ("stages=[analyse]", ["analyse", "'analysis', 'validate', 'allocation', 'finetune', 'export', 'report'"]),
+    "stage": (
+        "stages=[analyse]",
+        ["analyse", "'analysis', 'validate', 'allocation', 'finetune', 'export', 'deploy', 'report'"],
+    ),
     "seed": ("seed=-1", ["seed=-1", "0 to"]),
     "device": ("device=tpu", ["device='tpu'", "auto, cpu, cuda or cuda:N"]),
     "absent device": ("device=cuda:99", ["device='cuda:99'", "not on this machine"]),

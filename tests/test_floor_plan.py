@@ -17,7 +17,7 @@ FLOORS = (
     ("blocks",),
     ("curvature", "quantization"),
     ("sensitivity", "allocation", "finetuning", "export", "models", "data", "evaluation", "validation"),
-    ("report",),
+    ("report", "deployment"),
     ("hawq",),  # the library's front door, hawq/__init__.py
     # ---------- the library ends here: nothing above this line imports hawq.experiment ----------
     ("experiment.artifacts", "experiment.progress", "experiment.table"),
@@ -41,6 +41,9 @@ KNOWN_TO = {
     "timm": {"models", "data", "finetuning"},
     "torchvision": {"models", "data"},
     "matplotlib": {"report"},
+    "onnx": {"deployment"},
+    "onnxruntime": {"deployment"},
+    "openvino": {"deployment"},
 }
 
 FILES = sorted([*REPOSITORY.glob("hawq/**/*.py"), REPOSITORY / "train.py", *REPOSITORY.glob("scripts/*.py")])
@@ -113,6 +116,9 @@ def test_plan_names_every_room_and_no_other() -> None:
         ("report", "if True:\n    import wandb.sdk", "wandb"),
         ("curvature", "import numpy, timm.models", "timm"),
         ("export", "from torchvision.transforms import v2", "torchvision"),
+        ("export", "import onnx.helper", "onnx"),
+        ("experiment.stages", "from onnxruntime import InferenceSession", "onnxruntime"),
+        ("report", "import openvino", "openvino"),
         ("experiment.tracking", "import matplotlib.pyplot as plt", "matplotlib"),
     ],
 )

@@ -30,6 +30,7 @@ STAGES = (
     Stage("allocation", ("analysis",), "bit-widths of every block", ("bits",)),
     Stage("finetune", ("float_network", "analysis", "allocation"), "quantised, fine-tuned networks"),
     Stage("export", ("float_network", "finetune"), "packed files, and their accuracy"),
+    Stage("deploy", ("float_network", "finetune", "export"), "files that a runtime computes in integers"),
     Stage("report", ("float_network", "analysis", "allocation", "finetune", "export"), "report.json, tables, figures"),
 )
 

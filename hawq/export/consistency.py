@@ -25,6 +25,8 @@ def check_header(header: Header) -> None:
         "layer of the blocks": [layer for block in header.blocks for layer in block.layers],
         "weight": [entry.name for entry in header.weights],
         "input": [entry.name for entry in header.inputs],
+        "residual": [entry.name for entry in header.residuals],
+        "step": [step for entry in header.residuals for step in entry.after],
         "block of the plan": list(header.plan.precisions),
         "tensor": [entry.name for entry in (*header.floats, *header.tensors)],
     }.items():

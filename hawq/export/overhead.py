@@ -19,6 +19,7 @@ from hawq.quantization import (
     original_weight,
     weight_quantizer,
 )
+from hawq.quantization.residuals import RESIDUALS
 from hawq.records import BIT_WIDTHS, BitPlan, Block, Cost, Precision
 
 _LONGEST = -1.2345678901234567e-100  # no finite number has more digits
@@ -61,6 +62,8 @@ def packed_overhead(
         if grid is not None:
             ends = torch.linspace(-1, 1, 2, dtype=original_weight(layer).dtype, device=original_weight(layer).device)
             grid.initialise(ends)
+    for grid in getattr(network, RESIDUALS, {}).values():
+        grid.initialise(torch.linspace(-1, 1, 2, device=next(model.parameters()).device))
     stored_twice = sum(codes) - sum(block.num_weights for block in blocks)
     rest = len(pack_network(network, about or {}, _PoolWithoutCodes()))
     return rest + _OFFSETS + stored_twice + sum(n % 8 > 0 for n in codes)

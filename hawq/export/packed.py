@@ -10,10 +10,4 @@ from hawq.components import component
 @component("export/packed")
 @dataclass(frozen=True)
 class PackedExport:
-    """Writes the packed file, and an ONNX file beside it on request.
-
-    Args:
-        onnx: also write `model.onnx`.
-    """
-
-    onnx: bool = False
+    """Writes the packed file; there is nothing to choose."""

@@ -26,6 +26,7 @@ from hawq.export.schema import (
     POOLS,
     Header,
     InputEntry,
+    ResidualEntry,
     TensorEntry,
     WeightEntry,
     checksum,
@@ -33,6 +34,7 @@ from hawq.export.schema import (
 )
 from hawq.layers import weight_name, weight_of
 from hawq.quantization import Quantization, attach_input_quantizer, refuse_quantized
+from hawq.quantization.residuals import attach_residual_quantizers
 from hawq.weights import check_names, load_strictly, whole_number_buffers
 
 _LOG = logging.getLogger(__name__)
@@ -72,7 +74,7 @@ def load(path: str | Path, model: nn.Module) -> nn.Module:
         raise ValueError(f"{path} is for another network: {error}") from error
     _untie(copied, header)
     _check_names(header, copied, path)
-    weights, inputs, state = _decode(packed, path)
+    weights, inputs, residuals, state = _decode(packed, path)
     state |= {_weight_key(name, copied): weight for name, (weight, _) in weights.items()}
     load_strictly(copied, state, str(path), whole_numbers=_keeps_whole_numbers(header))
     open_attention(copied)
@@ -82,6 +84,10 @@ def load(path: str | Path, model: nn.Module) -> nn.Module:
     for name, quantizer in inputs.items():
         attach_input_quantizer(modules[name], _place(quantizer, modules[name]))
     copied.quantization = Quantization(header.blocks, header.plan)  # type: ignore[assignment]
+    if residuals:
+        places = {step: entry.name for entry in header.residuals for step in entry.after}
+        device = next(copied.parameters()).device
+        copied = attach_residual_quantizers(copied, places, {name: one.to(device) for name, one in residuals.items()})
     return copied.eval()
 
 
@@ -140,17 +146,20 @@ def _pool_shape(name: str, tensor: Any) -> int:
 
 def _decode(
     packed: _Packed, path: Path
-) -> tuple[dict[str, tuple[Tensor, FrozenQuantizer]], dict[str, FrozenQuantizer], dict[str, Tensor]]:
-    """Weights with their quantisers, quantisers of inputs, and all other tensors, by name."""
+) -> tuple[
+    dict[str, tuple[Tensor, FrozenQuantizer]], dict[str, FrozenQuantizer], dict[str, FrozenQuantizer], dict[str, Tensor]
+]:
+    """Weights with their quantisers, quantisers of inputs and of steps between layers, all other tensors; by name."""
     header, cursor = packed.header, _Cursor(packed.tensors)
     try:
         weights = {entry.name: cursor.next_weight(entry) for entry in header.weights}
         inputs = {entry.name: cursor.next_grid(entry) for entry in header.inputs}
+        residuals = {entry.name: cursor.next_grid(entry) for entry in header.residuals}
         state = {entry.name: cursor.next_float(entry) for entry in header.floats}
         state |= {entry.name: cursor.next_exact(entry) for entry in header.tensors}
     except ValueError as error:
         raise ValueError(f"{path} is no packed network of this project: {error}") from error
-    return weights, inputs, state
+    return weights, inputs, residuals, state
 
 
 class _Cursor:
@@ -185,7 +194,7 @@ class _Cursor:
         check_large(f"weight {entry.name!r}", places, values, entry.count)
         return places, values
 
-    def next_grid(self, entry: InputEntry) -> FrozenQuantizer:
+    def next_grid(self, entry: InputEntry | ResidualEntry) -> FrozenQuantizer:
         """The quantiser of an entry."""
         scale, low = self._next_grid(f"the input of {entry.name!r}", entry.bits, 1, 1, entry.wide)
         return FrozenQuantizer(entry.bits, scale, low, keeps_large=entry.keeps_large)

@@ -72,6 +72,17 @@ class InputEntry:
 
 
 @dataclass(frozen=True)
+class ResidualEntry:
+    """A quantiser of what enters additions, concatenations and poolings, and the steps that it stands after."""
+
+    name: str
+    bits: int
+    keeps_large: bool
+    after: tuple[str, ...]
+    wide: bool = False
+
+
+@dataclass(frozen=True)
 class TensorEntry:
     """Any other tensor: name, shape, and its type where that is not float32."""
 
@@ -98,20 +109,22 @@ class Header:
     about: dict[str, Any]
     checksum: str
     tensors: tuple[TensorEntry, ...] = ()
+    residuals: tuple[ResidualEntry, ...] = ()
 
     def sizes(self) -> dict[str, int]:
         """Pool → number of its elements, for pools that are not empty."""
         narrow = [entry for entry in self.weights if not entry.wide]
         wide = [entry for entry in self.weights if entry.wide]
         large = sum(entry.large or 0 for entry in self.weights)
+        grids: list[InputEntry | ResidualEntry] = [*self.inputs, *self.residuals]
         found = {
             "codes": sum(-(-entry.count * entry.bits // 8) for entry in self.weights),
-            "scales": sum(entry.scales for entry in narrow) + sum(not entry.wide for entry in self.inputs),
-            "lows": sum(entry.lows for entry in self.weights) + len(self.inputs),
+            "scales": sum(entry.scales for entry in narrow) + sum(not entry.wide for entry in grids),
+            "lows": sum(entry.lows for entry in self.weights) + len(grids),
             "floats": sum(prod(entry.shape) for entry in self.floats),
             "large_places": large,
             "large_values": sum(entry.large or 0 for entry in narrow),
-            "wide": sum(entry.scales + (entry.large or 0) for entry in wide) + sum(e.wide for e in self.inputs),
+            "wide": sum(entry.scales + (entry.large or 0) for entry in wide) + sum(e.wide for e in grids),
             "exact": sum(entry.num_bytes for entry in self.tensors),
         }
         return {pool: size for pool, size in found.items() if size}

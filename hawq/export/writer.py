@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,21 @@ from torch import Tensor, nn
 
 from hawq.errors import UserError
 from hawq.export.bitpack import pack
-from hawq.export.schema import EXACT_SCHEMA, EXACT_TYPES, PACKED_SCHEMA, InputEntry, TensorEntry, WeightEntry, checksum
+from hawq.export.schema import (
+    EXACT_SCHEMA,
+    EXACT_TYPES,
+    PACKED_SCHEMA,
+    InputEntry,
+    ResidualEntry,
+    TensorEntry,
+    WeightEntry,
+    checksum,
+)
 from hawq.files import write_whole
 from hawq.layers import channel_axis, weight_name
 from hawq.quantization import FakeQuantizer, Quantization, input_quantizer, original_weight, weight_quantizer
 from hawq.quantization.attaching import INPUT
+from hawq.quantization.residuals import RESIDUALS
 from hawq.records import to_dict
 from hawq.weights import COUNTER
 
@@ -57,6 +68,12 @@ def pack_network(model: nn.Module, about: dict[str, Any], pool: Pool) -> bytes:
         for name, layer in layers.items()
         if (quantizer := input_quantizer(layer)) is not None and quantizer.enabled  # one that is never called is off
     ]
+    places = getattr(model, "residual_places", {})
+    residuals = [
+        pool.add_residual(name, quantizer, [step for step, key in places.items() if key == name])
+        for name, quantizer in getattr(model, RESIDUALS, {}).items()
+        if quantizer.enabled
+    ]
     others = other_tensors(model)
     floats = [pool.add_float(name, x) for name, x in others.items() if x.dtype == torch.float32]
     exact = [pool.add_exact(name, x) for name, x in others.items() if x.dtype != torch.float32]
@@ -71,7 +88,9 @@ def pack_network(model: nn.Module, about: dict[str, Any], pool: Pool) -> bytes:
     }
     if exact:
         header["tensors"] = [asdict(entry) for entry in exact]
-    if exact or _needs_newer(model, layers, weights, inputs):
+    if residuals:
+        header["residuals"] = [_without_defaults(entry) for entry in residuals]
+    if exact or residuals or _needs_newer(model, layers, weights, inputs):
         header["schema"] = EXACT_SCHEMA
     tensors = pool.tensors()
     try:
@@ -92,7 +111,7 @@ def _needs_newer(
     return attention or shared or any(entry.axis or entry.wide for entry in weights) or any(e.wide for e in inputs)
 
 
-def _without_defaults(entry: WeightEntry | InputEntry | TensorEntry) -> dict[str, Any]:
+def _without_defaults(entry: WeightEntry | InputEntry | ResidualEntry | TensorEntry) -> dict[str, Any]:
     """The entry as JSON has it; fields that the older schema lacks only where they say something."""
     return {key: value for key, value in asdict(entry).items() if (key, value) not in _DEFAULTS}
 
@@ -134,6 +153,11 @@ class Pool:
         wide = scale.dtype == torch.float64
         self._add_scale(scale, low, wide)
         return InputEntry(name, quantizer.bits, quantizer.keeps_large, wide)
+
+    def add_residual(self, name: str, quantizer: FakeQuantizer, after: Sequence[str]) -> ResidualEntry:
+        """Scale and lowest code of what these steps of the network give."""
+        grid = self.add_grid(name, quantizer)
+        return ResidualEntry(name, grid.bits, grid.keeps_large, tuple(after), grid.wide)
 
     def add_float(self, name: str, tensor: Tensor) -> TensorEntry:
         """Values of a float32 tensor."""
@@ -179,7 +203,7 @@ def other_tensors(model: nn.Module, *, every_name: bool = False) -> dict[str, Te
     found: dict[str, Tensor] = {}
     seen: set[tuple[object, ...]] = set()
     for name, value in model.state_dict().items():
-        if name.rpartition(".")[2] == COUNTER or _is_ours(model, name):
+        if name.rpartition(".")[2] == COUNTER or name.startswith(f"{RESIDUALS}.") or _is_ours(model, name):
             continue
         if not isinstance(value, Tensor) or value.layout != torch.strided or value.is_quantized:
             raise UserError(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-import torch
 from timm.models import register_model
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -87,7 +86,8 @@ class CifarResNet(nn.Module):
         """Images (N, in_chans, H, W) → logits (N, num_classes)."""
         x = F.relu(self.bn1(self.conv1(x)))  # (N, 16, H, W)
         x = self.layer3(self.layer2(self.layer1(x)))  # (N, 64, H/4, W/4)
-        return torch.as_tensor(self.fc(x.mean(dim=(2, 3))))  # (N, classes)
+        logits: Tensor = self.fc(x.mean(dim=(2, 3)))  # (N, classes)
+        return logits
 
 
 def _stage(in_channels: int, channels: int, stride: int, units: int, option: str) -> nn.Sequential:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import register_model
 from torch import Tensor, nn
@@ -99,7 +98,8 @@ class SqueezeNext(nn.Module):
         """Images (N, in_chans, H, W) → logits (N, num_classes)."""
         x = self.pool(self.stem(x))  # (N, 64·width, H/4, W/4)
         x = self.stage4(self.stage3(self.stage2(self.stage1(x))))  # (N, 256·width, H/32, W/32)
-        return torch.as_tensor(self.fc(self.final(x).mean(dim=(2, 3))))  # (N, classes)
+        logits: Tensor = self.fc(self.final(x).mean(dim=(2, 3)))  # (N, classes)
+        return logits
 
 
 @register_model

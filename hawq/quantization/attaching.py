@@ -22,6 +22,7 @@ from hawq.layers import (
     weight_of,
 )
 from hawq.quantization.fake_quantize import FakeQuantizer
+from hawq.quantization.residuals import add_residual_quantizers
 from hawq.records import FLOAT_BITS, IMAGE_BITS, BitPlan, Block
 
 INPUT = "input_quantizer"  # the attribute of a layer
@@ -87,6 +88,9 @@ def attach(model: nn.Module, blocks: Sequence[Block], plan: BitPlan, quantizer: 
                 bits = IMAGE_BITS if name in block.image_layers else precision.activation_bits
                 attach_input_quantizer(layer, quantizer.activation(bits))
     copied.quantization = Quantization(tuple(blocks), plan)  # type: ignore[assignment]
+    residual_bits = getattr(quantizer, "residuals", None)
+    if residual_bits is not None:
+        copied = add_residual_quantizers(copied, quantizer, residual_bits)
     device = next(model.parameters()).device
     return copied.to(device)
 

@@ -23,6 +23,8 @@ class LSQ:
         balanced_bits: up to this bit-width a layer's weights may have as many codes below zero as above, ±½, ±1½, …,
             and none at zero; they are used where they leave a smaller squared error than the published
             −2^(b−1) … 2^(b−1)−1 (not in sparse layers). 0 or 1: published codes from two bits on.
+        residuals: bits of trained quantisers on what enters additions, concatenations and poolings, so that the trained
+            network is the one that deploy.profile=integer writes; None leaves them float.
 
     Raises:
         ValueError: a bit-width out of range.
@@ -30,9 +32,11 @@ class LSQ:
 
     per_channel: bool = True
     balanced_bits: int = 2
+    residuals: int | None = None
 
     def __post_init__(self) -> None:
         check_range("balanced_bits", self.balanced_bits, least=0, most=8)
+        check_range("residuals", self.residuals, least=2, most=8, optional=True)
 
     @property
     def name(self) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
 import torch
@@ -27,6 +27,7 @@ from hawq.quantization.batch_norm import CarriedBatchNorm
 from hawq.quantization.calibration import input_batches, observe_inputs
 from hawq.quantization.fake_quantize import FakeQuantizer
 from hawq.quantization.lsq import LSQ
+from hawq.quantization.residuals import enable_residual_quantizers
 from hawq.records import BIT_WIDTHS, BitPlan, Block
 from hawq.tracing import trace_layers
 
@@ -110,6 +111,18 @@ def enable(
     for name, sample in observe_inputs(model, {name: layers[name] for name in grids}, calibration).items():
         grids[name].initialise(sample.values_and_extremes())
     carried.follow()
+    if all(quantizer.enabled for quantizer in _quantizers(model, info)):
+        enable_residual_quantizers(model, calibration)
+
+
+def _quantizers(model: nn.Module, info: Quantization) -> Iterator[FakeQuantizer]:
+    """The quantisers of all planned weights."""
+    layers = dict(model.named_modules())
+    for block in info.blocks:
+        for name in block.layers:
+            quantizer = weight_quantizer(layers[name])
+            if quantizer is not None:
+                yield quantizer
 
 
 def weight_errors(

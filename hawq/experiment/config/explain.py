@@ -22,6 +22,10 @@ RENAMED = {
 """Sections and keys that had another name; on a command line the old one still works."""
 
 
+GONE = {"export.onnx": "type deploy=onnx and name deploy in stages"}
+"""Keys that no longer exist → what to type instead."""
+
+
 def explain(error: Exception, known_keys: Sequence[str] = ()) -> str:
     """An error of Hydra or OmegaConf about a command line or a file."""
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
@@ -34,6 +38,8 @@ def explain(error: Exception, known_keys: Sequence[str] = ()) -> str:
         key = getattr(chained, "full_key", None)
         if key and today(key) != key:
             return f"{key} is called {today(key)} now: type that"
+        if key in GONE:
+            return f"{key} is gone: {GONE[key]}"
         if key and key not in known_keys:
             return f"{key} is not a key of the config: {suggest(key, known_keys)}"
     return " ".join(str(error).split())
@@ -49,6 +55,8 @@ def suggest(given: str, allowed: Sequence[str]) -> str:
 def refuse_unknown_keys(prefix: str, given: set[str], known: set[str]) -> None:
     """Raises ValueError for a key that does not exist; `prefix` is its section with a dot, or nothing."""
     for key in sorted(given - known):
+        if prefix + key in GONE:
+            raise ValueError(f"{prefix}{key} is gone: {GONE[prefix + key]}")
         allowed = sorted(prefix + name for name in known)
         raise ValueError(f"{prefix}{key} is not a key of the config: {suggest(prefix + key, allowed)}")
 

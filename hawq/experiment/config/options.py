@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from hawq.allocation import Allocation, Allocator
     from hawq.curvature import Solver
     from hawq.data import ImageData
+    from hawq.deployment import DyadicReport, NoDeployment, OnnxDeployment
     from hawq.experiment.tracking import Tracking
     from hawq.export import PackedExport
     from hawq.finetuning import FineTuning, Training
@@ -35,6 +36,7 @@ COMPONENTS = (
     "quantizer",
     "finetune",
     "export",
+    "deploy",
     "tracking",
 )
 """Sections of the config that are built into an object each."""
@@ -131,4 +133,5 @@ class Settings:
     quantizer: Quantizer = None  # type: ignore[assignment]
     finetune: FineTuning = None  # type: ignore[assignment]
     export: PackedExport = None  # type: ignore[assignment]
+    deploy: NoDeployment | OnnxDeployment | DyadicReport = None  # type: ignore[assignment]
     compared: dict[str, Solver] = None  # type: ignore[assignment]

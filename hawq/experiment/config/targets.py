@@ -38,6 +38,7 @@ _NEEDED: Mapping[str, tuple[str, ...]] = {
     "quantizer": ("name", "weight", "activation"),
     "finetune": ("num_steps", "block_order"),
     "export": (),
+    "deploy": (),
     "tracking": ("open",),
 }
 """What a user's own class must have to stand in a section."""

@@ -1,4 +1,4 @@
-"""The export: a packed file per network (and ONNX on request), read back and measured on the whole test set."""
+"""The export: a packed file per network, read back and measured on the whole test set."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hawq.experiment.run import Run
 from hawq.experiment.stages.cache import Files, KeyedSettings, cached
 from hawq.experiment.stages.finetune import Tuned, label, network_folder
 from hawq.experiment.stages.float_network import FloatNetwork
-from hawq.export import PACKED_SCHEMA, export_onnx, load, save
+from hawq.export import PACKED_SCHEMA, load, save
 from hawq.files import write_whole
 
 
@@ -43,7 +43,7 @@ def export(run: Run, float_network: FloatNetwork, finetune: dict[str, Tuned]) ->
         accuracy = float(artifact.read_json("accuracy.json")["accuracy"])
         packed[name] = Packed(artifact, accuracy, (artifact.path / "model.safetensors").stat().st_size)
         for path in artifact.files():
-            if path.suffix in (".safetensors", ".onnx"):
+            if path.suffix == ".safetensors":
                 write_whole(network_folder(run.folder, name) / path.name, path.read_bytes())
     return packed
 
@@ -55,10 +55,7 @@ def _pack(run: Run, float_network: FloatNetwork, tuned: Tuned, settings: KeyedSe
     _refuse_other_outputs(tuned.network, restored, example)
     title = f"accuracy of the packed file ({tuned.plan.method})"
     accuracy = inputs.test_accuracy(restored, progress=run.progress, title=title)
-    files = {"model.safetensors": path.read_bytes(), "accuracy.json": json.dumps({"accuracy": accuracy}).encode()}
-    if settings.export.onnx:
-        files["model.onnx"] = export_onnx(restored, artifact.path / "model.onnx", example).read_bytes()
-    return files
+    return {"model.safetensors": path.read_bytes(), "accuracy.json": json.dumps({"accuracy": accuracy}).encode()}
 
 
 @torch.no_grad()

@@ -1,0 +1,68 @@
+"""Reads a packed file with NumPy alone: `python examples/read_packed_file.py model.safetensors`.
+
+docs/formats.md describes the file. `read` gives what hawq.load gives, bit for bit, and `quantize_input` what a layer
+does to its input; operators, strides and ε of batch norm are not in the file.
+"""
+
+import hashlib
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+_TYPES = {"U8": np.uint8, "F16": np.float16, "F32": np.float32, "I32": np.int32}
+
+
+def read(path: str) -> tuple[dict[str, np.ndarray], dict[str, tuple[np.float32, float, float]], dict[str, Any]]:
+    """({tensor: float32 values}, {layer: (step, low, high) of its input}, header). Raises ValueError if damaged."""
+    raw = Path(path).read_bytes()
+    begin = 8 + int.from_bytes(raw[:8], "little")  # safetensors: length, JSON, tensors
+    entries = json.loads(raw[8:begin])
+    header = json.loads(entries.pop("__metadata__")["hawq"])
+    pools = {}
+    for name, entry in entries.items():
+        first, last = entry["data_offsets"]
+        pools[name] = np.frombuffer(raw[begin + first : begin + last], _TYPES[entry["dtype"]])
+    text = json.dumps({key: value for key, value in header.items() if key != "checksum"}, sort_keys=True)
+    digest = hashlib.sha256(text.encode() + b"".join(pools[name].tobytes() for name in sorted(pools)))
+    if header["schema"] != "hawq.packed/2" or digest.hexdigest() != header["checksum"]:
+        raise ValueError(f"{path} is damaged, or of another format: {header['schema']}")
+
+    def take(pool: str, count: int) -> np.ndarray:
+        part, pools[pool] = pools[pool][:count], pools[pool][count:]
+        return part
+
+    tensors, grids = {}, {}
+    for entry in header["weights"]:
+        bits, shape, count = entry["bits"], entry["shape"], int(np.prod(entry["shape"]))
+        planes = np.unpackbits(take("codes", -(-count * bits // 8)), count=count * bits, bitorder="little")
+        codes = planes.reshape(count, bits) @ (1 << np.arange(bits))
+        per_channel = (-1, *[1] * (len(shape) - 1))
+        scales, lows = take("scales", entry["scales"]), take("lows", entry["lows"])
+        codes = codes.reshape(shape).astype(np.float32) + lows.astype(np.float32).reshape(per_channel)
+        weight = codes * scales.reshape(per_channel)
+        if entry["large"] is not None:
+            places = take("large_places", entry["large"])
+            weight.reshape(-1)[places] = take("large_values", entry["large"])
+        tensors[entry["name"] + ".weight"] = weight
+    for entry in [*header["inputs"], *header.get("residuals", [])]:
+        low = float(take("lows", 1)[0])
+        grids[entry["name"]] = (take("scales", 1)[0], low, low + 2 ** entry["bits"] - 1)
+    for entry in header["floats"]:
+        tensors[entry["name"]] = take("floats", int(np.prod(entry["shape"]))).reshape(entry["shape"])
+    return tensors, grids, header
+
+
+def quantize_input(x: np.ndarray, step: np.float32, low: float, high: float, keeps_large: bool = False) -> np.ndarray:
+    """float32 x on its grid: codes nearest to x · (1/step), halves to even; half-integer codes where low is one."""
+    half = np.float32(low % 1)
+    codes = np.rint(x * (np.float32(1) / step) - half) + half
+    on_grid = np.clip(codes, np.float32(low), np.float32(high)) * step
+    return np.where(np.abs(x) > step * np.float32(high), x, on_grid) if keeps_large else on_grid
+
+
+if __name__ == "__main__":
+    for name, values in read(sys.argv[1])[0].items():
+        print(name, values.shape, len(np.unique(values)), "values")
