@@ -62,7 +62,7 @@ def test_times_of_zero_are_allowed(tmp_path):
 def test_a_key_that_stands_twice_is_told(tmp_path):
     path = tmp_path / "table.json"
     path.write_text(json.dumps(JSON).replace('"2": 1.5', '"2": 1.5, "2": 1.0'))
-    with pytest.raises(ValueError, match=r"table.json is not a latency table \(the key '2' stands twice"):
+    with pytest.raises(ValueError, match=r"table.json is not a latency table \(the key '2' occurs twice"):
         read_latency(path)
 
 

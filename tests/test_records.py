@@ -304,7 +304,7 @@ TEXTS = {
     "empty": ("", "Expecting value"),
     "half": (json.dumps(FILE)[:100], "line 1"),
     "list": ("[]", "it holds no JSON mapping"),
-    "key twice": (json.dumps(FILE).replace('"loss": 1.5', '"loss": 1.5, "loss": 2.5'), "key 'loss' stands twice"),
+    "key twice": (json.dumps(FILE).replace('"loss": 1.5', '"loss": 1.5, "loss": 2.5'), "key 'loss' occurs twice"),
     "NaN": (with_loss("NaN"), "NaN, which is not a finite number"),
     "infinity": (with_loss("-Infinity"), "-Infinity, which is not a finite"),
     "beyond": (

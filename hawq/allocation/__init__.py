@@ -40,7 +40,7 @@ def allocate(sensitivity: Sensitivity, allocator: Allocator | None = None) -> Bi
         sensitivity: from `analyze`, or from a file.
         allocator: the exact optimum at W-Comp 13.1 unless given.
 
-    A sensitivity without any score is told of by one warning of the log.
+    A score that predicts no increase at all is reported by one logged warning.
 
     Raises:
         ValueError: the allocator's limits cannot be met (with the feasible range), or the analysis lacks what it needs.

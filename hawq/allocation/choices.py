@@ -81,7 +81,7 @@ class Choices:
 def _signs(differences: np.ndarray) -> np.ndarray:
     """(…, groups) → (…): the sign of each sum, 0 where it is a rounding error of its own terms.
 
-    Terms that are equal on both sides cancel exactly, so that small scores count beside large ones.
+    Terms that are equal on both sides cancel exactly, so that small scores count next to large ones.
     """
     total, size = differences.sum(-1), np.abs(differences).sum(-1)
     return np.where(np.abs(total) > TOLERANCE * size, np.sign(total), 0.0)

@@ -15,7 +15,7 @@ from hawq.records.kinds import SpelledBits, WrongEntry, strict_bool, strict_floa
 
 Record = TypeVar("Record")
 _SHOWN = 3  # wrong entries that are named; the others are counted
-_LETTERS = 300  # of what is told of one entry
+_LETTERS = 300  # of the message about one entry
 
 
 def to_dict(record: Any) -> dict[str, Any]:

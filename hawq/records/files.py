@@ -26,7 +26,7 @@ def dump_record(schema: str, record: Any) -> bytes:
 
 
 def read_record(path: Path, schema: str, kind: type[Record], older: Upgrades | None = None) -> Record:
-    """The record that `dump_record` wrote, or a person in its place.
+    """The record in a file that `dump_record` wrote, or that was written by hand.
 
     Args:
         path: of the file.
@@ -58,7 +58,7 @@ def read_sensitivity(path: Path) -> Sensitivity:
 def read_json(path: Path) -> dict[str, Any]:
     """The mapping in a JSON file of at most 32 MiB.
 
-    Raises FileNotFoundError, or ValueError for a larger file, one that is no JSON mapping, keys that stand twice in one
+    Raises FileNotFoundError, or ValueError for a larger file, one that is no JSON mapping, keys that occur twice in one
     mapping, and NaN or infinity.
     """
     text = read_text(path)
@@ -90,7 +90,7 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) < len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"the key {twice[:60]!r} stands twice in one mapping")
+        raise ValueError(f"the key {twice[:60]!r} occurs twice in one mapping")
     return found
 
 

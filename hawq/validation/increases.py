@@ -53,7 +53,7 @@ def loss_increases(
         calibration: inputs (N, ...) that activation ranges are chosen from; where given, the input activations of
             each block are quantised alone as well.
         checkpoint: where finished blocks are stored, at most every `save_every_seconds`, and resumed from.
-        progress: is told of each trial.
+        progress: notified of each trial.
 
     Raises:
         UserError: fewer than two images, or a loss that is not finite.
