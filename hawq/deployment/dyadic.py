@@ -222,5 +222,5 @@ def _move(node: NodeProto, inputs: list[Any]) -> Integers:
     if x.step.ndim:
         raise ValueError(f"{node.op_type} follows a layer without a grid between them: deploy=dyadic needs one there")
     feeds = dict(zip(node.input, [x.values, *inputs[1:]], strict=True))
-    moved: Any = ReferenceEvaluator(node).run(None, feeds)[0]
+    moved: Any = next(iter(ReferenceEvaluator(node).run(None, feeds)))
     return Integers(moved, x.step, x.low, x.high)
