@@ -56,7 +56,11 @@ def measured(
     rows = []
     layers = [node.name for node in onnx.load_model_from_string(rival.model).graph.node if _is_layer(node)]
     for runtime in runtimes:
-        sessions = [runtime.open(rival.model), runtime.open(floating)]
+        try:
+            sessions = [runtime.open(rival.model), runtime.open(floating)]
+        except RuntimeError:  # OpenVINO refuses static INT8 files of networks with padded shortcuts
+            rows.append(f"{rival.name} | {len(rival.model):,} | {runtime.name} refuses it | | | | |")
+            continue
         right = same = total = 0
         with eval_mode(network), torch.no_grad():
             for images, labels in data:
