@@ -51,8 +51,6 @@ def float_network(run: Run) -> FloatNetwork:
     )
     found = FloatNetwork(network, weights_hash, float(artifact.read_json("accuracy.json")["accuracy"]))
     print(f"float accuracy: {found.accuracy:.2f} %")
-    if inputs.float_parts:
-        print(f"stays float: {', '.join(map(str, inputs.float_parts))}")
     return found
 
 
