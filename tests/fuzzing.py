@@ -97,10 +97,12 @@ def _keys(node: Any) -> list[Any]:
 
 
 def _change_tensor(tensors: dict[str, torch.Tensor], generator: random.Random) -> None:
+    if not tensors:
+        return
     name = generator.choice(sorted(tensors))
     x = tensors[name]
     kind = generator.randrange(7)
-    if kind == 0:
+    if kind == 0 or not len(x):
         del tensors[name]
     elif kind == 1:
         tensors[name] = x[: generator.randint(0, len(x))].clone()

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from hawq.blocks import find_blocks
 from hawq.export import save
 from hawq.export.schema import checksum
-from hawq.quantization import RVQuant, quantize
+from hawq.quantization import Quantizer, RVQuant, quantize
 
 Parts = tuple[dict[str, Any], dict[str, Tensor]]  # header, tensors
 IMAGES = samples(4, torch.float32)[0]
@@ -40,12 +40,12 @@ class Everything(nn.Module):
         return self.head(x * self.mask)
 
 
-def packed(path: Path) -> Path:
-    """The file of an `Everything` with 2 to 8 bits."""
+def packed(path: Path, quantizer: Quantizer | None = None) -> Path:
+    """The file of an `Everything` with 2 to 8 bits; one with large values unless another quantiser is given."""
     model = Everything().eval()
     blocks = find_blocks(model, IMAGES)
     plan = plan_of(blocks, [8, 2, 3, 5][: len(blocks)], 4)
-    return save(quantize(model, blocks, plan, [IMAGES], RVQuant(10)), path, {"dataset": "digits"})
+    return save(quantize(model, blocks, plan, [IMAGES], quantizer or RVQuant(10)), path, {"dataset": "digits"})
 
 
 def parts_of(path: Path) -> Parts:

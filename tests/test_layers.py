@@ -4,7 +4,7 @@ import logging
 
 import pytest
 import torch
-from networks import samples
+from networks import explicit_hessian, samples
 from sensitivities import plan_of
 from torch import nn
 from torch.nn.utils import parametrizations, parametrize, prune, spectral_norm, weight_norm
@@ -265,3 +265,18 @@ def test_parametrised_biases_and_unused_layers_are_no_obstacle(tmp_path):
     other = ByPosition()
     parametrize.register_parametrization(other.head, "bias", Doubled())
     assert torch.equal(hawq.load(hawq.save(network, tmp_path / "packed"), other)(x), network(x))
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_curvature_is_that_of_the_explicit_hessian(name):
+    """Each kind of layer behind another one, so that its input is no image."""
+    make, shape, _ = LAYERS[name]
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Identity(), make(), nn.Flatten(), nn.LazyLinear(3)).double().eval()
+    x, labels = torch.randn(3, *shape, dtype=torch.float64), torch.tensor([0, 1, 2])
+    model(x)
+    blocks = find_blocks(model, x)
+    solver = hawq.Lanczos(tolerance=1e-6, max_iterations=300, start_from="random")
+    found = hawq.analyze(model, blocks, [(x, labels)], solver=solver)
+    exact = torch.linalg.eigvalsh(explicit_hessian(model, blocks[0], (x, labels), nn.functional.cross_entropy))[-1]
+    assert found.row("1").eigenvalue.value == pytest.approx(float(exact), rel=1e-4)
