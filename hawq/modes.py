@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,9 +24,13 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def analysis_mode(model: nn.Module, weights: Sequence[Tensor]) -> Iterator[None]:
-    """Eval mode, gradients for `weights` alone, full float32 without autocast or TF32; all restored at the end."""
+    """Eval mode, gradients for `weights` alone, full float32 without autocast or TF32; all restored at the end.
+
+    The network gets copies of its inputs, so that one which changes them in place does not reach the caller's.
+    """
     required = {parameter: parameter.requires_grad for parameter in model.parameters()}
     tf32 = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    copies = model.register_forward_pre_hook(_with_copies)
     try:
         for parameter in required:
             parameter.requires_grad_(False)
@@ -36,6 +41,11 @@ def analysis_mode(model: nn.Module, weights: Sequence[Tensor]) -> Iterator[None]
         with eval_mode(model), autocast, torch.enable_grad():
             yield
     finally:
+        copies.remove()
         torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = tf32
         for parameter, requires_grad in required.items():
             parameter.requires_grad_(requires_grad)
+
+
+def _with_copies(_: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    return tuple(value.clone() if isinstance(value, Tensor) else value for value in inputs)

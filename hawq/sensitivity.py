@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from torch import Tensor, nn
 
@@ -18,19 +18,26 @@ from hawq.curvature import (
     CurvatureCheckpoint,
     Lanczos,
     Loss,
+    LowRank,
     Solver,
     activation_traces,
+    check_forms,
     check_loss,
     check_network,
+    detached_blocks,
     fixed,
+    have_one_shape,
+    refuse_short_weights,
     solve_blocks,
 )
+from hawq.errors import UserError
 from hawq.layers import refuse_computed_weights, weight_of
 from hawq.progress import SILENT, Progress
 from hawq.quantization import LSQ, Quantizer, activation_errors, refuse_quantized, weight_errors
 from hawq.records import BIT_WIDTHS, Block, BlockSensitivity, Estimate, Prediction, ScoreTable, Sensitivity
 
 _ACTIVATION_TOLERANCE, _ACTIVATION_DRAWS = 0.05, 100
+_FEW = 2  # samples that the forms are checked on
 
 
 @component("analysis/analysis", not_in_key=("batch_size", "save_every_seconds"))
@@ -42,6 +49,8 @@ class Analysis:
         num_samples: training samples, drawn once by the run's seed, that the loss is averaged over.
         batch_size: samples in one pass; with all samples in one batch no forward is repeated.
         activations: whether curvature by, and errors of, the blocks' input activations are measured as well.
+        detached_bits: bit-width of blocks that no gradient of the loss reaches (a backbone under no_grad, say); None
+            refuses them.
         stop_when_settled: ends as soon as no curvature within its error can change a bit-width (bits=mixed).
         save_every_seconds: how often a half-done analysis is stored, so that a killed run can resume.
 
@@ -52,12 +61,14 @@ class Analysis:
     num_samples: int = 256
     batch_size: int = 256
     activations: bool = False
+    detached_bits: int | None = None
     stop_when_settled: bool = False
     save_every_seconds: float = 20.0
 
     def __post_init__(self) -> None:
         check_range("num_samples", self.num_samples, least=1)
         check_range("batch_size", self.batch_size, least=1)
+        check_range("detached_bits", self.detached_bits, least=BIT_WIDTHS[0], most=BIT_WIDTHS[-1], optional=True)
         check_range("save_every_seconds", self.save_every_seconds, least=0)
 
 
@@ -65,13 +76,15 @@ class Analysis:
 class Curvature:
     """What a solver found of every block, and the mean loss: the expensive half of a sensitivity.
 
-    `estimates` maps block → quantity ("eigenvalue", "smallest", "trace", "proxy", "activation_trace") → estimate.
+    `estimates` maps block → quantity ("eigenvalue", "smallest", "trace", "proxy", "activation_trace") → estimate;
+    `detached` blocks that no gradient reaches → the bit-width that they keep.
     """
 
     estimates: dict[str, dict[str, Estimate]]
     solver: str
     num_samples: int
     loss: float
+    detached: dict[str, int] = field(default_factory=dict)
 
 
 def analyze(
@@ -83,6 +96,7 @@ def analyze(
     solver: Solver | None = None,
     quantizer: Quantizer | None = None,
     activations: bool = False,
+    detached_bits: int | None = None,
     seed: int = 0,
     progress: Progress = SILENT,
 ) -> Sensitivity:
@@ -96,6 +110,7 @@ def analyze(
         solver: Lanczos unless given.
         quantizer: LSQ unless given; decides Q_b.
         activations: also measures the curvature by, and the quantisation error of, each block's input activations.
+        detached_bits: bit-width that blocks keep which no gradient of the loss reaches; None refuses them.
         seed: of the random start vectors.
         progress: told of every estimate.
 
@@ -114,6 +129,7 @@ def analyze(
         solver or Lanczos(),
         seed,
         activations=activations,
+        detached_bits=detached_bits,
         warn=warnings.warn,
         progress=progress,
     )
@@ -133,6 +149,7 @@ def measure_curvature(
     on_estimate: Callable[[str, Estimate], None] = lambda name, estimate: None,
     *,
     activations: bool = False,
+    detached_bits: int | None = None,
     warn: Callable[[str], object] = lambda text: None,
     settled: Callable[[Curvature], bool] = lambda curvature: False,
     progress: Progress = SILENT,
@@ -140,7 +157,7 @@ def measure_curvature(
     """Checks network and loss, then runs one solver per block, all in step.
 
     Args:
-        model, blocks, batches, loss, solver, seed, activations, progress: see `analyze`.
+        model, blocks, batches, loss, solver, seed, activations, detached_bits, progress: see `analyze`.
         checkpoint: where a half-done analysis is stored every `save_every_seconds`.
         on_estimate: called with each block's name and main result as soon as it is final.
         warn: called with each sentence about what makes the results less sure.
@@ -150,11 +167,17 @@ def measure_curvature(
         ValueError: as `BlockOperator`, `check_network` and `solve_blocks` do.
     """
     _refuse_made_weights(model, blocks)
+    if not have_one_shape(batches) and (plainer := _for_any_shape(solver)) is not solver:
+        warn(f"the samples differ in size, so {solver.name} cannot choose among them and starts from the gradient")
+        solver = plainer
+    refuse_short_weights(model)
+    _check_forms(model, batches, loss, solver)
     for text in check_network(model, batches, loss, twice=solver.reads in ("products", "rows")):
         warn(text)
     limit = solver.memory_limit_gib
     kind = OPERATORS[solver.curvature]
     parameters = {block.name: block_weights(model, block) for block in blocks}
+    detached = _detached(model, parameters, batches, loss, solver, detached_bits)
     operator = kind(model, parameters, batches, loss, None if limit is None else limit * 2**30)
     for text in check_loss(operator):
         warn(text)
@@ -167,7 +190,7 @@ def measure_curvature(
                 on_estimate(name, main)
 
         def enough(found: dict[str, dict[str, Estimate]]) -> bool:
-            return settled(Curvature(found, solver.name, operator.num_samples, operator.mean_loss))
+            return settled(Curvature(found, solver.name, operator.num_samples, operator.mean_loss, detached))
 
         found = solve_blocks(operator, solver, seed, checkpoint, save_every_seconds, listen, enough)
     if activations:
@@ -176,7 +199,42 @@ def measure_curvature(
         layers = {b.name: [layer for layer in b.layers if layer not in b.image_layers] for b in blocks}
         traces = activation_traces(operator, layers, _ACTIVATION_TOLERANCE, _ACTIVATION_DRAWS, seed)
         found = {name: {**found[name], "activation_trace": trace} for name, trace in traces.items()}
-    return Curvature(found, solver.name, operator.num_samples, operator.mean_loss)
+    return Curvature(found, solver.name, operator.num_samples, operator.mean_loss, detached)
+
+
+def _for_any_shape(solver: Solver) -> Solver:
+    """The solver itself, or one that puts no samples of different batches together."""
+    if isinstance(solver, LowRank):
+        solver = solver.otherwise()
+    return replace(solver, start_from="gradient") if solver.start_from == "subset" else solver  # type: ignore
+
+
+def _check_forms(model: nn.Module, batches: Sequence[Batch], loss: Loss, solver: Solver) -> None:
+    """Raises UserError, before any work, for outputs or a loss of a form that the solver cannot work with."""
+    if batches and solver.reads != "nothing":
+        one_tensor = solver.reads in ("rows", "sketches") or solver.curvature == "ggn"
+        check_forms(model, batches[0][0][:_FEW], batches[0][1][:_FEW], loss, one_tensor=one_tensor)
+
+
+def _detached(
+    model: nn.Module,
+    weights: Mapping[str, Sequence[Tensor]],
+    batches: Sequence[Batch],
+    loss: Loss,
+    solver: Solver,
+    bits: int | None,
+) -> dict[str, int]:
+    """Blocks that no gradient reaches → the bit-width that they keep. Raises UserError where none is given."""
+    if not batches or solver.reads == "nothing":
+        return {}
+    names = detached_blocks(model, weights, batches[0][0][:_FEW], batches[0][1][:_FEW], loss)
+    if names and bits is None:
+        raise UserError(
+            f"no gradient of the loss reaches {', '.join(names)} (no_grad, detach, round or argmax on the way), so "
+            "curvature says nothing of them: let gradients through, or give the width that they keep, say "
+            "analysis.detached_bits=8"
+        )
+    return dict.fromkeys(names, bits) if bits is not None else {}
 
 
 def combine(
@@ -192,7 +250,7 @@ def combine(
     each = {block.name: _layer_errors(model, block, quantizer) for block in blocks}
     rows = tuple(
         BlockSensitivity(
-            block=block,
+            block=replace(block, fixed_bits=curvature.detached.get(block.name, block.fixed_bits)),
             eigenvalue=found[block.name].get("eigenvalue"),
             weight_errors=_summed(each[block.name]),
             trace=found[block.name].get("trace"),

@@ -98,6 +98,7 @@ def shared_curvature(
         wanted.save_every_seconds,
         on_estimate,
         activations=wanted.activations,
+        detached_bits=wanted.detached_bits,
         warn=warn,
         settled=settled,
         progress=progress,
