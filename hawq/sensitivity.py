@@ -118,6 +118,7 @@ def analyze(
         ValueError: no batches, or batches, a network or a loss whose Hessian would mean nothing.
     """
     given = fixed(batches)
+    refuse_short_weights(model)
     _refuse_made_weights(model, blocks)
     if any(block.macs is None for block in blocks):
         blocks = trace_blocks(model, blocks, given[0][0][:1])
