@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-_TYPES = {"U8": np.uint8, "F16": np.float16, "F32": np.float32, "I32": np.int32}
+_TYPES = {"U8": np.uint8, "F16": np.float16, "F32": np.float32, "F64": np.float64, "I32": np.int32}
+_SCHEMAS = ("hawq.packed/2", "hawq.packed/3")
 
 
 def read(path: str) -> tuple[dict[str, np.ndarray], dict[str, tuple[np.float32, float, float]], dict[str, Any]]:
@@ -27,31 +28,38 @@ def read(path: str) -> tuple[dict[str, np.ndarray], dict[str, tuple[np.float32, 
         pools[name] = np.frombuffer(raw[begin + first : begin + last], _TYPES[entry["dtype"]])
     text = json.dumps({key: value for key, value in header.items() if key != "checksum"}, sort_keys=True)
     digest = hashlib.sha256(text.encode() + b"".join(pools[name].tobytes() for name in sorted(pools)))
-    if header["schema"] != "hawq.packed/2" or digest.hexdigest() != header["checksum"]:
+    if header["schema"] not in _SCHEMAS or digest.hexdigest() != header["checksum"]:
         raise ValueError(f"{path} is damaged, or of another format: {header['schema']}")
 
     def take(pool: str, count: int) -> np.ndarray:
         part, pools[pool] = pools[pool][:count], pools[pool][count:]
         return part
 
+    def scales_of(entry: dict[str, Any], count: int) -> np.ndarray:
+        return take("wide" if entry.get("wide") else "scales", count)
+
     tensors, grids = {}, {}
     for entry in header["weights"]:
         bits, shape, count = entry["bits"], entry["shape"], int(np.prod(entry["shape"]))
         planes = np.unpackbits(take("codes", -(-count * bits // 8)), count=count * bits, bitorder="little")
         codes = planes.reshape(count, bits) @ (1 << np.arange(bits))
-        per_channel = (-1, *[1] * (len(shape) - 1))
-        scales, lows = take("scales", entry["scales"]), take("lows", entry["lows"])
-        codes = codes.reshape(shape).astype(np.float32) + lows.astype(np.float32).reshape(per_channel)
+        per_channel = [-1 if axis == entry.get("axis", 0) else 1 for axis in range(len(shape))]
+        scales, lows = scales_of(entry, entry["scales"]), take("lows", entry["lows"])
+        codes = codes.reshape(shape).astype(scales.dtype) + lows.astype(scales.dtype).reshape(per_channel)
         weight = codes * scales.reshape(per_channel)
         if entry["large"] is not None:
             places = take("large_places", entry["large"])
-            weight.reshape(-1)[places] = take("large_values", entry["large"])
+            weight.reshape(-1)[places] = take("wide" if entry.get("wide") else "large_values", entry["large"])
         tensors[entry["name"] + ".weight"] = weight
     for entry in [*header["inputs"], *header.get("residuals", [])]:
         low = float(take("lows", 1)[0])
-        grids[entry["name"]] = (take("scales", 1)[0], low, low + 2 ** entry["bits"] - 1)
+        grids[entry["name"]] = (scales_of(entry, 1)[0], low, low + 2 ** entry["bits"] - 1)
     for entry in header["floats"]:
         tensors[entry["name"]] = take("floats", int(np.prod(entry["shape"]))).reshape(entry["shape"])
+    for entry in header.get("tensors", []):  # NumPy has no bfloat16: its bits
+        kind = np.dtype({"bfloat16": "uint16"}.get(entry["dtype"], entry["dtype"]))
+        data = take("exact", int(np.prod(entry["shape"])) * kind.itemsize)
+        tensors[entry["name"]] = np.frombuffer(data.tobytes(), kind).reshape(entry["shape"])
     return tensors, grids, header
 
 

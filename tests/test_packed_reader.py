@@ -1,20 +1,15 @@
 """The reader outside the project against hawq.load, bit for bit."""
 
-import sys
-
 import numpy as np
 import pytest
 import torch
 from networks import build, samples
-from runs import REPOSITORY
+from read_packed_file import quantize_input, read
 from sensitivities import plan_of
 
 from hawq.blocks import find_blocks
 from hawq.export import load, save
 from hawq.quantization import LSQ, RVQuant, Uniform, quantize
-
-sys.path.insert(0, str(REPOSITORY / "examples"))
-from read_packed_file import quantize_input, read
 
 IMAGES = samples(8, torch.float32)[0]
 

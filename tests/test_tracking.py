@@ -126,7 +126,8 @@ def test_a_damaged_line_is_named(tmp_path: Path, line: str) -> None:
 def test_only_one_process_writes_to_a_folder(tmp_path: Path) -> None:
     program = (
         "import sys, pathlib, time\n"
-        "from hawq.experiment.metrics import MetricsLog, NoTracking\n"
+        "from hawq.experiment.metrics import MetricsLog\n"
+        "from hawq.experiment.tracking import NoTracking\n"
         "with MetricsLog.open(pathlib.Path(sys.argv[1]), NoTracking(), {}) as log:\n"
         "    [log.log('float_network', step, {'pid': int(sys.argv[2])}) or time.sleep(0.02) for step in range(20)]\n"
     )
