@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 
-import torch
 from torch import Tensor, nn
 
-from hawq.modes import eval_mode
+from hawq.errors import UserError
+from hawq.layers import LAYERS, quantizable_layers, weight_identity, weight_of
 from hawq.records import Block
+from hawq.tracing import LayerTrace, trace_layers
+from hawq.unquantized import float_share, unquantized
 
-QUANTIZABLE = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
+_LOG = logging.getLogger(__name__)
 _TRANSPARENT = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 GRANULARITIES = ("block", "layer", "network")
 
@@ -26,12 +29,13 @@ def find_blocks(
     """Blocks of a network in the order of its modules (HAWQ, 1905.03696: residual units, stem, classifier).
 
     Args:
-        model: any module with convolution or linear layers.
-        example: (N, ...) input; when given, one forward pass also fills in MACs and activation counts.
+        model: any module with convolutions, transposed convolutions, linear layers or attentions.
+        example: (N, ...) input; when given, one forward pass fills in MACs and activation counts, and layers that it
+            does not call are left out, named by a warning of the log: they stay float.
         granularity: "block" takes the units that a network of timm names itself (`group_matcher`), and groups all
-            else by the module tree: containers are opened, any other module is one block. "layer" makes every layer
-            a block, "network" all of them one. A list of regular expressions groups the layers whose qualified name
-            starts with the same match of one expression; layers that none matches stay single.
+            other layers by the module tree: containers are opened, any other module is one block. "layer" makes every
+            layer a block, "network" a single block of all. A list of regular expressions groups the layers whose
+            qualified name starts with the same match of one expression; layers that none matches stay single.
 
     Raises:
         ValueError: nothing to quantise, a bad granularity, or one weight shared by two blocks.
@@ -41,76 +45,60 @@ def find_blocks(
         raise ValueError("the model is itself one layer, without a name: wrap it in torch.nn.Sequential")
     if not layers:
         raise ValueError(f"{type(model).__name__} has no convolution or linear layer; there is nothing to quantise")
+    _refuse_missing_weights(layers)
     owners = _group(model, layers, granularity)
     groups: dict[str, list[str]] = {}
     for layer in layers:
         groups.setdefault(owners[layer], []).append(layer)
     blocks = tuple(_make_block(name, members, layers) for name, members in groups.items())
+    blocks = blocks if example is None else trace_blocks(model, blocks, example)
     _refuse_weights_shared_between(blocks, layers)
-    return blocks if example is None else trace_blocks(model, blocks, example)
+    return blocks
 
 
-def quantizable_layers(model: nn.Module) -> dict[str, nn.Module]:
-    """Qualified name → layer, for every convolution and linear layer, in module order."""
-    return {name: module for name, module in model.named_modules() if isinstance(module, QUANTIZABLE)}
-
-
-@dataclass
-class LayerTrace:
-    """What one forward pass did in one layer, per sample."""
-
-    macs: int = 0
-    num_activations: int = 0
-    reads_image: bool = False
+def block_layers(model: nn.Module, block: Block) -> list[nn.Module]:
+    """The layers of a block that hold its distinct weights, in the block's order."""
+    layers = dict(model.named_modules())
+    unique: dict[int, nn.Module] = {}
+    for name in block.layers:
+        unique.setdefault(weight_identity(layers[name]), layers[name])
+    return list(unique.values())
 
 
 def trace_blocks(model: nn.Module, blocks: Sequence[Block], example: Tensor) -> tuple[Block, ...]:
-    """The same blocks with `macs`, `num_activations` and `image_layers` filled in from one forward of `example`.
+    """The blocks with `macs`, `num_activations` and `image_layers` of one forward of `example` (N, ...).
 
-    MACs of a layer = its weights × output positions, per sample; a layer that runs twice counts twice.
+    MACs of a layer = its weights × output positions (input positions where transposed), per sample; a layer that runs
+    twice counts twice. Layers that the forward does not call are left out, as are blocks of such layers alone. The log
+    says which layers these are, and what else stays float. Raises UserError where no layer is called.
     """
     traces = trace_layers(model, [layer for block in blocks for layer in block.layers], example)
-    return tuple(
-        replace(
-            block,
-            macs=sum(traces[layer].macs for layer in block.layers),
-            num_activations=sum(traces[layer].num_activations for layer in block.layers),
-            image_layers=tuple(layer for layer in block.layers if traces[layer].reads_image),
+    idle = [name for name, trace in traces.items() if not trace.called]
+    if len(idle) == len(traces):
+        raise UserError(
+            f"a forward of the example calls none of the layers {', '.join(idle)}: nothing can be quantised"
         )
-        for block in blocks
+    if idle:
+        _LOG.warning("a forward of the example never calls %s: these layers stay float", ", ".join(idle))
+    traced = (_traced(model, block, traces) for block in blocks)
+    kept = tuple(block for block in traced if block.layers)
+    parts = unquantized(model, kept, example)
+    if parts:
+        _LOG.log(*float_share(kept, parts))
+    return kept
+
+
+def _traced(model: nn.Module, block: Block, traces: Mapping[str, LayerTrace]) -> Block:
+    called = tuple(layer for layer in block.layers if traces[layer].called)
+    if called != block.layers:
+        kept = _make_block(block.name, called, dict(model.named_modules()))
+        block = replace(block, layers=kept.layers, num_weights=kept.num_weights)
+    return replace(
+        block,
+        macs=sum(traces[layer].macs for layer in called),
+        num_activations=sum(traces[layer].num_activations for layer in called),
+        image_layers=tuple(layer for layer in called if traces[layer].reads_image),
     )
-
-
-def trace_layers(model: nn.Module, names: Sequence[str], example: Tensor) -> dict[str, LayerTrace]:
-    """Runs `example` (N, ...) once in eval mode, without gradients, and records each named layer."""
-    traces = {name: LayerTrace() for name in names}
-    layers = dict(model.named_modules())
-    handles = [layers[name].register_forward_hook(_recorder(traces[name], example)) for name in names]
-    try:
-        with torch.no_grad(), eval_mode(model):
-            model(example)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return traces
-
-
-def _recorder(trace: LayerTrace, example: Tensor) -> Callable[..., None]:
-    def record(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        batch = example.shape[0]
-        weight: Tensor = layer.weight  # type: ignore[assignment]
-        trace.macs += output.numel() // weight.shape[0] * weight.numel() // batch
-        if _storage(inputs[0]) == _storage(example) and inputs[0].numel() == example.numel():
-            trace.reads_image = True
-        else:
-            trace.num_activations += inputs[0].numel() // batch
-
-    return record
-
-
-def _storage(tensor: Tensor) -> int:
-    """Which memory a tensor lies in; unlike an address it is there on the meta device too."""
-    return int(tensor.untyped_storage()._cdata)
 
 
 def _group(model: nn.Module, layers: dict[str, nn.Module], granularity: str | Sequence[str]) -> dict[str, str]:
@@ -134,13 +122,13 @@ def _owners(module: nn.Module, prefix: str) -> Iterator[tuple[str, str]]:
     """(layer, block) pairs by the module tree: opens containers and stages, keeps any other module whole."""
     for child_name, child in module.named_children():
         name = f"{prefix}{child_name}"
-        if isinstance(child, QUANTIZABLE):
+        if isinstance(child, LAYERS):
             yield name, name
         elif isinstance(child, _TRANSPARENT) or _is_stage(child):
             yield from _owners(child, f"{name}.")
         else:
             for layer in quantizable_layers(child):
-                yield f"{name}.{layer}", name
+                yield f"{name}.{layer}".removesuffix("."), name
 
 
 def _is_stage(module: nn.Module) -> bool:
@@ -152,7 +140,7 @@ def _is_stage(module: nn.Module) -> bool:
 
 
 def _is_compound(module: nn.Module) -> bool:
-    return not isinstance(module, QUANTIZABLE) and bool(quantizable_layers(module))
+    return not isinstance(module, LAYERS) and bool(quantizable_layers(module))
 
 
 def _refuse_idle_patterns(patterns: Sequence[str], layers: dict[str, nn.Module]) -> None:
@@ -189,16 +177,22 @@ def _match(layer: str, pattern: str) -> str | None:
     return match.group().rstrip(".") if match and match.group() else None
 
 
-def _make_block(name: str, members: Sequence[str], layers: dict[str, nn.Module]) -> Block:
-    weights = {id(layers[layer].weight): layers[layer].weight.numel() for layer in members}  # type: ignore
-    return Block(name=name, layers=tuple(members), num_weights=sum(weights.values()))  # type: ignore[arg-type]
+def _make_block(name: str, members: Sequence[str], layers: Mapping[str, nn.Module]) -> Block:
+    weights = {weight_identity(layers[layer]): weight_of(layers[layer]).numel() for layer in members}
+    return Block(name=name, layers=tuple(members), num_weights=sum(weights.values()))
 
 
-def _refuse_weights_shared_between(blocks: Sequence[Block], layers: dict[str, nn.Module]) -> None:
+def _refuse_missing_weights(layers: Mapping[str, nn.Module]) -> None:
+    for name, layer in layers.items():
+        if isinstance(getattr(layer, "weight", None), nn.parameter.UninitializedParameter):
+            raise UserError(f"{name} is lazy and has no weight yet: run one forward of the model first")
+
+
+def _refuse_weights_shared_between(blocks: Sequence[Block], layers: Mapping[str, nn.Module]) -> None:
     seen: dict[int, str] = {}
     for block in blocks:
         for layer in block.layers:
-            other = seen.setdefault(id(layers[layer].weight), block.name)
+            other = seen.setdefault(weight_identity(layers[layer]), block.name)
             if other != block.name:
                 raise ValueError(
                     f"blocks {other!r} and {block.name!r} share one weight; "

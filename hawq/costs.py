@@ -5,35 +5,39 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping, Sequence
 from math import ceil
-from typing import Any
-
-import torch
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, Any
 
 from hawq.records import FLOAT_BITS, IMAGE_BITS, Block, Cost, Precision
+
+if TYPE_CHECKING:  # costs of plans are computed without PyTorch
+    from torch import Tensor, nn
 
 MIB = 2**20
 
 
 def weight_bits(block: Block, precision: Precision) -> int:
-    """b_i n_i."""
+    """Bits of the block's weight codes, b_i · n_i."""
     return block.num_weights * precision.weight_bits
 
 
 def activation_bits(block: Block, precision: Precision) -> int:
-    """Activation bits × elements entering the block's layers. Raises ValueError before a forward was traced."""
+    """Bits of the block's input activations for one sample: activation bits × elements entering its layers.
+
+    Raises ValueError for a block that was not traced.
+    """
     return _traced(block, "num_activations") * precision.activation_bits
 
 
 def activation_bytes(block: Block, precision: Precision) -> float:
-    """Bytes of all activations that enter the block's layers, for one sample."""
+    """Bytes of the block's input activations for one sample. Raises ValueError for a block that was not traced."""
     return activation_bits(block, precision) / 8
 
 
 def bops(block: Block, precision: Precision) -> int:
-    """w_bits · a_bits · MACs; a stem that reads only the image multiplies 8-bit inputs, unless activations are float.
+    """Bit operations for one sample: w_bits · a_bits · MACs.
 
-    Raises ValueError before a forward was traced.
+    A stem that reads only the image multiplies 8-bit inputs, unless activations are float. Raises ValueError for a
+    block that was not traced.
     """
     reads_image = set(block.image_layers) == set(block.layers)
     image = reads_image and precision.activation_bits < FLOAT_BITS
@@ -51,8 +55,15 @@ def plan_cost(blocks: Sequence[Block], precisions: Mapping[str, Precision], over
     """Cost of a plan: W-Comp = 32·Σn_i / Σb_i n_i, A-Comp = 32 / mean activation bits, BOPS = Σ w_bits·a_bits·MACs.
 
     The mean over activations is weighted by elements; the input image is not an activation. The peak is that of the
-    block with the most bytes of activations. `overhead_bytes` is what the packed file holds beside the codes.
-    Raises KeyError when a block has no precision.
+    block with the most bytes of activations.
+
+    Args:
+        blocks: of the network; A-Comp, BOPS and the peak need traced ones and are None for others.
+        precisions: block name → bits.
+        overhead_bytes: what the packed file holds besides the codes; `packed_bytes` is None without it.
+
+    Raises:
+        KeyError: a block without a precision.
     """
     pairs = [(block, precisions[block.name]) for block in blocks]
     total = sum(block.num_weights for block in blocks)
@@ -71,22 +82,24 @@ def plan_cost(blocks: Sequence[Block], precisions: Mapping[str, Precision], over
 
 
 def checkpoint_bytes(model: nn.Module) -> int:
-    """Bytes of all parameters and buffers as stored in a float checkpoint."""
+    """Bytes of all parameters and buffers of the network, as stored in a float checkpoint."""
     return sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
 
 
 def published_bytes(state: Mapping[str, Tensor]) -> int:
-    """Bytes of the file that PyTorch wrote of a state dict until 2020 (no zip): the papers' float "Size (MB)".
+    """Bytes of the file that PyTorch wrote for a state dict until 2020 (not zipped): the papers' float "Size (MB)".
 
     Names count, and so do the versions of modules that `state_dict()` carries.
     """
+    import torch
+
     file = _CountingFile()
     torch.save(state, file, _use_new_zipfile_serialization=False)  # type: ignore[arg-type]
     return file.num_bytes
 
 
 class _CountingFile(io.RawIOBase):
-    """Takes what is written and keeps only its length."""
+    """A file that keeps only the number of bytes written to it."""
 
     num_bytes = 0
 
@@ -97,5 +110,5 @@ class _CountingFile(io.RawIOBase):
 
 
 def paper_size_mib(float_bytes: int, w_comp: float) -> float:
-    """The papers' "Size (MB)": size of the float checkpoint in MiB, divided by W-Comp."""
+    """The papers' "Size (MB)": the size of the float checkpoint in MiB, divided by W-Comp."""
     return float_bytes / MIB / w_comp

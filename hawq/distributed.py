@@ -1,4 +1,4 @@
-"""The processes of one run, as torch.distributed knows them; a run that was started alone is a group of one."""
+"""The processes of one run, as in torch.distributed; a run that was started alone is a group of one."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _PATIENCE = timedelta(days=1)  # other processes wait while the first one evalua
 
 @contextmanager
 def process_group() -> Iterator[None]:
-    """Joins the processes that torchrun started, NCCL on GPUs and gloo else, and leaves them at the end."""
+    """Joins the processes that torchrun started (NCCL on GPUs, gloo otherwise) and leaves the group at the end."""
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         yield
         return
@@ -31,25 +31,27 @@ def process_group() -> Iterator[None]:
 
 
 def rank() -> int:
+    """The number of this process among all, 0 when started alone."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def world_size() -> int:
+    """The number of processes, 1 when started alone."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def local_rank() -> int:
-    """The number of this process on its machine: the GPU it takes."""
+    """The number of this process on its machine, which is the index of its GPU."""
     return int(os.environ.get("LOCAL_RANK", 0))
 
 
 def shard(count: int, part: int, parts: int) -> slice:
-    """One of `parts` contiguous shares of `count` samples; their sizes differ by one at most."""
+    """Share number `part` of `parts` contiguous shares of `count` samples; their sizes differ by at most one."""
     return slice(part * count // parts, (part + 1) * count // parts)
 
 
 def all_reduce_sum(count: int, device: torch.device) -> int:
-    """The sum of a number over all processes."""
+    """The sum of a whole number over all processes; the reduction runs on `device`."""
     if not dist.is_initialized():
         return count
     box = torch.tensor(count, device=device)
@@ -58,13 +60,13 @@ def all_reduce_sum(count: int, device: torch.device) -> int:
 
 
 def all_reduce(tensors: Sequence[Tensor]) -> None:
-    """Replaces each tensor by its sum over all processes; all receive the same bits."""
+    """Replaces each tensor (any shape, equal on all processes) by its sum over all processes, bit-identical on each."""
     for tensor in tensors if dist.is_initialized() else ():
         dist.all_reduce(tensor)
 
 
 def all_reduce_coalesced(tensors: Sequence[Tensor]) -> None:
-    """`all_reduce` of many tensors, sent as one; every process must give tensors of the same shapes."""
+    """`all_reduce` of many tensors of one dtype, sent as one; every process must give tensors of the same shapes."""
     if not dist.is_initialized():
         return
     flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
@@ -74,7 +76,7 @@ def all_reduce_coalesced(tensors: Sequence[Tensor]) -> None:
 
 
 def all_gather(value: Any) -> list[Any]:
-    """The values of all processes, by rank."""
+    """The picklable values of all processes, by rank."""
     if not dist.is_initialized():
         return [value]
     values = [None] * world_size()
@@ -83,7 +85,7 @@ def all_gather(value: Any) -> list[Any]:
 
 
 def broadcast(value: Any) -> Any:
-    """The value of the first process, on every process."""
+    """The picklable value of the first process, on every process."""
     box = [value]
     if dist.is_initialized():
         dist.broadcast_object_list(box, src=0)
@@ -91,6 +93,6 @@ def broadcast(value: Any) -> Any:
 
 
 def broadcast_parameters(model: nn.Module) -> None:
-    """Overwrites all parameters and buffers by those of the first process."""
+    """Overwrites all parameters and buffers with those of the first process."""
     for tensor in (*model.parameters(), *model.buffers()) if dist.is_initialized() else ():
         dist.broadcast(tensor.detach(), src=0)

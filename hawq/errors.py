@@ -1,7 +1,18 @@
-"""Errors that are told to a person in one sentence."""
+"""Errors that are reported to the user in one sentence."""
 
 from __future__ import annotations
 
 
 class UserError(ValueError):
-    """Something the user can mend; the message says what was found and what to do, and needs no traceback."""
+    """A mistake that the user can correct.
+
+    The message says what was found and what to do about it, so no traceback is needed. That of an error in a worker
+    process of a `DataLoader`, which comes wrapped in a traceback, is unwrapped.
+    """
+
+    def __init__(self, message: str = "") -> None:
+        cls = type(self)
+        if message.startswith(f"Caught {cls.__name__} in "):  # as torch's ExceptionWrapper raises it again
+            _, found, told = message.rpartition(f"\n{cls.__module__}.{cls.__qualname__}: ")
+            message = told.rstrip() if found else message
+        super().__init__(message)

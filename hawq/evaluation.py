@@ -23,9 +23,16 @@ def accuracy(
     progress: Progress = SILENT,
     title: str = "accuracy",
 ) -> float:
-    """Share of images whose largest output is their label, in percent, in eval mode; the mode is put back.
+    """Top-1 accuracy in percent: the share of images whose largest output is at their label.
 
-    `progress` hears of it under `title`. Raises ValueError when there are no images.
+    Args:
+        model: run in eval mode; its own mode is restored.
+        batches: (images (N, ...), labels (N,)) on the model's device; the model gives (N, classes).
+        num_images: in all batches together.
+        progress: advanced by every batch, under `title`.
+
+    Raises:
+        ValueError: there are no images.
     """
     if num_images < 1:
         raise ValueError("accuracy needs at least one image, none was given")
@@ -45,7 +52,10 @@ def accuracy_on(
     progress: Progress = SILENT,
     title: str = "accuracy",
 ) -> float:
-    """`accuracy` on all of a data set of (input, label) pairs, whose inputs `workers` processes prepare."""
+    """`accuracy`, in percent, on all (input, label) pairs of a data set, loaded by `workers` processes.
+
+    Raises ValueError when the data set is empty.
+    """
     loader = DataLoader(images, _BATCH, num_workers=workers)
     batches = ((inputs.to(device), labels.to(device)) for inputs, labels in loader)
     return accuracy(model, batches, len(images), progress, title)  # type: ignore[arg-type]

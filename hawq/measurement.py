@@ -1,4 +1,4 @@
-"""What a piece of work took."""
+"""Time and memory that a piece of work took."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass
@@ -22,7 +24,10 @@ class Measured:
 
 @contextmanager
 def measured() -> Iterator[Measured]:
-    """Wall-clock seconds and peak resident memory of the body (of the process so far, where Linux cannot reset it)."""
+    """Measures wall-clock seconds and peak resident memory of the body of a `with` statement.
+
+    Where the peak cannot be reset (not on Linux), it is that of the process so far.
+    """
     result = Measured()
     _reset_peak()
     started = time.monotonic()
@@ -46,15 +51,17 @@ def _peak_mib() -> float:
 
 
 def memory_in_use_bytes(device: torch.device) -> float:
-    """What this process holds: bytes allocated on a GPU, resident bytes for a CPU (its peak, where not on Linux)."""
+    """Memory that this process holds: bytes allocated on a GPU, else resident bytes (their peak, if not on Linux)."""
     if device.type == "cuda":
+        import torch
+
         return float(torch.cuda.memory_allocated(device))
     resident = _status_mib("VmRSS")
     return 2**20 * (_peak_mib() if resident is None else resident)
 
 
 def _status_mib(key: str) -> float | None:
-    """One line of Linux' table about this process, or None elsewhere."""
+    """One entry of Linux's /proc/self/status, in MiB; None on other systems."""
     status = Path("/proc/self/status")
     for line in status.read_text().splitlines() if status.is_file() else []:
         if line.startswith(f"{key}:"):

@@ -1,9 +1,10 @@
-"""Looking at a network without changing its state."""
+"""Running a network without changing its state."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 @contextmanager
 def eval_mode(model: nn.Module) -> Iterator[None]:
-    """Every module in eval mode; in the end each gets its own mode back, also a batch norm that was frozen alone."""
+    """Every module in eval mode; afterwards each is back in its own mode, also a batch norm that was frozen alone."""
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
@@ -35,8 +36,12 @@ def full_precision(device: torch.device) -> Iterator[None]:
 
 @contextmanager
 def analysis_mode(model: nn.Module, weights: Sequence[Tensor]) -> Iterator[None]:
-    """Eval mode, gradients for `weights` alone, full float32 without autocast and TF32; all is put back at the end."""
+    """Eval mode, gradients for `weights` alone, full float32 without autocast or TF32; all restored at the end.
+
+    The network gets copies of its inputs, so that one which changes them in place does not reach the caller's.
+    """
     required = {parameter: parameter.requires_grad for parameter in model.parameters()}
+    copies = model.register_forward_pre_hook(_with_copies)
     try:
         for parameter in required:
             parameter.requires_grad_(False)
@@ -45,5 +50,10 @@ def analysis_mode(model: nn.Module, weights: Sequence[Tensor]) -> Iterator[None]
         with eval_mode(model), full_precision(next(iter(required)).device), torch.enable_grad():
             yield
     finally:
+        copies.remove()
         for parameter, requires_grad in required.items():
             parameter.requires_grad_(requires_grad)
+
+
+def _with_copies(_: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    return tuple(value.clone() if isinstance(value, Tensor) else value for value in inputs)

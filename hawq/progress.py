@@ -38,12 +38,14 @@ class Progress(Protocol):
 
 
 class Silent:
-    """Hears everything and says nothing: the default of all library verbs."""
+    """Listens and says nothing: the default of all library verbs."""
 
     def task(self, title: str, total: int, *, done: int = 0) -> AbstractContextManager[Task]:
+        """A task that nobody sees."""
         return nullcontext(self)
 
     def blocks(self, names: Sequence[str], tolerance: float | None) -> AbstractContextManager[BlockTask]:
+        """An analysis that nobody sees."""
         return nullcontext(self)
 
     def advance(self, steps: int = 1, note: str = "") -> None:

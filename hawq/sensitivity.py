@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from torch import Tensor, nn
 
-from hawq.blocks import trace_blocks
+from hawq.attention import with_open_attention
+from hawq.blocks import block_layers, trace_blocks
 from hawq.checks import check_range
 from hawq.components import component
 from hawq.curvature import (
@@ -17,19 +18,26 @@ from hawq.curvature import (
     CurvatureCheckpoint,
     Lanczos,
     Loss,
+    LowRank,
     Solver,
     activation_traces,
+    check_forms,
     check_loss,
     check_network,
+    detached_blocks,
     fixed,
+    have_one_shape,
+    refuse_short_weights,
     solve_blocks,
 )
 from hawq.errors import UserError
+from hawq.layers import refuse_computed_weights, weight_of
 from hawq.progress import SILENT, Progress
-from hawq.quantization import LSQ, Quantizer, activation_errors, weight_errors
-from hawq.records import Block, BlockSensitivity, Estimate, Sensitivity
+from hawq.quantization import LSQ, Quantizer, activation_errors, refuse_quantized, weight_errors
+from hawq.records import BIT_WIDTHS, Block, BlockSensitivity, Estimate, Prediction, ScoreTable, Sensitivity
 
 _ACTIVATION_TOLERANCE, _ACTIVATION_DRAWS = 0.05, 100
+_FEW = 2  # samples that the forms are checked on
 
 
 @component("analysis/analysis", not_in_key=("batch_size", "save_every_seconds"))
@@ -41,6 +49,8 @@ class Analysis:
         num_samples: training samples, drawn once by the run's seed, that the loss is averaged over.
         batch_size: samples in one pass; with all samples in one batch no forward is repeated.
         activations: whether curvature by, and errors of, the blocks' input activations are measured as well.
+        detached_bits: bit-width of blocks that no gradient of the loss reaches (a backbone under no_grad, say); None
+            refuses them.
         stop_when_settled: ends as soon as no curvature within its error can change a bit-width (bits=mixed).
         save_every_seconds: how often a half-done analysis is stored, so that a killed run can resume.
 
@@ -51,12 +61,14 @@ class Analysis:
     num_samples: int = 256
     batch_size: int = 256
     activations: bool = False
+    detached_bits: int | None = None
     stop_when_settled: bool = False
     save_every_seconds: float = 20.0
 
     def __post_init__(self) -> None:
         check_range("num_samples", self.num_samples, least=1)
         check_range("batch_size", self.batch_size, least=1)
+        check_range("detached_bits", self.detached_bits, least=BIT_WIDTHS[0], most=BIT_WIDTHS[-1], optional=True)
         check_range("save_every_seconds", self.save_every_seconds, least=0)
 
 
@@ -64,13 +76,15 @@ class Analysis:
 class Curvature:
     """What a solver found of every block, and the mean loss: the expensive half of a sensitivity.
 
-    `estimates` maps block → quantity ("eigenvalue", "smallest", "trace", "proxy", "activation_trace") → estimate.
+    `estimates` maps block → quantity ("eigenvalue", "smallest", "trace", "proxy", "activation_trace") → estimate;
+    `detached` blocks that no gradient reaches → the bit-width that they keep.
     """
 
     estimates: dict[str, dict[str, Estimate]]
     solver: str
     num_samples: int
     loss: float
+    detached: dict[str, int] = field(default_factory=dict)
 
 
 def analyze(
@@ -82,6 +96,7 @@ def analyze(
     solver: Solver | None = None,
     quantizer: Quantizer | None = None,
     activations: bool = False,
+    detached_bits: int | None = None,
     seed: int = 0,
     progress: Progress = SILENT,
 ) -> Sensitivity:
@@ -95,6 +110,7 @@ def analyze(
         solver: Lanczos unless given.
         quantizer: LSQ unless given; decides Q_b.
         activations: also measures the curvature by, and the quantisation error of, each block's input activations.
+        detached_bits: bit-width that blocks keep which no gradient of the loss reaches; None refuses them.
         seed: of the random start vectors.
         progress: told of every estimate.
 
@@ -102,6 +118,10 @@ def analyze(
         ValueError: no batches, or batches, a network or a loss whose Hessian would mean nothing.
     """
     given = fixed(batches)
+    refuse_short_weights(model)
+    _refuse_made_weights(model, blocks)
+    if any(block.macs is None for block in blocks):
+        blocks = trace_blocks(model, blocks, given[0][0][:1])
     curvature = measure_curvature(
         model,
         blocks,
@@ -110,14 +130,14 @@ def analyze(
         solver or Lanczos(),
         seed,
         activations=activations,
+        detached_bits=detached_bits,
         warn=warnings.warn,
         progress=progress,
     )
-    if any(block.macs is None for block in blocks):
-        blocks = trace_blocks(model, blocks, given[0][0][:1])
     return combine(model, blocks, curvature, quantizer or LSQ(), [inputs for inputs, _ in given])
 
 
+@with_open_attention
 def measure_curvature(
     model: nn.Module,
     blocks: Sequence[Block],
@@ -130,6 +150,7 @@ def measure_curvature(
     on_estimate: Callable[[str, Estimate], None] = lambda name, estimate: None,
     *,
     activations: bool = False,
+    detached_bits: int | None = None,
     warn: Callable[[str], object] = lambda text: None,
     settled: Callable[[Curvature], bool] = lambda curvature: False,
     progress: Progress = SILENT,
@@ -137,7 +158,7 @@ def measure_curvature(
     """Checks network and loss, then runs one solver per block, all in step.
 
     Args:
-        model, blocks, batches, loss, solver, seed, activations, progress: see `analyze`.
+        model, blocks, batches, loss, solver, seed, activations, detached_bits, progress: see `analyze`.
         checkpoint: where a half-done analysis is stored every `save_every_seconds`.
         on_estimate: called with each block's name and main result as soon as it is final.
         warn: called with each sentence about what makes the results less sure.
@@ -146,12 +167,18 @@ def measure_curvature(
     Raises:
         ValueError: as `BlockOperator`, `check_network` and `solve_blocks` do.
     """
+    _refuse_made_weights(model, blocks)
+    if not have_one_shape(batches) and (plainer := _for_any_shape(solver)) is not solver:
+        warn(f"the samples differ in size, so {solver.name} cannot choose among them and starts from the gradient")
+        solver = plainer
+    refuse_short_weights(model)
+    _check_forms(model, batches, loss, solver)
     for text in check_network(model, batches, loss, twice=solver.reads in ("products", "rows")):
         warn(text)
     limit = solver.memory_limit_gib
     kind = OPERATORS[solver.curvature]
     parameters = {block.name: block_weights(model, block) for block in blocks}
-    _refuse_computed_weights(model, blocks)
+    detached = _detached(model, parameters, batches, loss, solver, detached_bits)
     operator = kind(model, parameters, batches, loss, None if limit is None else limit * 2**30)
     for text in check_loss(operator):
         warn(text)
@@ -164,7 +191,7 @@ def measure_curvature(
                 on_estimate(name, main)
 
         def enough(found: dict[str, dict[str, Estimate]]) -> bool:
-            return settled(Curvature(found, solver.name, operator.num_samples, operator.mean_loss))
+            return settled(Curvature(found, solver.name, operator.num_samples, operator.mean_loss, detached))
 
         found = solve_blocks(operator, solver, seed, checkpoint, save_every_seconds, listen, enough)
     if activations:
@@ -173,7 +200,42 @@ def measure_curvature(
         layers = {b.name: [layer for layer in b.layers if layer not in b.image_layers] for b in blocks}
         traces = activation_traces(operator, layers, _ACTIVATION_TOLERANCE, _ACTIVATION_DRAWS, seed)
         found = {name: {**found[name], "activation_trace": trace} for name, trace in traces.items()}
-    return Curvature(found, solver.name, operator.num_samples, operator.mean_loss)
+    return Curvature(found, solver.name, operator.num_samples, operator.mean_loss, detached)
+
+
+def _for_any_shape(solver: Solver) -> Solver:
+    """The solver itself, or one that puts no samples of different batches together."""
+    if isinstance(solver, LowRank):
+        solver = solver.otherwise()
+    return replace(solver, start_from="gradient") if solver.start_from == "subset" else solver  # type: ignore
+
+
+def _check_forms(model: nn.Module, batches: Sequence[Batch], loss: Loss, solver: Solver) -> None:
+    """Raises UserError, before any work, for outputs or a loss of a form that the solver cannot work with."""
+    if batches and solver.reads != "nothing":
+        one_tensor = solver.reads in ("rows", "sketches") or solver.curvature == "ggn"
+        check_forms(model, batches[0][0][:_FEW], batches[0][1][:_FEW], loss, one_tensor=one_tensor)
+
+
+def _detached(
+    model: nn.Module,
+    weights: Mapping[str, Sequence[Tensor]],
+    batches: Sequence[Batch],
+    loss: Loss,
+    solver: Solver,
+    bits: int | None,
+) -> dict[str, int]:
+    """Blocks that no gradient reaches → the bit-width that they keep. Raises UserError where none is given."""
+    if not batches or solver.reads == "nothing":
+        return {}
+    names = detached_blocks(model, weights, batches[0][0][:_FEW], batches[0][1][:_FEW], loss)
+    if names and bits is None:
+        raise UserError(
+            f"no gradient of the loss reaches {', '.join(names)} (no_grad, detach, round or argmax on the way), so "
+            "curvature says nothing of them: let gradients through, or give the width that they keep, say "
+            "analysis.detached_bits=8"
+        )
+    return dict.fromkeys(names, bits) if bits is not None else {}
 
 
 def combine(
@@ -186,11 +248,12 @@ def combine(
     found = curvature.estimates
     by_activations = any("activation_trace" in estimates for estimates in found.values())
     errors = activation_errors(model, blocks, inputs, quantizer) if by_activations else {}
+    each = {block.name: _layer_errors(model, block, quantizer) for block in blocks}
     rows = tuple(
         BlockSensitivity(
-            block=block,
+            block=replace(block, fixed_bits=curvature.detached.get(block.name, block.fixed_bits)),
             eigenvalue=found[block.name].get("eigenvalue"),
-            weight_errors=weight_errors(block_weights(model, block), quantizer),
+            weight_errors=_summed(each[block.name]),
             trace=found[block.name].get("trace"),
             smallest=found[block.name].get("smallest"),
             proxy=found[block.name].get("proxy"),
@@ -199,22 +262,35 @@ def combine(
         )
         for block in blocks
     )
-    return Sensitivity(rows, curvature.solver, curvature.num_samples, curvature.loss)
+    relative = {name: _relative(layers) for name, layers in each.items()}
+    table = ScoreTable("relative_error", relative)
+    return Sensitivity(rows, curvature.solver, curvature.num_samples, curvature.loss, scores=(table,))
 
 
-def _refuse_computed_weights(model: nn.Module, blocks: Sequence[Block]) -> None:
-    """Raises UserError for a layer whose weight is no parameter: its curvature would come out as zero."""
-    layers = dict(model.named_modules())
-    for layer in (layer for block in blocks for layer in block.layers):
-        if not isinstance(layers[layer].weight, nn.Parameter):
-            raise UserError(
-                f"{layer}.weight is computed from other parameters: "
-                "make it one with torch.nn.utils.parametrize.remove_parametrizations"
-            )
+def _layer_errors(model: nn.Module, block: Block, quantizer: Quantizer) -> list[tuple[dict[int, float], float]]:
+    """Bits → ‖ΔW‖², and ‖W‖², of each distinct weight of a block."""
+    return [
+        (weight_errors([layer], quantizer), float(weight_of(layer).detach().double().square().sum()))
+        for layer in block_layers(model, block)
+    ]
+
+
+def _summed(layers: Sequence[tuple[dict[int, float], float]]) -> dict[int, float]:
+    """Bits → Σ ‖ΔW‖² over the layers."""
+    return {bits: sum(errors[bits] for errors, _ in layers) for bits in BIT_WIDTHS}
+
+
+def _relative(layers: Sequence[tuple[dict[int, float], float]]) -> dict[int, Prediction]:
+    """Bits → Σ ‖ΔW‖²/‖W‖² over the layers; a layer of zeros has no error."""
+    return {bits: Prediction(sum(errors[bits] / size for errors, size in layers if size)) for bits in BIT_WIDTHS}
+
+
+def _refuse_made_weights(model: nn.Module, blocks: Sequence[Block]) -> None:
+    """Raises UserError for quantised or otherwise computed weights: their curvature would come out as zero."""
+    refuse_quantized(model)
+    refuse_computed_weights(model, [layer for block in blocks for layer in block.layers])
 
 
 def block_weights(model: nn.Module, block: Block) -> list[Tensor]:
     """The distinct weight tensors W_i of a block, in the order of its layers."""
-    layers = dict(model.named_modules())
-    unique = {id(layers[layer].weight): layers[layer].weight for layer in block.layers}
-    return list(unique.values())  # type: ignore[arg-type]
+    return [weight_of(layer) for layer in block_layers(model, block)]

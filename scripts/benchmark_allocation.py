@@ -1,25 +1,21 @@
-"""Exact allocation timed: `python scripts/benchmark_allocation.py [--instances 10] [--seconds 60]`.
+"""The exact allocation, timed: `python scripts/benchmark_allocation.py [--instances 10] [--seconds 60]`.
 
-54 and 200 blocks × 7 widths × two limits (bits of the weights, BOPS), seeded: ours, PuLP with CBC, and listing all
-assignments that are monotone in S. Needs PuLP, which nothing else does: pip install pulp.
+54 and 200 blocks × 7 bit-widths × two limits (bits of the weights, BOPS), seeded: ours, PuLP with CBC, and listing all
+assignments that are monotone in S. Needs PuLP, which nothing else here does: pip install pulp.
 """
 
 from __future__ import annotations
 
 import argparse
 import math
-import sys
 import time
 from collections.abc import Callable
 from itertools import combinations_with_replacement
-from pathlib import Path
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 from hawq.allocation import IntegerProgram
-from hawq.records import Block, BlockSensitivity, Estimate, Sensitivity
+from hawq.records import WEIGHTS, Block, BlockSensitivity, Estimate, Sensitivity
 from hawq.report import markdown
 
 BIT_WIDTHS = tuple(range(2, 9))
@@ -39,19 +35,23 @@ def make_instance(num_blocks: int, seed: int) -> tuple[Sensitivity, IntegerProgr
     return Sensitivity(tuple(rows), "benchmark", 1, 0.0), IntegerProgram(3.44, "average_bits", {"bops": 3.8 * bops})
 
 
+def omega(sensitivity: Sensitivity, block: Block, bits: int) -> float:
+    """Ω of HAWQ."""
+    return sensitivity.predicted("eigenvalue", block, WEIGHTS, bits).value
+
+
 def ours(sensitivity: Sensitivity, allocator: IntegerProgram, seconds: float) -> float:
+    """Σ Ω of our plan, proven to be the least."""
     plan = allocator.allocate(sensitivity)
     assert plan.objective is not None and plan.gap is not None and plan.gap < 1e-9, "not proven"
     return plan.objective
 
 
 def with_pulp(sensitivity: Sensitivity, allocator: IntegerProgram, seconds: float) -> float:
-    """The same program, as HAWQ-V3 states it in PuLP, solved by CBC to a gap of zero."""
+    """Σ Ω of the same program, as HAWQ-V3 states it in PuLP, solved by CBC to a gap of zero."""
     import pulp
 
-    choices = allocator.problem(sensitivity.blocks, None).choices(
-        lambda b, p: sensitivity.row(b.name).omega(p.weight_bits)
-    )
+    choices = allocator.problem(sensitivity.blocks, None).choices(lambda b, p: omega(sensitivity, b, p.weight_bits))
     program = pulp.LpProblem("bits", pulp.LpMinimize)
     taken = [pulp.LpVariable(f"x{index}", cat="Binary") for index in range(len(choices.owner))]
     program += pulp.lpSum(float(score) * x for score, x in zip(choices.scores, taken, strict=True))
@@ -66,14 +66,14 @@ def with_pulp(sensitivity: Sensitivity, allocator: IntegerProgram, seconds: floa
 
 
 def by_listing(sensitivity: Sensitivity, allocator: IntegerProgram, seconds: float) -> float:
-    """The best of all lists that fall along S, one after the other (HAWQ-V2's way of searching)."""
-    rows = sorted(sensitivity.rows, key=lambda row: -row.score_by("eigenvalue"))
+    """Σ Ω of the best of all assignments that fall along S, tried one after the other (HAWQ-V2's search)."""
+    blocks = sorted(sensitivity.blocks, key=lambda block: -sensitivity.rank("eigenvalue", block))
     limits = allocator.problem(sensitivity.blocks, None).limits
-    scores = np.array([[row.omega(bits) for bits in BIT_WIDTHS[::-1]] for row in rows])
-    sizes = np.array([[row.block.num_weights * bits for bits in BIT_WIDTHS[::-1]] for row in rows])
-    bops = np.array([[(row.block.macs or 0) * bits * 4 for bits in BIT_WIDTHS[::-1]] for row in rows])
-    best, places, deadline = math.inf, np.arange(len(rows)), time.perf_counter() + seconds
-    for count, list_ in enumerate(combinations_with_replacement(range(len(BIT_WIDTHS)), len(rows))):
+    scores = np.array([[omega(sensitivity, block, bits) for bits in BIT_WIDTHS[::-1]] for block in blocks])
+    sizes = np.array([[block.num_weights * bits for bits in BIT_WIDTHS[::-1]] for block in blocks])
+    bops = np.array([[(block.macs or 0) * bits * 4 for bits in BIT_WIDTHS[::-1]] for block in blocks])
+    best, places, deadline = math.inf, np.arange(len(blocks)), time.perf_counter() + seconds
+    for count, list_ in enumerate(combinations_with_replacement(range(len(BIT_WIDTHS)), len(blocks))):
         columns = np.array(list_)
         fits = sizes[places, columns].sum() <= limits[0].total and bops[places, columns].sum() <= limits[1].total
         if fits:
@@ -86,7 +86,7 @@ def by_listing(sensitivity: Sensitivity, allocator: IntegerProgram, seconds: flo
 def timed(
     method: Callable[..., float], instance: tuple[Sensitivity, IntegerProgram], seconds: float
 ) -> tuple[float, float]:
-    """(milliseconds, Σ Ω), both infinite when the time is up."""
+    """(milliseconds, Σ Ω) of a method, both infinite when the time is up."""
     started = time.perf_counter()
     try:
         found = method(*instance, seconds)
@@ -96,6 +96,7 @@ def timed(
 
 
 def main() -> None:
+    """Prints the table of times."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--instances", type=int, default=10, help="seeded instances of each size")
     parser.add_argument("--seconds", type=float, default=60, help="time limit of each solve by the others")

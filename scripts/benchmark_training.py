@@ -15,18 +15,14 @@ import argparse
 import copy
 import importlib
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import accumulate
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from hawq.blocks import find_blocks
 from hawq.costs import plan_cost

@@ -1,16 +1,15 @@
-"""One table over finished runs: `python scripts/compare_runs.py outputs/runs/*`."""
+"""One table of finished runs: `python scripts/compare_runs.py outputs/runs/*`."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 from hawq.experiment.sweep import jobs_table
 
 
 def main() -> None:
+    """Prints the table."""
     folders = [Path(argument) for argument in sys.argv[1:]]
     if not folders:
         raise SystemExit("error: no run folders given; type: python scripts/compare_runs.py outputs/runs/*")

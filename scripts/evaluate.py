@@ -7,11 +7,10 @@ Network, data set and preparation of the images stand in the file. Overrides are
 from __future__ import annotations
 
 import argparse
-import sys
+import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 from torch import nn
@@ -19,11 +18,16 @@ from torch import nn
 from hawq.costs import published_bytes
 from hawq.data import Images
 from hawq.evaluation import accuracy_on
-from hawq.experiment.config import REPOSITORY, compose_parts
+from hawq.experiment.config.build import component_section, compose_parts
+from hawq.experiment.config.names import config_folder
 from hawq.experiment.progress import Console
 from hawq.export import load, read_about
 from hawq.records import Normalization, Preprocessing, from_dict
 from hawq.report import recorded_accuracy, result_row, results_table
+
+PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")  # no path, no hub, nothing that a config resolves
+SAFE_TEXT = re.compile(r"[A-Za-z0-9_./:-]+")
+MOST_PIXELS = 10_000  # along one side
 
 
 def main() -> None:
@@ -43,21 +47,23 @@ def evaluate(path: Path, overrides: list[str]) -> str:
     Raises ValueError or FileNotFoundError, with one sentence, where file, data set and network do not fit each other.
     """
     about = read_about(path)
-    normalization = normalization_of(path, about)
-    parts = compose_parts([*stated(about, overrides), *overrides])
+    facts = facts_of(path, about)
+    parts = compose_parts([*stated(facts, overrides), *overrides])
     options, dataset = parts["options"], parts["dataset"]
     if options.threads is not None:
         torch.set_num_threads(options.threads)
-    device, splits = options.torch_device(), dataset.open()
-    source = parts["model"].build(splits.num_classes)
-    stored = about.get("preprocessing", about.get("framing"))  # its name until 2026-11
-    preprocessing = from_dict(stored, Preprocessing) if stored else source.preprocessing
+    device = options.torch_device()
+    with component_section("dataset", dataset):
+        splits = dataset.open()
+    with component_section("model", parts["model"]):
+        source = parts["model"].build(splits.num_classes)
+    preprocessing = facts.preprocessing or source.preprocessing
     try:
         network: nn.Module = load(path, source.network.to(device, memory_format=torch.channels_last))
     except ValueError as error:
         here = f"{parts['model'].name} for the {splits.num_classes} classes of {dataset.name}"
         raise ValueError(f"{error} (here {here})") from error
-    images = Images(splits.test_images, splits.test_labels, dataset.prepare(preprocessing, normalization))
+    images = Images(splits.test_images, splits.test_labels, dataset.prepare(preprocessing, facts.normalization))
     accuracy = accuracy_on(network, images, device, options.workers, Console(), f"accuracy of {path.name}")
     size_bytes = path.stat().st_size
     row = result_row(network.quantization.plan, accuracy, size_bytes, published_bytes(source.network.state_dict()))  # type: ignore
@@ -65,39 +71,76 @@ def evaluate(path: Path, overrides: list[str]) -> str:
     seen = f"{right:,} of {len(images):,} test images of {dataset.name} are right; {size_bytes:,} bytes on disk"
     lines = [results_table([row]), seen]
     recorded = recorded_accuracy(path)
-    if recorded is not None and dataset.name == about["dataset"]:
+    if recorded is not None and dataset.name == facts.dataset:
         value, origin = recorded
         lines.append(f"recorded: {value:.2f} % ({origin}); difference {accuracy - value:+.2f} points")
     return "\n".join(lines)
 
 
-def normalization_of(path: Path, about: dict[str, Any]) -> Normalization:
-    """How the inputs are normalised. Raises ValueError for a file that does not say what it is."""
+@dataclass(frozen=True)
+class Facts:
+    """What a packed file says of its network and data, checked: it may come from anyone, and a config is made of it."""
+
+    model: str
+    dataset: str
+    normalization: Normalization
+    preprocessing: Preprocessing | None
+    torchvision: bool
+    small_input_size: int | None
+
+
+def facts_of(path: Path, about: dict[str, Any]) -> Facts:
+    """The facts of a file. Raises ValueError for one that does not say what it is, or states what cannot be."""
     missing = [key for key in ("model", "dataset", "mean", "std") if key not in about]
     if missing:
         raise ValueError(
             f"{path} does not state its {', '.join(missing)}: give a file that train.py wrote, "
             "or load this one with hawq.load(path, model)"
         )
-    return from_dict({"mean": about["mean"], "std": about["std"]}, Normalization)
+    normalization = from_dict({"mean": about["mean"], "std": about["std"]}, Normalization)
+    stored = about.get("preprocessing", about.get("framing"))  # its name until 2026-11
+    preprocessing = from_dict(stored, Preprocessing) if stored else None
+    sizes = [about.get("small_input_size"), preprocessing.size if preprocessing else None]
+    names = [about["model"], about["dataset"]]
+    channels = (len(normalization.mean), len(normalization.std))
+    if (
+        not all(isinstance(name, str) and 0 < len(name) < 200 for name in names)
+        or not all(size is None or (type(size) is int and 0 < size <= MOST_PIXELS) for size in sizes)
+        or channels not in ((3, 3), (1, 1))
+        or min(normalization.std) <= 0
+        or (preprocessing is not None and not 0 < preprocessing.crop <= 2)
+    ):
+        raise ValueError(
+            f"{path} states a name, a size or a normalisation that cannot be: give a file that train.py wrote"
+        )
+    torchvision = about.get("source") == "torchvision"
+    return Facts(about["model"], about["dataset"], normalization, preprocessing, torchvision, sizes[0])
 
 
-def stated(about: dict[str, Any], overrides: list[str]) -> list[str]:
-    """What a file says, as overrides; the data set only where no other is given.
+def stated(facts: Facts, overrides: list[str]) -> list[str]:
+    """What a file says, as overrides; model and data set only where no other is given.
 
-    Raises ValueError for a data set that has no option of its own: a file does not hold its splits and classes.
+    Raises ValueError for names that are no plain ones (a config would resolve or download what they say), and for a
+    data set that has no option of its own: a file does not hold its splits and classes.
     """
-    found = ["tracking=none", "model=timm", f"model.name={about['model']}"]
-    if stored := about.get("preprocessing", about.get("framing")):  # its name until 2026-11
-        found.append(f"model.small_input_size={stored['size']}")
-    other = any(override.startswith("dataset=") for override in overrides)
-    if other:
+    given = {override.partition("=")[0].lstrip("+") for override in overrides}
+    found = ["tracking=none", "model=timm"]
+    if "model.name" not in given:
+        if not PLAIN_NAME.fullmatch(facts.model):
+            raise ValueError(f"the file names the model {facts.model!r}, which is no plain name: give model.name=...")
+        found.append(f"model.name={facts.model}")
+    if facts.torchvision:
+        found.append("model.source=torchvision")
+    if facts.preprocessing:
+        found.append(f"model.small_input_size={facts.small_input_size or facts.preprocessing.size}")
+        found += [f"model.input_size={facts.preprocessing.size}"] if facts.preprocessing.fixed_size else []
+    if "dataset" in given:
         return found
-    name = about["dataset"]
-    if not (REPOSITORY / "conf" / "dataset" / f"{name}.yaml").is_file():
+    name = facts.dataset
+    if not PLAIN_NAME.fullmatch(name) or not (config_folder() / "dataset" / f"{name}.yaml").is_file():
         raise ValueError(
             f"the file was measured on {name!r}, which is no option of dataset: give it as the run was given it, say "
-            f"dataset=timm dataset.name={name} dataset.num_classes=..."
+            f"dataset=timm dataset.name={name if SAFE_TEXT.fullmatch(name) else '...'} dataset.num_classes=..."
         )
     return [*found, f"dataset={name}"]
 

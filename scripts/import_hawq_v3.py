@@ -1,4 +1,4 @@
-"""HAWQ-V3's published numbers as our files: `python scripts/import_hawq_v3.py hawq_v3_resnet18_ilp.json FOLDER`.
+"""HAWQ-V3's published numbers as files of ours: `python scripts/import_hawq_v3.py hawq_v3_resnet18_ilp.json FOLDER`.
 
 Writes FOLDER/sensitivity.json and FOLDER/latency.json. Then, for each published plan:
 python train.py stages=[allocation] allocation.sensitivity=FOLDER/sensitivity.json bits=hawq_v3 bits.ends=null
@@ -12,17 +12,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 from hawq.allocation.latency import SCHEMA
-from hawq.experiment.artifacts import dump_record, write_json
-from hawq.experiment.stages import SENSITIVITY_SCHEMA
+from hawq.experiment.artifacts import write_json
 from hawq.files import write_whole
-from hawq.records import Block, BlockSensitivity, Estimate, Sensitivity
+from hawq.records import SENSITIVITY_SCHEMA, Block, BlockSensitivity, Estimate, Sensitivity, dump_record
 
 
 def import_sensitivity(layers: list[dict[str, Any]]) -> Sensitivity:
-    """One row a layer: Tr(H_i) = average trace · n_i, squared errors, MACs; eigenvalues were not published."""
+    """One row per layer: Tr(H_i) = average trace · n_i, squared errors, MACs; eigenvalues were not published."""
     leaders = {layer["tied_to"] for layer in layers if layer["tied_to"]}
     rows = []
     for layer in layers:
@@ -40,6 +37,7 @@ def import_sensitivity(layers: list[dict[str, Any]]) -> Sensitivity:
 
 
 def main() -> None:
+    """Reads the published file and writes both of ours."""
     if len(sys.argv) != 3:
         raise SystemExit("error: type: python scripts/import_hawq_v3.py hawq_v3_resnet18_ilp.json FOLDER")
     source, folder = Path(sys.argv[1]), Path(sys.argv[2])

@@ -2,22 +2,20 @@
 
 python scripts/plot_convergence.py descending=outputs/runs/A ascending=docs/results/b.json --out docs/figures/order.png
 
-Run folders or records, each with a label before it, else its file name; several with the same label are seeds.
+Run folders or records, each with a label, by default its file name; several with the same label are seeds.
 """
 
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from hawq.experiment.sweep import read_report
 from hawq.report import RecordedRow, convergence_figure, read_result, recorded_rows
 
 
 def main() -> None:
+    """Parses the command line and draws."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("sources", nargs="+", metavar="[LABEL=]RUN_OR_RECORD")
     parser.add_argument("--out", type=Path, required=True, help="a .png or .svg")
@@ -29,9 +27,9 @@ def main() -> None:
 
 
 def draw(sources: list[str], out: Path) -> Path:
-    """The plan's own network of each source as a line.
+    """Draws one line per source, the network of its plan, into `out`, and returns it.
 
-    Raises ValueError or OSError for sources that cannot stand in one figure.
+    Raises ValueError or OSError for sources that cannot share a figure.
     """
     lines: dict[str, list[RecordedRow]] = {}
     parents, images = set(), set()
@@ -41,21 +39,22 @@ def draw(sources: list[str], out: Path) -> Path:
         for first, *_, last in rows:
             if len(last.curve) < 2:
                 raise ValueError(
-                    f"{path} has no curve: give a run or record that was fine-tuned and measured on the way"
+                    f"{path} has no curve: give a run or record that was fine-tuned and measured during it"
                 )
             lines.setdefault(label or Path(path).stem, []).append(last)
             parents.add(round(first.result.accuracy, 2))
         images.add(curve_images)
     for found, what in ((parents, "float networks of accuracy"), (images, "numbers of test images")):
         if len(found) > 1:
-            raise ValueError(
-                f"the curves stand on different {what} {sorted(map(str, found))}: give runs that share them"
-            )
+            raise ValueError(f"the curves are of different {what} {sorted(map(str, found))}: give runs that share them")
     return convergence_figure(lines, parents.pop(), images.pop(), out)
 
 
 def read(path: Path) -> tuple[list[tuple[RecordedRow, ...]], int | None]:
-    """Rows of each seed, and how many test images their curves were measured on."""
+    """Rows of each seed, and the number of test images that their curves were measured on (None for all).
+
+    Raises ValueError or OSError for a path that is neither a run folder nor a record.
+    """
     if path.is_dir():
         report = read_report(path)
         return [recorded_rows(path, report)], report.config["finetune"]["eval_samples"]

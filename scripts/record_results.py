@@ -1,23 +1,20 @@
-"""Finished runs into docs/results, with their curves; runs that differ only in the seed make one record.
+"""Records finished runs in docs/results, with their curves; runs that differ only in the seed make one record.
 
 python scripts/record_results.py outputs/runs/A outputs/runs/B --name resnet20_cifar10 --network "ResNet20, CIFAR-10"
 
-The packed file of the first run goes beside the record. Then: `python scripts/reproduce.py readme`.
+The packed file of the first run is put next to the record. Then: `python scripts/reproduce.py readme`.
 """
 
 from __future__ import annotations
 
 import argparse
 import shlex
-import sys
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from hawq.experiment.config import NOT_PART_OF_A_RESULT, REPOSITORY
+from hawq.experiment.config.names import NOT_PART_OF_A_RESULT, REPOSITORY
 from hawq.experiment.sweep import read_report
 from hawq.files import write_whole
 from hawq.records import RunReport
@@ -28,16 +25,19 @@ MOST_BYTES = 2**20
 
 
 def main() -> None:
+    """Parses the command line and records."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", type=Path, help="folders of finished runs")
     parser.add_argument("--name", required=True, help="file name of the record, without .json")
-    parser.add_argument("--network", required=True, help="how the table calls network and data")
-    parser.add_argument("--note", default="", help="what a reader must know besides")
-    parser.add_argument("--place", type=int, help="order in the README; left out: not shown there")
-    parser.add_argument("--fills", action="append", default=[], metavar="METHOD=TABLE/ROW", help="say HAWQ=table1/hawq")
-    parser.add_argument("--hardware", help="where the runs do not say it")
-    parser.add_argument("--command", help="where another one is to be shown")
-    parser.add_argument("--without-model", action="store_true", help="leave the packed file out")
+    parser.add_argument("--network", required=True, help="network and data, as the table names them")
+    parser.add_argument("--note", default="", help="what else a reader must know")
+    parser.add_argument("--place", type=int, help="order in the README; if left out, not shown there")
+    parser.add_argument(
+        "--fills", action="append", default=[], metavar="METHOD=TABLE/ROW", help="e.g. HAWQ=table1/hawq"
+    )
+    parser.add_argument("--hardware", help="if the runs do not state it")
+    parser.add_argument("--command", help="to show instead of the runs' own")
+    parser.add_argument("--without-model", action="store_true", help="leave out the packed file")
     parser.add_argument("--replace", action="store_true", help="overwrite a record of the same name")
     parser.add_argument("--folder", type=Path, default=RESULTS, help=argparse.SUPPRESS)
     given = parser.parse_args()
@@ -48,7 +48,10 @@ def main() -> None:
 
 
 def record(given: argparse.Namespace) -> Path:
-    """Writes record and packed file. Raises ValueError or OSError before anything is written."""
+    """Writes record and packed file, and returns the record's path.
+
+    Raises ValueError or OSError before anything is written.
+    """
     path, model = given.folder / f"{given.name}.json", given.folder / f"{given.name}.safetensors"
     taken = [str(file) for file in (path, model) if file.exists() and not given.replace]
     if taken:
@@ -65,10 +68,11 @@ def record(given: argparse.Namespace) -> Path:
 
 
 def make_record(given: argparse.Namespace, reports: Sequence[RunReport], packed: str | None) -> Recorded:
+    """The record of all given runs. Raises ValueError when their hardware is unknown."""
     first = reports[0]
     hardware = given.hardware or first.versions.get("hardware")
     if hardware is None:
-        raise ValueError(f"{given.runs[0]} does not say its hardware: give --hardware")
+        raise ValueError(f"{given.runs[0]} does not state its hardware: give --hardware")
     settings = first.config["finetune"]
     runs = [
         RecordedRun(
@@ -97,7 +101,7 @@ def make_record(given: argparse.Namespace, reports: Sequence[RunReport], packed:
 
 
 def refuse_different(folders: Sequence[Path], reports: Sequence[RunReport]) -> None:
-    """Raises ValueError unless the runs differ in nothing but their seeds."""
+    """Raises ValueError unless the runs differ only in their seeds."""
     first = without_seeds(reports[0].config)
     for folder, report in zip(folders[1:], reports[1:], strict=True):
         other = without_seeds(report.config)
@@ -112,13 +116,13 @@ def refuse_different(folders: Sequence[Path], reports: Sequence[RunReport]) -> N
 
 
 def without_seeds(config: dict[str, Any]) -> dict[str, Any]:
-    """What decides a result, apart from the seeds at any depth."""
+    """The settings that decide a result, without the seeds at any depth."""
     kept = {key: value for key, value in config.items() if key not in ("seed", *NOT_PART_OF_A_RESULT)}
     return {key: without_seeds(value) if isinstance(value, dict) else value for key, value in kept.items()}
 
 
 def shown_command(reports: Sequence[RunReport]) -> str:
-    """The command that gives all these runs, without folders of this machine and what decides no result."""
+    """The command that gives all these runs, without this machine's folders and settings that decide no result."""
     seeds = ",".join(str(report.config["seed"]) for report in reports)
     several = len(reports) > 1
     words = []

@@ -1,7 +1,7 @@
-"""The papers' tables beside ours: `python scripts/reproduce.py table1` (or table2 … table4, v2, v3, figures).
+"""The papers' tables next to ours: `python scripts/reproduce.py table1` (or table2 … table4, v2, v3, figures).
 
-`ablations` are our own. `--run ROW [override …]` runs exactly that row through train.py; `readme` writes the README's
-table of results anew.
+`ablations` are our own. `--run ROW [override …]` runs exactly that row through train.py; `readme` writes the tables of
+results in README.md and docs/results.md.
 """
 
 from __future__ import annotations
@@ -9,19 +9,17 @@ from __future__ import annotations
 import argparse
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import cache
-from pathlib import Path
+from functools import cache, partial
 
 import torch
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from hawq.allocation import Manual, UniformBits
 from hawq.blocks import find_blocks
 from hawq.costs import paper_size_mib, plan_cost, published_bytes
-from hawq.experiment.config import REPOSITORY, compose_parts
+from hawq.experiment.config.build import compose_parts
+from hawq.experiment.config.names import REPOSITORY
 from hawq.models import ModelSpec
 from hawq.quantization import BIT_WIDTHS
 from hawq.records import FLOAT_BITS, Block, BlockSensitivity, Cost, Estimate, Precision, Sensitivity
@@ -32,26 +30,29 @@ from hawq.report import (
     PaperTable,
     Recorded,
     comparison,
+    full_results,
     read_results,
     read_table,
-    readme_results,
+    summary_table,
 )
 
 TABLES = {path.stem: path for path in sorted((REPOSITORY / "docs" / "papers").glob("*.yaml"))}
-BEGIN, END = "<!-- made by: python scripts/reproduce.py readme -->\n", "<!-- end -->\n"
-BEGIN_ABLATIONS = "<!-- ablations, made by: python scripts/reproduce.py readme -->\n"
+PAGES = (REPOSITORY / "README.md", REPOSITORY / "docs" / "results.md")
+BEGIN = "<!-- {}, made by: python scripts/reproduce.py readme -->\n"
+END = "<!-- end -->\n"
 
 
 def main() -> None:
+    """Parses the command line; prints a table, runs a row or rewrites the README."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("table", choices=[*TABLES, "readme"])
     parser.add_argument("--run", metavar="ROW", help="run this row")
-    parser.add_argument("overrides", nargs="*", help="further overrides for train.py, say dataset.path=...")
+    parser.add_argument("overrides", nargs="*", help="further overrides for train.py, e.g. dataset.path=...")
     given, more = parser.parse_known_args()
     results = read_results(REPOSITORY / "docs" / "results")
     if given.table == "readme":
-        path = REPOSITORY / "README.md"
-        path.write_text(with_results(path.read_text(), results))
+        for page in PAGES:
+            page.write_text(with_results(page.read_text(), results))
         return
     table = read_table(TABLES[given.table])
     try:
@@ -67,27 +68,32 @@ def command(table: PaperTable, name: str, overrides: list[str]) -> list[str]:
     """The command line that runs a row. Raises ValueError for a row that cannot be run."""
     own = table.overrides(table.row(name))
     if own is None:
-        raise ValueError(f"row {name!r} cannot be run: this system or these bits are not here")
+        raise ValueError(f"row {name!r} cannot be run: this system or these bits are not implemented here")
     return [sys.executable, str(REPOSITORY / "train.py"), *own, *overrides]
 
 
-def with_results(readme: str, results: list[Recorded]) -> str:
-    """The README's text with its tables of results and of ablations made anew."""
-    for begin, shown in ((BEGIN, readme_results(results)), (BEGIN_ABLATIONS, beside_ours("ablations", results))):
-        before, _, rest = readme.partition(begin)
-        after = rest.partition(END)[2]
-        readme = f"{before}{begin}\n{shown}\n\n{END}{after}"
-    return readme
+def with_results(page: str, results: list[Recorded]) -> str:
+    """The text of a page with each table that it has a place for made from the records."""
+    tables: dict[str, Callable[[list[Recorded]], str]] = {
+        "summary": summary_table,
+        "results": full_results,
+        "ablations": partial(beside_ours, "ablations"),
+    }
+    for name, make in tables.items():
+        before, begin, rest = page.partition(BEGIN.format(name))
+        if begin:
+            page = f"{before}{begin}\n{make(results)}\n\n{END}{rest.partition(END)[2]}"
+    return page
 
 
 def beside_ours(name: str, results: list[Recorded]) -> str:
-    """A table with every row's figures beside ours."""
+    """A table with each row's figures next to ours."""
     table = read_table(TABLES[name])
     return comparison(table, {row.id: ours(name, table, row, results) for row in table.rows})
 
 
 def ours(name: str, table: PaperTable, row: PaperRow, results: list[Recorded]) -> Ours:
-    """Costs of a row computed now from a new network, and the accuracy that was recorded for it."""
+    """Costs of a row, computed from a new network, and the accuracy that was recorded for it."""
     found = [cells for recorded in results if (cells := recorded.cells_for(f"{name}/{row.id}"))]
     accuracy = found[-1]["accuracy %"] if found else NOT_RUN
     overrides = table.overrides(row)
@@ -96,7 +102,7 @@ def ours(name: str, table: PaperTable, row: PaperRow, results: list[Recorded]) -
     parts = compose_parts([*(overrides or [f"experiment={table.experiment}"]), "dataset.path=none"])
     blocks, float_bytes = measure(parts["model"], table.num_classes)
     if row.layer_bits is not None:
-        bit_widths = [int(width) for width in f"8{row.layer_bits}8"]
+        bit_widths = [int(bits) for bits in f"8{row.layer_bits}8"]
     elif not parts["options"].stages:
         bit_widths = [FLOAT_BITS] * len(blocks)
     elif isinstance(parts["bits"], (Manual, UniformBits)):
@@ -104,23 +110,24 @@ def ours(name: str, table: PaperTable, row: PaperRow, results: list[Recorded]) -
     else:  # needs an analysis
         reached = found[-1]["W-Comp"].removesuffix("×") if found else f"our bits, ≥ {parts['bits'].target:g}"
         return Ours(limit=reached, accuracy=accuracy)
-    precisions = {block.name: Precision(width, width) for block, width in zip(blocks, bit_widths, strict=True)}
+    precisions = {block.name: Precision(bits, bits) for block, bits in zip(blocks, bit_widths, strict=True)}
     return ours_of(plan_cost(blocks, precisions), float_bytes, accuracy)
 
 
 def ours_of(cost: Cost, float_bytes: int, accuracy: str) -> Ours:
+    """Our figures for a plan of this cost; `float_bytes` are those of the float checkpoint."""
     return Ours(cost, paper_size_mib(float_bytes, cost.w_comp), accuracy=accuracy)
 
 
 def without_curvature(blocks: Sequence[Block]) -> Sensitivity:
-    """What an allocator that asks for nothing but blocks is given."""
+    """A sensitivity for allocators that need only the blocks: all curvatures and errors are 0."""
     nothing, errors = Estimate(0.0, 0.0, 0, True), dict.fromkeys(BIT_WIDTHS, 0.0)
     return Sensitivity(tuple(BlockSensitivity(block, nothing, errors) for block in blocks), "none", 0, 0.0)
 
 
 @cache
 def measure(source: ModelSpec, num_classes: int) -> tuple[tuple[Block, ...], int]:
-    """Blocks of a network without memory, traced at its own input size; and bytes of its float checkpoint."""
+    """Blocks of a network, built without memory and traced at its own input size; and bytes of its float checkpoint."""
     with torch.device("meta"):
         model = replace(source, checkpoint=None, source=None).build(num_classes)
         side = model.preprocessing.size

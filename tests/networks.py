@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from hawq.distributed import shard
+from hawq.layers import weight_name
 from hawq.records import Block
 
 SIDE = 6
@@ -183,7 +184,8 @@ def explicit_gauss_newton(model: nn.Module, block: Block, batch: Batch, loss: Ca
 def outputs_by_weights(model: nn.Module, block: Block, inputs: Tensor) -> tuple[Callable[[Tensor], Tensor], Tensor]:
     """W_i ↦ the network's outputs, and the W_i that it has; both flat (n_i,)."""
     known = dict(model.named_parameters())  # a shared weight stands here once
-    names = [f"{layer}.weight" for layer in block.layers if f"{layer}.weight" in known]
+    weights = [f"{layer}.{weight_name(model.get_submodule(layer))}" for layer in block.layers]
+    names = [name for name in weights if name in known]
 
     def outputs(flat: Tensor) -> Tensor:
         parts = flat.split([known[name].numel() for name in names])

@@ -29,7 +29,7 @@ TINY = (
     "device=cpu",
     "baseline=none",
     "model.small_input_size=8",
-    "training.max_steps=2",
+    "float_network.max_steps=2",
     "finetune.max_steps=2",
     "finetune.reestimate_batches=1",
     "analysis.num_samples=16",
@@ -80,7 +80,7 @@ def run_script(name: str, *arguments: object) -> str | None:
 
 def compose_here(*overrides: str) -> DictConfig:
     """The composed config, as `train.py` would hand it to `build_settings`."""
-    from hawq.experiment.config import register_resolvers
+    from hawq.experiment.config.names import register_resolvers
 
     register_resolvers()
     GlobalHydra.instance().clear()
@@ -88,6 +88,7 @@ def compose_here(*overrides: str) -> DictConfig:
         config = compose("config", overrides=list(overrides), return_hydra_config=True)
     with open_dict(config):
         config.hydra.runtime.output_dir = config.hydra.run.dir
+        config.hydra.overrides.task = list(overrides)
     HydraConfig.instance().set_config(config)
     return config
 

@@ -10,13 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sensitivities import full_sensitivity, made_sensitivity, plan_of, random_sensitivity
 
-from hawq.allocation import IntegerProgram, Manual, Monotone, UniformBits, allocate, direct_baseline
+from hawq.allocation import Allocation, HawqV3, IntegerProgram, Manual, Monotone, UniformBits, allocate, direct_baseline
 from hawq.costs import plan_cost
 from hawq.records import Precision, to_dict
 
 
 def objective(sensitivity, bits):
-    return sum(row.omega(width) for row, width in zip(sensitivity.rows, bits, strict=True))
+    pairs = zip(sensitivity.blocks, bits, strict=True)
+    return sum(sensitivity.predicted("eigenvalue", block, "weights", width).value for block, width in pairs)
 
 
 UNITS_OF_A_PLAN = {
@@ -48,17 +49,23 @@ def all_plans(sensitivity, bit_widths, activations, tied):
             yield precisions, plan_cost(sensitivity.blocks, precisions, sensitivity.overhead_bytes)
 
 
-def scored(sensitivity, precisions, weighting, mixed):
+def scored(sensitivity, precisions, score, mixed):
     total = 0.0
     for row in sensitivity.rows:
         bits = precisions[row.block.name]
-        curvature = 1.0 if weighting == "none" else getattr(row, weighting).value
-        scale = row.block.num_weights if weighting == "trace" else 1
+        curvature = 1.0 if score == "error" else getattr(row, score).value
+        scale = row.block.num_weights if score == "trace" else 1
         total += max(curvature, 0) / scale * row.weight_errors[bits.weight_bits]
         if mixed:
-            average = row.activation_trace.value / row.block.num_activations
+            average = 1.0 if score == "error" else row.activation_trace.value / row.block.num_activations
             total += average * row.activation_errors[bits.activation_bits]
     return total
+
+
+def plain_error(sensitivity, precisions):
+    """‖Q(W) − W‖² and ‖Q(a) − a‖² of all blocks."""
+    rows = [(row, precisions[row.block.name]) for row in sensitivity.rows]
+    return sum(r.weight_errors[bits.weight_bits] + r.activation_errors[bits.activation_bits] for r, bits in rows)
 
 
 @settings(max_examples=1000, deadline=None, database=None, derandomize=True)
@@ -69,10 +76,10 @@ def scored(sensitivity, precisions, weighting, mixed):
     activations=st.sets(st.integers(2, 8), min_size=1, max_size=2),
     units=st.lists(st.sampled_from(sorted(UNITS_OF_A_PLAN)), min_size=1, max_size=3, unique=True),
     places=st.lists(st.floats(0, 1), min_size=3, max_size=3),
-    weighting=st.sampled_from(["eigenvalue", "trace", "none"]),
+    score=st.sampled_from(["eigenvalue", "trace", "error"]),
     tie=st.booleans(),
 )
-def test_mixed_equals_brute_force(seed, num_blocks, bit_widths, activations, units, places, weighting, tie):
+def test_mixed_equals_brute_force(seed, num_blocks, bit_widths, activations, units, places, score, tie):
     """Any limits together, ties in scores and costs, tied blocks: the least Σ Ω, or a refusal where nothing fits."""
     sensitivity = full_sensitivity(seed, num_blocks, overhead_bytes=100)
     tied = [("b0", "b1")] if tie and num_blocks > 1 else []
@@ -89,9 +96,10 @@ def test_mixed_equals_brute_force(seed, num_blocks, bit_widths, activations, uni
         tied=tuple(list(pair) for pair in tied),
         activations="mixed",
         activation_candidates=tuple(activations),
-        weighting=weighting,
+        score=score,
     )
-    fitting = [scored(sensitivity, bits, weighting, True) for bits, cost in plans if met(cost, targets)]
+    met_by = [bits for bits, cost in plans if met(cost, targets)]
+    fitting = [scored(sensitivity, bits, score, True) for bits in met_by]
     if not fitting:
         with pytest.raises(ValueError, match="cannot be met"):
             allocator.allocate(sensitivity)
@@ -100,9 +108,12 @@ def test_mixed_equals_brute_force(seed, num_blocks, bit_widths, activations, uni
     assert met(plan.cost, targets) and all(use.slack >= -1e-9 * use.target for use in plan.limits)
     assert [use.reached for use in plan.limits] == pytest.approx([UNITS_OF_A_PLAN[unit](plan.cost) for unit in units])
     assert plan.objective == pytest.approx(min(fitting), rel=1e-9, abs=1e-12)
-    assert scored(sensitivity, plan.precisions, weighting, True) == pytest.approx(plan.objective, rel=1e-9, abs=1e-12)
+    assert scored(sensitivity, plan.precisions, score, True) == pytest.approx(plan.objective, rel=1e-9, abs=1e-12)
     assert plan.gap == pytest.approx(0, abs=1e-9)
     assert all(plan.precisions[a] == plan.precisions[b] for a, b in tied)
+    ties = [bits for bits, score in zip(met_by, fitting, strict=True) if score <= min(fitting) * (1 + 1e-11)]
+    least = min(plain_error(sensitivity, bits) for bits in ties)
+    assert plain_error(sensitivity, plan.precisions) == pytest.approx(least, rel=1e-12)
 
 
 @pytest.mark.parametrize("unit", ["w_comp", "bytes", "bops"])
@@ -177,7 +188,7 @@ def test_overrides_and_fixed_widths():
     sensitivity = made_sensitivity([4.0, 2.0, 1.0], [10, 20, 30], fixed_bits={1: 7})
     plan = IntegerProgram(8, "average_bits", overrides={"b0": [3], "b2": [2, 4]}).allocate(sensitivity)
     assert plan.weight_bits() == {"b0": 3, "b1": 7, "b2": 4}
-    with pytest.raises(ValueError, match=r"bits.overrides names unknown blocks \['stem'\].*b0"):
+    with pytest.raises(ValueError, match=r"overrides names unknown blocks \['stem'\].*b0"):
         IntegerProgram(overrides={"stem": [8]}).check(sensitivity.blocks)
 
 
@@ -201,9 +212,9 @@ def test_tie_groups_of_the_blocks_are_kept():
 
 
 LIMIT_CASES = {
-    "without macs": ({"limits": {"bops": 10.0}}, r"bits.limits.bops \(bops\) needs macs.*b0, b1"),
+    "without macs": ({"limits": {"bops": 10.0}}, r"limits.bops \(bops\) needs macs.*b0, b1"),
     "without activations": ({"limits": {"a_comp": 4.0}}, "needs num_activations.*b0, b1"),
-    "without a table": ({"limits": {"latency_ms": 1.0}}, "bits.limits.latency_ms=1.*give bits.latency="),
+    "without a table": ({"limits": {"latency_ms": 1.0}}, "limits.latency_ms=1.*give latency="),
 }
 
 
@@ -225,9 +236,9 @@ def test_limits_that_exclude_each_other_are_all_told(tmp_path):
     blocks = made_sensitivity([1.0, 2.0], [30, 10]).blocks
     IntegerProgram(6.5, "average_bits", {"latency_ms": 3.0}, **latency).check(blocks)
     message = (
-        r"bits.target=6 \(average_bits\) and bits.limits.latency_ms=3 cannot be met together: with the others "
-        r"bits.target reaches 6.5 average_bits at best \(alone this network reaches 2 to 8 average_bits\); "
-        r"with the others bits.limits.latency_ms reaches 7 latency_ms at best \(alone this network reaches 3 to 7 "
+        r"target=6 \(average_bits\) and limits.latency_ms=3 cannot be met together: with the others "
+        r"target reaches 6.5 average_bits at best \(alone this network reaches 2 to 8 average_bits\); "
+        r"with the others limits.latency_ms reaches 7 latency_ms at best \(alone this network reaches 3 to 7 "
     )
     with pytest.raises(ValueError, match=message):
         IntegerProgram(6, "average_bits", {"latency_ms": 3.0}, **latency).check(blocks)
@@ -258,10 +269,67 @@ def test_flat_networks_can_be_allocated(eigenvalues):
     assert plan.cost.w_comp >= 8
 
 
+FLAT = [0.0, 3.0, -1.0, 0.0, 0.0]  # λ of blocks of 10 to 50 weights; only b1 has a score
+RULES = {
+    "integer program": IntegerProgram(4.2, "average_bits"),
+    "V1": Monotone(4.2, "average_bits"),
+    "V1 reversed": Monotone(4.2, "average_bits", order="ascending"),
+    "V3": HawqV3(0.5, "bytes", ends=None, score="eigenvalue"),
+}
+
+
+@pytest.mark.parametrize("eigenvalues", [FLAT, [0.0] * 5], ids=["one", "none"])
+@pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
+def test_where_scores_tie_at_zero_the_plain_error_decides(rule, eigenvalues):
+    """The least Σ Ω first, then the least Σ ‖Q(W) − W‖² among all plans that reach it, found by trying all plans."""
+    rng = np.random.default_rng(4)
+    errors = [{bits: float(n * 4.0**-bits * rng.uniform(0.8, 1.2)) for bits in range(2, 9)} for n in range(10, 60, 10)]
+    sensitivity = made_sensitivity(eigenvalues, range(10, 60, 10), errors)
+    plan = allocate(sensitivity, rule)
+    limit = plan.limits[0].target * (150 if plan.limits[0].unit == "average_bits" else 8)
+    candidates = (4, 8) if isinstance(rule, HawqV3) else range(2, 9)
+    flat = [max(value, 0) == 0 for value in eigenvalues]
+
+    def allowed(bits):
+        if sum(n * b for n, b in zip(range(10, 60, 10), bits, strict=True)) > limit * (1 + 1e-12):
+            return False
+        if not isinstance(rule, Monotone) or all(flat):
+            return True
+        rest = bits[:1] + bits[2:]
+        return min(rest) >= bits[1] if rule.order == "ascending" else max(rest) <= bits[1]
+
+    def value(bits):
+        plain = [row.weight_errors[b] for row, b in zip(sensitivity.rows, bits, strict=True)]
+        return objective(sensitivity, bits), sum(plain)
+
+    best = min(value(bits) for bits in itertools.product(candidates, repeat=5) if allowed(bits))
+    assert value(tuple(plan.weight_bits().values())) == pytest.approx(best, rel=1e-12)
+    assert plan.gap == 0 and plan.objective == pytest.approx(best[0], rel=1e-12)
+
+
+def test_ties_of_small_scores_are_told_from_those_of_large_ones():
+    """b0 scores 1e9 times what b1 and b2 do; these are free to trade, but not at the price of their own scores."""
+    errors = [{2: 1.0, 8: 1.0}, {2: 3.0, 4: 2.0, 8: 1.0}, {2: 3.0, 4: 2.0, 8: 1.9}]
+    sensitivity = made_sensitivity([1e9, 1e-9, 1e-9], [10, 10, 10], errors)
+    plan = IntegerProgram(14 / 3, "average_bits", candidates=(2, 4, 8), overrides={"b0": [2]}).allocate(sensitivity)
+    assert plan.weight_bits() == {"b0": 2, "b1": 8, "b2": 4}
+
+
+@pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
+def test_a_sensitivity_without_any_score_is_told(rule, caplog):
+    sensitivity = made_sensitivity([0.0, -1.0, 0.0, 0.0], [10, 20, 30, 40])
+    allocate(sensitivity, rule)
+    (record,) = caplog.records
+    assert "every score by eigenvalue is zero" in record.getMessage() and "plain error" in record.getMessage()
+    caplog.clear()
+    allocate(made_sensitivity([0.0, 1.0, 0.0, 0.0], [10, 20, 30, 40]), rule)
+    assert not caplog.records
+
+
 @pytest.mark.parametrize(
     ("unit", "target", "message"),
     [
-        ("w_comp", 16.5, "bits.target=16.5 .w_comp.*4 to 16 w_comp"),
+        ("w_comp", 16.5, "target=16.5 .w_comp.*4 to 16 w_comp"),
         ("average_bits", 1.9, "2 to 8 average_bits"),
         ("bytes", 49, "50 to 200 bytes"),
     ],
@@ -285,34 +353,66 @@ def test_fixed_widths_narrow_the_feasible_range():
 @pytest.mark.parametrize(
     ("kind", "values", "message"),
     [
-        (IntegerProgram, {"target": 0.0}, "bits.target=0"),
-        (IntegerProgram, {"target": float("nan")}, "bits.target=nan"),
+        (IntegerProgram, {"target": 0.0}, "target=0"),
+        (IntegerProgram, {"target": float("nan")}, "target=nan"),
         (IntegerProgram, {"unit": "megabytes"}, "'megabytes'.*w_comp, average_bits, bytes"),
-        (IntegerProgram, {"candidates": ()}, r"bits.candidates=\[\]"),
-        (IntegerProgram, {"candidates": (2, 9)}, r"bits.candidates=\[2, 9\]"),
-        (IntegerProgram, {"activations": 16}, "bits.activations=16"),
+        (IntegerProgram, {"candidates": ()}, r"candidates=\[\]"),
+        (IntegerProgram, {"candidates": (2, 9)}, r"candidates=\[2, 9\]"),
+        (IntegerProgram, {"activations": 16}, "activations=16"),
         (
             IntegerProgram,
             {"activations": "some"},
-            "bits.activations='some' is unknown: give 1 to 8, 32 for float, or mixed",
+            "activations='some' is unknown: give 1 to 8, 32 for float, or mixed",
         ),
-        (IntegerProgram, {"activations": "mixed", "activation_candidates": (0,)}, r"bits.activation_candidates=\[0\]"),
-        (IntegerProgram, {"limits": {"bops": -1.0}}, "bits.limits.bops=-1"),
+        (IntegerProgram, {"activations": "mixed", "activation_candidates": (0,)}, r"activation_candidates=\[0\]"),
+        (IntegerProgram, {"limits": {"bops": -1.0}}, "limits.bops=-1"),
         (IntegerProgram, {"limits": {"size": 1.0}}, "'size' is unknown: give w_comp"),
-        (IntegerProgram, {"overrides": {"b0": [9]}}, r"bits.overrides.b0=\[9\]"),
-        (IntegerProgram, {"weighting": "norm"}, "bits.weighting='norm'"),
-        (IntegerProgram, {"gap": 1.0}, "bits.gap=1"),
-        (IntegerProgram, {"time_limit": 0.0}, "bits.time_limit=0"),
-        (UniformBits, {"weights": 0}, r"bits.weights=\[0\]"),
-        (UniformBits, {"ends": 16}, r"bits.ends=\[16\]"),
+        (IntegerProgram, {"overrides": {"b0": [9]}}, r"overrides.b0=\[9\]"),
+        (IntegerProgram, {"score": "norm"}, "score='norm'"),
+        (IntegerProgram, {"gap": 1.0}, "gap=1"),
+        (IntegerProgram, {"time_limit": 0.0}, "time_limit=0"),
+        (UniformBits, {"weights": 0}, "weights=0 is"),
+        (UniformBits, {"ends": 16}, "ends=16 is"),
         (Manual, {}, "needs one source"),
         (Manual, {"weights": {"b0": 4}, "plan": "plan.json"}, "needs one source"),
-        (Manual, {"weights": {"b0": 9}}, r"bits.weights.b0=\[9\]"),
+        (Manual, {"weights": {"b0": 9}}, "weights.b0=9 is"),
     ],
 )
 def test_values_out_of_range(kind, values, message):
     with pytest.raises(ValueError, match=message):
         kind(**values)
+
+
+SHAPES = [
+    (IntegerProgram, "tied", ("conv1",), r"tied=\('conv1',\) has the wrong shape: give lists of block names"),
+    (IntegerProgram, "tied", "conv1", "tied='conv1' has the wrong shape"),
+    (IntegerProgram, "tied", ([1, 2],), r"tied=\(\[1, 2\],\) has the wrong shape"),
+    (IntegerProgram, "overrides", {"b0": 8}, "overrides.b0=8 is out of range: give a list of bit-widths from 1 to 8"),
+    (IntegerProgram, "overrides", {"b0": "8"}, "overrides.b0='8' is out of range: give a list"),
+    (IntegerProgram, "overrides", {"b0": [True]}, r"overrides.b0=\[True\] is out of range"),
+    (IntegerProgram, "overrides", {"b0": []}, r"overrides.b0=\[\] is out of range"),
+    (IntegerProgram, "overrides", ["b0"], r"overrides=\['b0'\] has the wrong shape: give \{name: \[bits, ...\]"),
+    (IntegerProgram, "limits", [4.0], r"limits=\[4.0\] has the wrong shape"),
+    (IntegerProgram, "limits", {"bops": "many"}, "limits.bops='many' is out of range: give a positive number"),
+    (IntegerProgram, "candidates", "248", "candidates='248' is out of range: give a list"),
+    (IntegerProgram, "candidates", (4.0,), r"candidates=\[4.0\] is out of range"),
+    (IntegerProgram, "candidates", 8, "candidates=8 is out of range: give a list"),
+    (IntegerProgram, "target", True, "target=True is out of range"),
+    (IntegerProgram, "target", 1e308, r"target=1e\+308 is out of range: give a positive number, at most 1e\+30"),
+    (IntegerProgram, "time_limit", 1e9, "time_limit=1000000000.0 is out of range"),
+    (IntegerProgram, "time_limit", float("nan"), "time_limit=nan is out of range"),
+    (Manual, "weights", ["b0"], r"weights=\['b0'\] has the wrong shape"),
+    (Manual, "weights", {"b0": [4]}, r"weights.b0=\[4\] is out of range: give 1 to 8"),
+    (UniformBits, "weights", 4.0, "weights=4.0 is out of range: give 1 to 8"),
+    (Allocation, "frontier_points", 10**6, "frontier_points=1000000 is out of range"),
+    (Allocation, "confidence_draws", 10**6, "confidence_draws=1000000 is out of range"),
+]
+
+
+@pytest.mark.parametrize(("kind", "field", "value", "message"), SHAPES)
+def test_values_of_the_wrong_shape_or_size(kind, field, value, message):
+    with pytest.raises(ValueError, match=f"^{message}"):
+        kind(**{field: value})
 
 
 def test_uniform_bits():
@@ -349,7 +449,7 @@ def test_direct_baseline_of_a_plan_with_one_bit_is_tried_with_one_bit():
 
 
 def test_one_bit_that_was_not_analysed_is_told():
-    with pytest.raises(ValueError, match=r"no weight error for 1 bits: give bits.candidates=\[2, 3"):
+    with pytest.raises(ValueError, match=r"no eigenvalue of its weights for 1 bits: give candidates=\[2, 3"):
         IntegerProgram(20.0, candidates=(1, 2)).allocate(made_sensitivity([1.0], [100]))
 
 
@@ -386,12 +486,20 @@ def test_manual_with_wrong_names(weights, message):
         Manual(weights).check(SENSITIVITY.blocks)
 
 
+def test_a_plan_by_hand_needs_only_its_precisions(tmp_path):
+    path = tmp_path / "plan.json"
+    path.write_text(json.dumps({"precisions": {name: {"weight_bits": 3, "activation_bits": 32} for name in WEIGHTS}}))
+    assert set(Manual(plan=str(path)).allocate(SENSITIVITY).precisions.values()) == {Precision(3, 32)}
+
+
 def test_manual_without_its_file(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"bits.plan=.*absent.json does not exist"):
+    with pytest.raises(FileNotFoundError, match=r"plan=.*absent.json does not exist"):
         Manual(plan=str(tmp_path / "absent.json"))
 
 
 ROW = {"weight_bits": 8, "activation_bits": 4}
+PLAN = {"schema": "hawq.plan/1", "precisions": dict.fromkeys(WEIGHTS, ROW)}
+WRONG_BITS = (0, -1, 9, 32, 4.0, 4.5, True, None, "4", "wide", [4], 10**400)
 
 
 @pytest.mark.parametrize(
@@ -401,18 +509,24 @@ ROW = {"weight_bits": 8, "activation_bits": 4}
         "{",
         "[]",
         "{}",
-        {"precisions": 3},
-        {"precisions": {"b0": 8}},
-        {"precisions": {"b0": {"weight_bits": 8}}},
-        {"precisions": dict.fromkeys(WEIGHTS, ROW | {"weight_bits": "wide"})},
-        {"precisions": dict.fromkeys(WEIGHTS, ROW | {"weight_bits": 9})},
-        {"precisions": dict.fromkeys(WEIGHTS, ROW | {"activation_bits": 16})},
-        {"precisions": {}},
+        {"schema": "hawq.plan/1"},
+        PLAN | {"schema": None},
+        PLAN | {"schema": "hawq.sensitivity/2"},
+        PLAN | {"colour": "red"},
+        PLAN | {"precisions": 3},
+        PLAN | {"precisions": {}},
+        PLAN | {"precisions": [ROW, ROW, ROW]},
+        PLAN | {"precisions": {"b0": 8}},
+        PLAN | {"precisions": {"b0": {"weight_bits": 8}}},
+        PLAN | {"precisions": dict.fromkeys(WEIGHTS, ROW | {"activation_bits": 16})},
+        PLAN | {"precisions": dict.fromkeys(WEIGHTS, ROW | {"bits": 4})},
+        *(PLAN | {"precisions": dict.fromkeys(WEIGHTS, ROW | {"weight_bits": bits})} for bits in WRONG_BITS),
+        json.dumps(PLAN).replace('"weight_bits": 8', '"weight_bits": 8, "weight_bits": 8'),
     ],
     ids=str,
 )
 def test_manual_with_a_file_that_is_no_plan(tmp_path, content):
     path = tmp_path / "other.json"
     path.write_text(content if isinstance(content, str) else json.dumps(content))
-    with pytest.raises(ValueError, match=r"bits\.|other\.json"):
-        Manual(plan=str(path)).check(SENSITIVITY.blocks)
+    with pytest.raises(ValueError, match=r"other\.json is not a plan\.json \("):
+        Manual(plan=str(path))

@@ -13,17 +13,8 @@ import pytest
 import torch
 
 from hawq.errors import UserError
-from hawq.experiment.artifacts import (
-    MANIFEST,
-    Artifact,
-    PartialCheckpoint,
-    Store,
-    dump_record,
-    fingerprint,
-    hash_tensors,
-    parse_record,
-)
-from hawq.records import Estimate
+from hawq.experiment.artifacts import MANIFEST, Artifact, PartialCheckpoint, Store, fingerprint, hash_tensors
+from hawq.records import Estimate, dump_record, read_record
 
 FACTS = {"seed": 0, "solver": {"name": "power", "tolerance": 0.01}}
 FILES = {"curvature.json": b'{"value": 1.5}', "history.json": b"[]"}
@@ -31,7 +22,7 @@ FILES = {"curvature.json": b'{"value": 1.5}', "history.json": b"[]"}
 
 @pytest.fixture
 def entry(tmp_path: Path) -> Artifact:
-    return Store(tmp_path).entry("analysis", FACTS)
+    return Store(tmp_path).artifact("analysis", FACTS)
 
 
 @pytest.fixture
@@ -88,9 +79,9 @@ def test_entry_counts_only_once_it_is_finished(entry: Artifact) -> None:
 
 
 def test_same_facts_find_the_artifact_again(done: Artifact, tmp_path: Path) -> None:
-    assert Store(tmp_path).entry("analysis", dict(reversed(FACTS.items()))).manifest() is not None
-    assert Store(tmp_path).entry("finetune", FACTS).manifest() is None
-    assert Store(tmp_path).entry("analysis", {**FACTS, "seed": 1}).manifest() is None
+    assert Store(tmp_path).artifact("analysis", dict(reversed(FACTS.items()))).manifest() is not None
+    assert Store(tmp_path).artifact("finetune", FACTS).manifest() is None
+    assert Store(tmp_path).artifact("analysis", {**FACTS, "seed": 1}).manifest() is None
 
 
 def change(content: dict[str, Any]) -> Callable[[Path], Any]:
@@ -129,7 +120,7 @@ def test_damaged_or_foreign_artifact_is_named_and_left(
 def test_record_of_another_schema_is_named(tmp_path: Path) -> None:
     path = tmp_path / "estimate.json"
     path.write_bytes(dump_record("hawq.estimate/1", Estimate(1.5, 0.1, 7, True)))
-    assert parse_record(path, "hawq.estimate/1", Estimate) == Estimate(1.5, 0.1, 7, True)
+    assert read_record(path, "hawq.estimate/1", Estimate) == Estimate(1.5, 0.1, 7, True)
     for content in (
         path.read_text().replace("/1", "/2"),
         path.read_text()[:-5],
@@ -137,7 +128,7 @@ def test_record_of_another_schema_is_named(tmp_path: Path) -> None:
     ):
         path.write_text(content)
         with pytest.raises(UserError, match=r"estimate\.json cannot be used"):
-            parse_record(path, "hawq.estimate/1", Estimate)
+            read_record(path, "hawq.estimate/1", Estimate)
 
 
 def states_of(entry: Artifact) -> list[Path]:
@@ -200,7 +191,7 @@ def test_temporary_file_left_by_a_kill_is_ignored(entry: Artifact) -> None:
 def hold(root: Path, wanted: Any, got: Any) -> None:
     """In another process: takes the artifact when told to, and says when it has it."""
     wanted.wait(10)
-    with Store(root).entry("analysis", FACTS).locked():
+    with Store(root).artifact("analysis", FACTS).locked():
         got.set()
 
 
@@ -212,7 +203,7 @@ def test_second_process_waits_for_the_first(entry: Artifact, tmp_path: Path) -> 
     with entry.locked():
         wanted.set()
         assert not got.wait(0.3)
-        with Store(tmp_path).entry("analysis", {**FACTS, "seed": 1}).locked():
+        with Store(tmp_path).artifact("analysis", {**FACTS, "seed": 1}).locked():
             pass  # another key is free
     assert got.wait(10)
     other.join(10)

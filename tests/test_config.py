@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from omegaconf import OmegaConf
-from runs import CONF, compose_here
+from omegaconf import OmegaConf, open_dict
+from runs import CONF, compose_here, run_here
 
-from hawq.experiment.config import COMPONENTS, RunOptions, Settings, build_component, build_settings
-
-ALLOWED = ("hawq.", "torch.", "timm.")
+from hawq.experiment.config.build import build_component, build_settings
+from hawq.experiment.config.explain import modernise, with_section
+from hawq.experiment.config.options import COMPONENTS, RunOptions, Settings
 
 # What a user must add to some options before they can be built.
 MANDATORY = {
@@ -45,7 +45,7 @@ def components(settings: Settings) -> dict[str, Any]:
 
 def test_every_group_has_options() -> None:
     groups = {choice.split("=")[0] for choice in options()}
-    assert groups == {*COMPONENTS, "experiment"} - {"analysis", "allocation", "validation"}
+    assert groups == {*COMPONENTS, "experiment"} - {"analysis", "allocation", "validate"}
 
 
 @pytest.mark.parametrize("choice", options())
@@ -89,42 +89,156 @@ def test_run_folder_depends_on_what_decides_the_result() -> None:
         "hawq.",
         "hawq.nowhere.Solver",
         "hawq.curvature.PowerIteratio",
-        "hawq.experiment.config.STAGES",
+        "hawq.experiment.table.STAGES",
         "hawq.blocks.find_blocks",
-        "hawq.experiment.config.pkgutil.resolve_name",
+        "hawq.experiment.config.targets.pkgutil.resolve_name",
         "hawq.experiment.pipeline.Path",
-        "hawq.experiment.config.instantiate",
+        "hawq.experiment.prepare.Inputs",
+        "hawq.experiment.tracking.NoTracking",
+        "hawq.quantization.LSQ",
+        "hawq.records.Block",
+        "torch.nn.Identity",
         "torch.hub.load",
-        "torch.os.system",
+        "torch.distributed.elastic.multiprocessing.subprocess_handler.SubprocessHandler",
     ],
 )
-def test_only_classes_of_allowed_packages_are_built(target: str) -> None:
+def test_only_a_component_of_the_section_is_built(target: str) -> None:
     with pytest.raises(ValueError, match=r"solver\._target_=") as caught:
-        build_component("solver", {"_target_": target}, ALLOWED)
+        build_component("solver", {"_target_": target, "entrypoint": "/bin/sh"})
     assert target in str(caught.value)
 
 
-@pytest.mark.parametrize("target", ["hawq.experiment.tracking.NoTracking", "torch.nn.Identity"])
-def test_allowed_class_of_another_trade_is_refused(target: str) -> None:
-    with pytest.raises(ValueError, match=r"something with name, reads, memory_limit_gib, start, .* is needed"):
-        build_component("solver", {"_target_": target}, ALLOWED)
+def test_nothing_is_imported_that_is_not_allowed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "sneaky.py").write_text(f"open({str(tmp_path / 'imported')!r}, 'w')\nclass Solver: pass\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(ValueError, match="not allowed"):
+        build_component("solver", {"_target_": "sneaky.Solver"})
+    assert not (tmp_path / "imported").exists() and "sneaky" not in sys.modules
 
 
-def test_nothing_outside_is_called_below_an_allowed_target(tmp_path: Path) -> None:
+def test_nothing_inside_a_component_is_built(tmp_path: Path) -> None:
     sneaked_in = {"_target_": "os.mkdir", "path": str(tmp_path / "made")}
-    with pytest.raises(ValueError, match="solver"):
-        build_component("solver", {"_target_": "torch.nn.Identity", "x": sneaked_in}, ALLOWED)
+    node = {"_target_": "hawq.allocation.IntegerProgram", "limits": {"bytes": sneaked_in}}
+    with pytest.raises(ValueError, match=r"bits.limits.bytes._target_=os.mkdir stands inside a component"):
+        build_component("bits", node)
     assert not (tmp_path / "made").exists()
 
 
-def test_user_may_allow_a_package_of_his_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    source = "from hawq.curvature import PowerIteration\n\nclass Patient(PowerIteration):\n    pass\n"
-    (tmp_path / "my_solvers.py").write_text(source)
+OWN = """
+import dataclasses
+from hawq.curvature import PowerIteration
+
+class Patient(PowerIteration):
+    pass
+
+class NoDataclass:
+    pass
+
+@dataclasses.dataclass
+class NoSolver:
+    speed: int = 1
+    def __post_init__(self):
+        raise RuntimeError("was built")
+"""
+
+
+def test_the_command_line_may_allow_a_module_of_the_users(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "my_solvers.py").write_text(OWN)
     monkeypatch.syspath_prepend(str(tmp_path))
     overrides = ["solver=power", "solver._target_=my_solvers.Patient", "solver.max_iterations=500"]
-    with pytest.raises(ValueError, match="extend allowed_targets"):
+    with pytest.raises(ValueError, match="type allowed_targets="):
         build_settings(compose_here(*overrides))
     assert "my_solvers" not in sys.modules
-    allowed = "allowed_targets=[hawq.,torch.,timm.,my_solvers.]"
+    allowed = "allowed_targets=[hawq.,my_solvers.]"
     solver = build_settings(compose_here(*overrides, allowed)).solver
     assert (type(solver).__name__, solver.max_iterations) == ("Patient", 500)
+    for name, complaint in (("NoDataclass", "is no dataclass"), ("NoSolver", "lacks name, reads")):
+        with pytest.raises(ValueError, match=complaint):
+            build_component("solver", {"_target_": f"my_solvers.{name}"}, ["my_solvers."])
+
+
+def test_a_file_cannot_allow_anything() -> None:
+    config = compose_here("solver=power", "solver._target_=torch.nn.Identity")
+    with open_dict(config):
+        config.allowed_targets = ["hawq.", "torch."]
+    with pytest.raises(ValueError, match=r"torch.nn.Identity is not allowed"):
+        build_settings(config)
+
+
+HYDRA_PARTS = {
+    "callback": "callbacks: {x: {_target_: subprocess.Popen, args: [/bin/true]}}",
+    "callback by interpolation": "callbacks: '${oc.create:{x:{_target_:subprocess.Popen}}}'",
+    "launcher": "launcher: {_target_: mine.Launcher}",
+    "sweeper": "sweeper: {_target_: mine.Sweeper}",
+    "handler": "job_logging: {handlers: {console: {class: mine.Handler}}}",
+    "factory": "job_logging: {formatters: {simple: {(): os.system, command: 'true'}}}",
+    "object of another module": "hydra_logging: {handlers: {console: {stream: ext://antigravity.x}}}",
+    "logging by interpolation": "job_logging: {handlers: '${bits}'}",
+    "environment": "job: {env_set: {LD_PRELOAD: /tmp/x.so}}",
+}
+
+
+@pytest.mark.parametrize("content", HYDRA_PARTS.values(), ids=HYDRA_PARTS)
+def test_hydras_own_part_names_known_things_alone(content: str, tmp_path: Path) -> None:
+    folder = tmp_path / "conf" / "experiment"
+    folder.mkdir(parents=True)
+    (folder / "mine.yaml").write_text(f"# @package _global_\nhydra:\n  {content}\n")
+    message = run_here(tmp_path / "outputs", f"--config-dir={tmp_path / 'conf'}", "experiment=mine")
+    assert message is not None and message.startswith("error: hydra.") and len(message.splitlines()) == 1, message
+    assert not (tmp_path / "outputs").exists()
+
+
+def test_secrets_of_the_environment_stay_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MY_SECRET", "hunter2")
+    config = compose_here("tracking.project=${oc.env:MY_SECRET}", "bits=manual", "+bits.weights={conv1: 8}")
+    with open_dict(config):
+        config.bits.label = "${tracking.project} again"
+    settings = build_settings(config)
+    assert settings.tracking.project == "hunter2" and settings.bits.label == "hunter2 again"
+    assert "hunter2" not in repr(settings.resolved)
+    assert settings.resolved["bits"]["label"] == "${oc.env:MY_SECRET} again"
+
+
+RENAMED_WORDS = {
+    "training.epochs=3": "float_network.epochs=3",
+    "training=default": "float_network=default",
+    "+validation.widths=[2]": "+validate.bit_widths=[2]",
+    "bits.widths=[4,8]": "bits.bit_widths=[4,8]",
+    "finetune.epochs=3": "finetune.epochs=3",
+    "model.name=training": "model.name=training",
+    "trainings.epochs=3": "trainings.epochs=3",
+    "-m": "-m",
+}
+
+
+@pytest.mark.parametrize(("typed", "meant"), RENAMED_WORDS.items())
+def test_earlier_names_still_work_on_the_command_line(typed: str, meant: str) -> None:
+    assert modernise([typed]) == [meant]
+
+
+def test_earlier_classes_still_work() -> None:
+    node = {"_target_": "hawq.allocation.Mixed", "target": 8.0}
+    assert type(build_component("bits", node)).__name__ == "IntegerProgram"
+
+
+@pytest.mark.parametrize(("key", "value"), [("finetune.lr", "nan"), ("analysis.save_every_seconds", "inf")])
+def test_every_number_is_finite(key: str, value: str) -> None:
+    with pytest.raises(ValueError, match=rf"{key}={value}"):
+        build_settings(compose_here(f"{key}={value}"))
+
+
+COMPLAINTS = {
+    "tolerance=2 is out of range: give 0 to 1": "solver.tolerance=2 is out of range: give 0 to 1",
+    "rank=3 needs more: give max_products=5": "solver.rank=3 needs more: give solver.max_products=5",
+    "block 'a' has none: give rank=1 or analysis.rank=2": "block 'a' has none: give solver.rank=1 or analysis.rank=2",
+    "rank is no number": "solver.rank is no number",
+    "the rank of a block is 3": "the rank of a block is 3",
+    "/tmp/rank=1/x.json is damaged": "/tmp/rank=1/x.json is damaged",
+    "rank.conv1=[9] is out of range": "solver.rank.conv1=[9] is out of range",
+    "ranks=3": "ranks=3",
+}
+
+
+@pytest.mark.parametrize(("said", "told"), COMPLAINTS.items())
+def test_complaints_of_the_library_name_the_section(said: str, told: str) -> None:
+    assert with_section(said, "solver", ["tolerance", "rank", "max_products"]) == told

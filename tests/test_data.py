@@ -1,20 +1,26 @@
 """Data sets in memory: what is read, and which batches come out of it."""
 
+import hashlib
+import io
+import os
 import pickle
+import tarfile
+import zipfile
 
 import numpy as np
 import pytest
 import torch
-from torchvision.datasets import cifar
+from PIL import Image
+from torchvision.datasets import CIFAR10, cifar
 from torchvision.transforms import v2
 
-from hawq.data import Cifar10, Cifar100, Digits, Images, TrainBatches, fixed_batches, sample_indices
+from hawq.data import Cifar10, Cifar100, Digits, Images, Splits, TrainBatches, fixed_batches, sample_indices
 from hawq.records import Normalization, Preprocessing
 
 CPU = torch.device("cpu")
 NORMALIZATION = Normalization((0.5, 0.25, 0.125), (0.5, 0.25, 1.0))
-FRAMING = Preprocessing(224, 0.875, "bilinear")  # images in memory keep their size
-PREPARE = Digits(8).prepare(FRAMING, NORMALIZATION)
+KEPT_SIZE = Preprocessing(224, 0.875, "bilinear")  # images in memory keep their size
+PREPARE = Digits(8).prepare(KEPT_SIZE, NORMALIZATION)
 
 
 def shifting(side):
@@ -86,23 +92,74 @@ def truncated(path):
     path.write_bytes(path.read_bytes()[:-100])
 
 
+def flipped(path):
+    """One byte of a stored array is another one: the zip's checksum notices."""
+    np.savez(path, **arrays())
+    data = bytearray(path.read_bytes())
+    data[data.index(GOOD["train_images"].tobytes()) + 5] ^= 1
+    path.write_bytes(data)
+
+
 def single_array(path):
     with path.open("wb") as file:
         np.save(file, np.zeros(3))
 
 
+def with_header(name, shape, dtype="|u1", data=b"x"):
+    """An .npz in which one array states a shape and a type of its own."""
+
+    def write(path):
+        np.savez(path, **{key: value for key, value in GOOD.items() if key != name})
+        member = io.BytesIO()
+        np.lib.format.write_array_header_2_0(member, {"shape": shape, "fortran_order": False, "descr": dtype})
+        with zipfile.ZipFile(path, "a") as archive:
+            archive.writestr(f"{name}.npy", member.getvalue() + data)
+
+    return write
+
+
+def other(**changed):
+    return saved(GOOD | changed)
+
+
 GOOD = arrays()
+LABELS = GOOD["train_labels"]
 BAD_FILES = {
     "missing array": (saved({name: GOOD[name] for name in GOOD if name != "test_labels"}), "test_labels"),
-    "channels first": (
-        saved(GOOD | {"test_images": GOOD["test_images"].transpose(0, 3, 1, 2)}),
-        r"test_images.*3, 4, 4",
+    "channels first": (other(test_images=GOOD["test_images"].transpose(0, 3, 1, 2)), r"test_images.*3, 4, 4"),
+    "grey": (other(test_images=GOOD["test_images"][..., :1]), r"test_images is uint8 \(3, 4, 4, 1\)"),
+    "floats": (other(train_images=GOOD["train_images"] / 255), "train_images is float64"),
+    "signed": (other(train_images=GOOD["train_images"].astype(np.int8)), "train_images is int8"),
+    "no pixels": (other(train_images=GOOD["train_images"][:, :0]), r"train_images is uint8 \(7, 0, 4, 3\)"),
+    "fewer labels": (other(train_labels=LABELS[:-1]), "train_labels"),
+    "labels in a column": (other(train_labels=LABELS[:, None]), r"train_labels has shape \(7, 1\), \(7,\) is needed"),
+    "fractions as labels": (other(train_labels=LABELS / 2), "train_labels is float64: whole numbers are needed"),
+    "truths as labels": (other(test_labels=np.ones(3, bool)), "test_labels is bool: whole numbers are needed"),
+    "text as labels": (other(test_labels=np.array(["a", "b", "c"])), "test_labels is <U1: whole numbers are needed"),
+    "label too large": (
+        other(train_labels=LABELS * 0 + 10),
+        "train_labels holds 10, which is not a class: give 0 to 9",
     ),
-    "floats": (saved(GOOD | {"train_images": GOOD["train_images"] / 255}), "train_images is float64"),
-    "fewer labels": (saved(GOOD | {"train_labels": GOOD["train_labels"][:-1]}), "train_labels"),
+    "label too small": (other(test_labels=np.array([1, -1, 2])), "test_labels holds -1, which is not a class"),
+    "label of 64 bits": (
+        other(test_labels=np.array([1, 2**63, 2], np.uint64)),
+        "test_labels holds 9223372036854775808",
+    ),
+    "no test images": (
+        other(test_images=GOOD["test_images"][:0], test_labels=GOOD["test_labels"][:0]),
+        "test_images is empty: at least one image is needed",
+    ),
+    "images of two sizes": (other(test_images=GOOD["test_images"][:, :2]), "images of one size are needed"),
+    "objects": (other(train_images=np.array([[1], [2, 3]], object)), "train_images is object"),
+    "objects as labels": (other(train_labels=LABELS.astype(object)), "train_labels is object: whole numbers"),
+    "absurd header": (with_header("train_images", (10**9, 10**4, 10**4, 3)), "its header says 300,000,000,000,000,000"),
+    "negative header": (with_header("train_images", (-7, -4, 4, 3)), "is not an .npz"),
+    "other header": (with_header("test_images", (3, 4, 4, 3)), "train_images.*its header says 144"),
+    "no header": (with_header("test_labels", (3,), data=b""), "is not an .npz"),
     "text": (lambda path: path.write_text("hello"), "is not an .npz"),
     "empty": (lambda path: path.write_bytes(b""), "is not an .npz"),
     "truncated": (truncated, "is not an .npz"),
+    "damaged": (flipped, "is not an .npz"),
     "single array": (single_array, "is not an .npz"),
 }
 
@@ -111,8 +168,81 @@ BAD_FILES = {
 def test_a_bad_npz_is_refused(write, message, tmp_path):
     path = tmp_path / "data.npz"
     write(path)
-    with pytest.raises(ValueError, match=f"dataset.path=.*data.npz.*{message}|{message}.*data.npz"):
+    with pytest.raises(ValueError, match=f"^path=[^\n]*data.npz[^\n]*{message}[^\n]*$"):
         Cifar10(str(path)).open()
+
+
+def test_images_that_the_memory_cannot_hold_are_refused_before_they_are_read(tmp_path, monkeypatch):
+    np.savez(tmp_path / "data.npz", **arrays())
+    monkeypatch.setattr(os, "sysconf", lambda name: 20)
+    with pytest.raises(ValueError, match=r"^path=.*data.npz: its images need .* GiB and this machine has"):
+        Cifar10(str(tmp_path / "data.npz")).open()
+
+
+def test_damaged_npz_files_are_refused_in_one_sentence_or_read_as_they_were(tmp_path):
+    path, rng = tmp_path / "data.npz", np.random.default_rng(0)
+    np.savez_compressed(path, **GOOD)
+    whole = path.read_bytes()
+    for _ in range(200):
+        damaged = bytearray(whole)
+        for place in rng.integers(0, len(damaged), 3):
+            damaged[place] = rng.integers(0, 256)
+        path.write_bytes(damaged)
+        try:
+            read = Cifar10(str(path)).open()
+        except ValueError as error:
+            assert str(error).startswith("path=") and "\n" not in str(error)
+        else:
+            assert all(np.array_equal(getattr(read, name), value) for name, value in GOOD.items())
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"test_images": [], "test_labels": np.zeros(0, np.int64)}, "no test images"),
+        ({"train_labels": np.array([0, 3])}, "train_labels holds 3, which is not a class: give 0 to 2"),
+        ({"test_labels": np.array([-1])}, "test_labels holds -1"),
+        ({"train_labels": np.array([0.0, 1.0])}, "train_labels is float64"),
+        ({"train_labels": np.array([0])}, r"train_labels have shape \(1,\), \(2,\) is needed"),
+    ],
+)
+def test_splits_that_do_not_fit_their_classes(changed, message):
+    images = np.zeros((2, 4, 4, 3), np.uint8)
+    good = {
+        "train_images": images,
+        "train_labels": np.array([0, 1]),
+        "test_images": images[:1],
+        "test_labels": np.array([2]),
+    }
+    assert Splits(**good, num_classes=3).num_classes == 3
+    with pytest.raises(ValueError, match=message):
+        Splits(**good | changed, num_classes=3)
+
+
+@pytest.mark.parametrize(("height", "width"), [(32, 32), (28, 28), (16, 40)])
+@pytest.mark.parametrize("data", [Cifar10("x"), Digits()])
+def test_a_network_of_a_fixed_size_gets_images_of_that_size(data, height, width):
+    """Against Pillow's own resizing; augmented images have the size too, whatever size is stored."""
+    image = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    fixed = Preprocessing(48, 0.9, "bilinear", fixed_size=True)
+    made = data.prepare(fixed, Normalization((0.0,) * 3, (1.0,) * 3))(image)
+    expected = np.asarray(Image.fromarray(image).resize((48, 48), Image.Resampling.BILINEAR)) / 255
+    np.testing.assert_allclose(made.permute(1, 2, 0), expected, atol=1.5 / 255)
+    for preprocessing, sides in ((fixed, (48, 48)), (KEPT_SIZE, (height, width))):
+        for augmented in (False, True):
+            assert data.prepare(preprocessing, NORMALIZATION, augmented=augmented)(image).shape == (3, *sides)
+
+
+@pytest.mark.parametrize("values", [{"batch_size": 0}, {"workers": -1}, {"workers": 10**9}])
+def test_numbers_that_no_loader_has_are_refused(values):
+    (name,) = values
+    with pytest.raises(ValueError, match=f"^{name}={values[name]} is out of range"):
+        TrainBatches(image_set(arrays()), **{"batch_size": 2, "seed": 0, "device": CPU} | values)
+
+
+def test_training_without_images_is_refused():
+    with pytest.raises(ValueError, match="no training images"):
+        TrainBatches(Images(np.zeros((0, 4, 4, 3), np.uint8), np.zeros(0, np.int64), PREPARE), 2, 0, CPU)
 
 
 def test_a_missing_npz(tmp_path):
@@ -130,6 +260,53 @@ def write_torchvision_folder(folder):
         (folder / name).write_bytes(pickle.dumps(content))
     (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": list("abcdefghij")}))
     return images.transpose(0, 2, 3, 1)
+
+
+def archive(tmp_path, monkeypatch):
+    """CIFAR-10 as an archive at an address of its own, and the images in it."""
+    monkeypatch.setattr(cifar, "check_integrity", lambda *_: True)
+    images = write_torchvision_folder(tmp_path / "cifar-10-batches-py")
+    packed = tmp_path / "cifar.tar.gz"
+    with tarfile.open(packed, "w:gz") as tar:
+        tar.add(tmp_path / "cifar-10-batches-py", "cifar-10-batches-py")
+    monkeypatch.setattr(CIFAR10, "url", packed.as_uri())
+    monkeypatch.setattr(CIFAR10, "tgz_md5", hashlib.md5(packed.read_bytes()).hexdigest())
+    return packed, images
+
+
+def test_absent_cifar_is_downloaded_once_and_told(tmp_path, monkeypatch, caplog):
+    caplog.set_level("INFO")
+    packed, images = archive(tmp_path, monkeypatch)
+    place = tmp_path / "outputs" / "data"
+    np.testing.assert_array_equal(Cifar10(str(place)).open().train_images, images[:10])
+    assert packed.as_uri() in caplog.text and str(place) in caplog.text and "100 %" in caplog.text
+    assert [path.name for path in place.iterdir()] == ["cifar-10-batches-py"]
+    packed.unlink()
+    np.testing.assert_array_equal(Cifar10(str(place)).open().test_images, images[10:])
+
+
+def test_a_download_that_was_killed_begins_again(tmp_path, monkeypatch):
+    archive(tmp_path, monkeypatch)
+    left = tmp_path / "data" / ".cifar-10-batches-py.part"
+    left.mkdir(parents=True)
+    (left / "archive").write_text("half")
+    assert len(Cifar10(str(tmp_path / "data")).open().train_labels) == 10
+    assert not left.exists()
+
+
+SPOILT = {
+    "another checksum": (lambda packed: packed.write_bytes(packed.read_bytes() + b"x"), "has the MD5"),
+    "gone": (lambda packed: packed.unlink(), "could not be downloaded"),
+}
+
+
+@pytest.mark.parametrize(("spoil", "message"), SPOILT.values(), ids=SPOILT)
+def test_a_download_that_fails_leaves_nothing(spoil, message, tmp_path, monkeypatch):
+    packed, _ = archive(tmp_path, monkeypatch)
+    spoil(packed)
+    with pytest.raises(FileNotFoundError, match=f"^path=.*holds no CIFAR10.*{message}.*give an .npz"):
+        Cifar10(str(tmp_path / "outputs" / "data")).open()
+    assert not (tmp_path / "outputs" / "data").exists()
 
 
 def test_torchvision_folder(tmp_path, monkeypatch):
@@ -153,15 +330,15 @@ def test_cifar_knows_its_classes(data, num_classes, tmp_path):
 @pytest.mark.parametrize("data", [Digits(8), Cifar10("")])
 def test_augmentation_can_be_left_out(data):
     image = arrays(side=8 if data.name == "digits" else 32)["train_images"][0]
-    plain, changed = (data.prepare(FRAMING, NORMALIZATION, augmented=augmented) for augmented in (False, True))
+    plain, changed = (data.prepare(KEPT_SIZE, NORMALIZATION, augmented=augmented) for augmented in (False, True))
     still = type(data)(**{"size": 8} if data.name == "digits" else {"path": ""}, augment=False)
-    assert torch.equal(still.prepare(FRAMING, NORMALIZATION, augmented=True)(image), plain(image))
+    assert torch.equal(still.prepare(KEPT_SIZE, NORMALIZATION, augmented=True)(image), plain(image))
     assert any(not torch.equal(changed(image), plain(image)) for _ in range(9))
 
 
 def test_a_torchvision_folder_with_other_files_is_refused(tmp_path):
     write_torchvision_folder(tmp_path / "cifar-10-batches-py")
-    with pytest.raises(FileNotFoundError, match=r"dataset.path=.*holds no CIFAR10.*give an .npz"):
+    with pytest.raises(FileNotFoundError, match=r"^path=.*holds no CIFAR10.*give an .npz"):
         Cifar10(str(tmp_path)).open()
 
 
@@ -177,7 +354,7 @@ def test_images_are_normalised():
 def train_batches(seed=0, num_train=11, batch_size=3):
     values = arrays(num_train, side=8)
     values["train_labels"] = np.arange(num_train)
-    augment = Digits(8).prepare(FRAMING, NORMALIZATION, augmented=True)
+    augment = Digits(8).prepare(KEPT_SIZE, NORMALIZATION, augmented=True)
     return TrainBatches(image_set(values, augment), batch_size, seed, CPU)
 
 
@@ -242,5 +419,5 @@ def test_samples_are_drawn_by_the_seed_without_repetition():
 
 
 def test_too_small_digits_are_refused():
-    with pytest.raises(ValueError, match=r"dataset\.size=7"):
+    with pytest.raises(ValueError, match=r"^size=7 is out of range"):
         Digits(7)

@@ -11,7 +11,7 @@ from sensitivities import plan_of
 
 import hawq.models  # noqa: F401 (registers resnet20 with timm)
 from hawq.blocks import find_blocks
-from hawq.export import save
+from hawq.export import load, save
 from hawq.quantization import quantize
 
 HALF = [0.5, 0.5, 0.5]
@@ -40,6 +40,41 @@ def material(tmp_path_factory):
     return folder
 
 
+HOSTILE = {
+    "an interpolated model": {"model": "${oc.env:HOME}"},
+    "a quoted interpolation": {"model": "'${oc.env:HOME}'"},
+    "a hub's model": {"model": "hf-hub:someone/anything"},
+    "an override in the model": {"model": "resnet20 outputs=/tmp"},
+    "a sweep of models": {"model": "resnet20,resnet32"},
+    "a path as model": {"model": "../../secret"},
+    "an interpolated data set": {"dataset": "${oc.env:HOME}"},
+    "a path as data set": {"dataset": "../solver/lanczos"},
+    "a list as model": {"model": ["resnet20"]},
+    "an interpolated size": {"preprocessing": {"size": "${seed}", "crop": 1.0, "interpolation": "bilinear"}},
+    "a huge size": {"preprocessing": {"size": 10**9, "crop": 1.0, "interpolation": "bilinear"}},
+    "a negative size": {"preprocessing": {"size": -3, "crop": 1.0, "interpolation": "bilinear"}},
+    "no crop": {"preprocessing": {"size": 32, "crop": 0.0, "interpolation": "bilinear"}},
+    "preprocessing of another form": {"preprocessing": "32"},
+    "a small size as text": {"small_input_size": "${seed}"},
+    "a zero deviation": {"std": [0.0, 1.0, 1.0]},
+    "four channels": {"mean": [0.5] * 4, "std": [0.5] * 4},
+    "means as text": {"mean": "abc"},
+    "means that are no numbers": {"mean": ["${seed}", 1, 1]},
+}
+
+
+@pytest.mark.parametrize("facts", HOSTILE.values(), ids=HOSTILE)
+def test_what_a_file_says_is_no_config(facts, material, monkeypatch, tmp_path):
+    """A file may come from anyone: its names are plain names and its sizes sizes, or it is refused in one line."""
+    monkeypatch.setenv("HOME", "/home/of-a-secret")
+    path = material / "hostile.safetensors"
+    network = load(material / "small.safetensors", timm.create_model("resnet20_projection", num_classes=10))
+    save(network, path, ABOUT | facts)
+    error = run_script("evaluate.py", path, f"dataset.path={material / 'data.npz'}", "threads=1", "device=cpu")
+    assert error is not None and error.startswith("error: ") and len(error.splitlines()) == 1
+    assert "of-a-secret" not in error
+
+
 def cells(text):
     """Cells of the only row of the printed table."""
     return [cell.strip() for cell in text.splitlines()[2].strip("|").split("|")]
@@ -53,14 +88,25 @@ def test_the_file_and_the_data_suffice(material, capsys):
     assert f"14 of 20 test images of cifar10 are right; {path.stat().st_size:,} bytes on disk" in text
 
 
-def test_the_file_of_a_run_is_measured_as_the_run_did(tmp_path, capsys):
-    """Embedded images keep the size that the network was trained for, which is not the default one."""
-    assert run_here(tmp_path) is None
+NETWORKS = {
+    "a size that is not the default one": [],
+    "a network of torchvision, and a size that small images reach in two steps": [
+        "model.source=torchvision",
+        "model.name=squeezenet1_1",
+        "model.input_size=24",
+    ],
+}
+
+
+@pytest.mark.parametrize("network", NETWORKS.values(), ids=NETWORKS)
+def test_the_file_of_a_run_is_measured_as_the_run_did(network, tmp_path, capsys):
+    assert run_here(tmp_path, *network, *(["bits=uniform"] if network else [])) is None
     folder = run_folder(tmp_path)
     capsys.readouterr()
     assert run_script("evaluate.py", folder / "model.safetensors", "threads=1") is None
     row = read_json(folder / "report.json")["rows"][-1]
-    assert cells(capsys.readouterr().out)[:4] == [
+    printed = [cell.partition(" (mean")[0] for cell in cells(capsys.readouterr().out)[:4]]
+    assert printed == [
         *(row[key] for key in ("method", "weight_bits", "activation_bits")),
         f"{row['accuracy']:.2f}",
     ]
@@ -72,7 +118,7 @@ def test_the_file_of_a_run_is_measured_as_the_run_did(tmp_path, capsys):
         (["absent.safetensors"], "absent.safetensors does not exist"),
         (["text.safetensors"], "is not a packed network"),
         (["silent.safetensors"], "does not state its model, dataset, mean, std: .* hawq.load"),
-        (["small.safetensors"], "dataset.path is not set: give dataset.path="),
+        (["small.safetensors", "dataset=imagefolder"], "dataset.path is not set: give dataset.path="),
         (["timm.safetensors"], "'hfds/some/images', which is no option .* dataset=timm dataset.name=hfds/some/images "),
         (["small.safetensors", "dataset.path=absent.npz"], "absent.npz does not exist"),
         (

@@ -8,7 +8,7 @@ import pytest
 from sensitivities import full_sensitivity, made_sensitivity, random_sensitivity
 
 from hawq.allocation import IntegerProgram, Monotone, confidence, frontier, is_proven
-from hawq.records import Estimate
+from hawq.records import Estimate, Prediction, ScoreTable, Sensitivity
 
 ALLOCATORS = {
     "w_comp": IntegerProgram(8, "w_comp"),
@@ -16,7 +16,7 @@ ALLOCATORS = {
     "bops": IntegerProgram(800, "bops", {"average_bits": 6.0}),
     "mixed": IntegerProgram(5, "average_bits", {"a_comp": 6.0}, activations="mixed"),
     "V1": Monotone(5, "average_bits"),
-    "V2": Monotone(8, "w_comp", weighting="trace"),
+    "V2": Monotone(8, "w_comp", score="trace"),
 }
 
 
@@ -24,7 +24,7 @@ ALLOCATORS = {
 def test_every_point_can_be_asked_for(allocator):
     sensitivity = full_sensitivity(3, 8, overhead_bytes=40)
     front = frontier(sensitivity, allocator, 12)
-    assert (front.unit, front.weighting) == (allocator.unit, sensitivity.weighting(allocator.weighting))
+    assert (front.unit, front.score) == (allocator.unit, sensitivity.score_name(allocator.score))
     targets = [point.target for point in front.points]
     assert len(targets) >= 5 and targets == sorted(targets, reverse=allocator.unit == "w_comp")
     for point in front.points:
@@ -44,7 +44,7 @@ def test_budgets_that_other_limits_rule_out_are_left_out(tmp_path):
 
 def with_errors(sensitivity, error):
     rows = [replace(r, eigenvalue=Estimate(r.eigenvalue.value, error(r), 9, True)) for r in sensitivity.rows]
-    return replace(sensitivity, rows=tuple(rows))
+    return sensitivity.with_rows(rows)
 
 
 def test_confidence_names_the_blocks_that_would_change():
@@ -81,7 +81,23 @@ def test_proven_means_that_no_end_of_the_intervals_prefers_another_plan(seed):
             replace(r, eigenvalue=replace(r.eigenvalue, value=r.eigenvalue.value + sign * r.eigenvalue.error))
             for r, sign in zip(sensitivity.rows, signs, strict=True)
         ]
-        best = allocator.allocate(replace(sensitivity, rows=tuple(ends)))
-        mine = sum(r.omega(plan.precisions[r.block.name].weight_bits) for r in ends)
+        best = allocator.allocate(sensitivity.with_rows(ends))
+        mine = sum(max(r.eigenvalue.value, 0) * r.weight_errors[plan.weight_bits()[r.block.name]] for r in ends)
         found.add(best.objective < mine * (1 - 1e-9))
     assert is_proven(sensitivity, allocator, plan) is (found == {False})
+
+
+def test_errors_that_are_not_one_factor_are_moved_one_by_one():
+    """b0 at 4 and 8 bits: 0.5 ± 0.2 and 0.4 ± 0.1; b1 loses 0.3 ± 0.01 with 4 bits. By one factor 8 bits never pay."""
+    rows = made_sensitivity([0.0, 0.0], [10, 10], [{4: 2.0, 8: 1.0}] * 2).rows
+    b0 = {4: Prediction(0.5, 0.2), 8: Prediction(0.4, 0.1)}
+    b1 = {4: Prediction(0.3, 0.01), 8: Prediction(0.0)}
+    allocator = IntegerProgram(6, "average_bits", candidates=(4, 8), score="given")
+    for one_factor in (True, False):
+        table = ScoreTable("given", {"b0": b0, "b1": b1}, one_factor=one_factor)
+        sensitivity = Sensitivity(rows, "elsewhere", 1, 0.0, scores=(table,))
+        plan = allocator.allocate(sensitivity)
+        assert plan.weight_bits() == {"b0": 4, "b1": 8} and plan.objective == 0.5
+        assert is_proven(sensitivity, allocator, plan) is one_factor
+        found = confidence(sensitivity, allocator, plan, 40)
+        assert found.proven is (True if one_factor else None if found.changes else False)

@@ -6,16 +6,16 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial as partial_function
 from pathlib import Path
 
 import pytest
 import torch
 from runs import REPOSITORY, command_line, finished, read_json, run_folder
 
-from hawq.experiment.artifacts import MANIFEST, PartialCheckpoint, parse_record
-from hawq.experiment.stages import SENSITIVITY_SCHEMA
-from hawq.experiment.tracking import read_metrics
-from hawq.records import Sensitivity
+from hawq.experiment.artifacts import MANIFEST, PartialCheckpoint
+from hawq.experiment.metrics import read_metrics
+from hawq.records import SENSITIVITY_SCHEMA, Sensitivity, read_record
 
 LONG_ENOUGH = (
     "stages=[analysis,allocation,finetune]",
@@ -32,7 +32,9 @@ LONG_ENOUGH = (
 
 def start(outputs: Path) -> subprocess.Popen[str]:
     command = [sys.executable, "train.py", *command_line(outputs, *LONG_ENOUGH)]
-    return subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    pipe, out = subprocess.PIPE, subprocess.STDOUT
+    heed = partial_function(signal.signal, signal.SIGINT, signal.SIG_DFL)  # shells let background jobs ignore Ctrl-C
+    return subprocess.Popen(command, cwd=REPOSITORY, stdout=pipe, stderr=out, text=True, preexec_fn=heed)
 
 
 def finish(outputs: Path) -> tuple[Path, str]:
@@ -70,7 +72,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def sensitivity(folder: Path) -> Sensitivity:
     """As a run wrote it; estimates are equal whatever time they took."""
-    return parse_record(folder / "sensitivity.json", SENSITIVITY_SCHEMA, Sensitivity)
+    return read_record(folder / "sensitivity.json", SENSITIVITY_SCHEMA, Sensitivity)
 
 
 def same(one: object, other: object) -> bool:
@@ -103,3 +105,19 @@ def test_killed_run_ends_where_an_undisturbed_one_does(stage: str, undisturbed: 
     assert resumed.keys() == straight.keys() and len(straight) > 50
     assert [name for name in straight if not same(resumed[name], straight[name])] == []
     assert rows(folder) == rows(undisturbed)
+
+
+def test_an_interrupted_run_says_how_to_go_on(undisturbed: Path, tmp_path: Path) -> None:
+    """Ctrl-C: one line instead of a traceback, the shell's exit code, and the same end."""
+    process = start(tmp_path)
+    end = time.monotonic() + 150
+    while not partial(tmp_path, "analysis"):
+        assert process.poll() is None and time.monotonic() < end
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    text, _ = process.communicate(timeout=60)
+    assert process.returncode == 130 and "Traceback" not in text
+    assert text.splitlines()[-1] == "stopped: type the same command again to go on from here"
+    folder, _ = finish(tmp_path)
+    assert sensitivity(folder) == sensitivity(undisturbed)
+    assert (folder / "plan.json").read_bytes() == (undisturbed / "plan.json").read_bytes()

@@ -1,18 +1,16 @@
 """Networks by name, and checkpoints that say how their inputs were normalised."""
 
-import io
-import pickle
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import timm
 import torch
-from networks import build
-from torch import nn
+from runs import REPOSITORY
 
-from hawq.models import ModelSpec, read_checkpoint, write_checkpoint
+from hawq.models import ModelSpec
 from hawq.records import Normalization
-from hawq.weights import load_strictly
 
 WEIGHTS = Path(__file__).parents[2] / "shared" / "data" / "weights"
 IMAGENET = Normalization((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -57,9 +55,37 @@ def test_output_shape(name, side):
     assert timm.create_model(name, num_classes=7).eval()(torch.randn(2, 3, side, side)).shape == (2, 7)
 
 
+LAZY = """
+import sys, types
+package = types.ModuleType("hawq")  # without what hawq/__init__.py imports
+package.__path__ = ["hawq"]
+sys.modules["hawq"] = package
+from hawq.data import Cifar10, Cifar100, Digits, ImageFolder, ImageNet, TimmData
+from hawq.models import ModelSpec, registry
+Cifar10("x"), Digits(), ImageFolder("x"), TimmData("x", 2)
+print({"torch", "torchvision", "timm", "sklearn", "PIL", "safetensors"} & set(sys.modules))
+registry.OWN_NETWORKS = ["ours"]
+sys.path[:0] = [sys.argv[1]]
+package.models.__path__ += [sys.argv[1]]
+import timm
+print(timm.models.names)
+"""
+
+
+def test_settings_load_no_other_library_and_timm_hears_of_our_networks_when_it_is_imported(tmp_path):
+    (tmp_path / "timm").mkdir()
+    (tmp_path / "timm" / "__init__.py").write_text("import timm.models")
+    (tmp_path / "timm" / "models.py").write_text("names = ['theirs']")
+    (tmp_path / "ours.py").write_text("from timm.models import names\nnames += ['ours']")
+    done = subprocess.run(
+        [sys.executable, "-c", LAZY, tmp_path], cwd=REPOSITORY, capture_output=True, text=True, timeout=300
+    )
+    assert done.stdout == "set()\n['theirs', 'ours']\n", done.stderr
+
+
 @pytest.mark.parametrize("name", ["resnet20", "squeezenext"])
 def test_our_own_networks_say_where_weights_come_from(name):
-    with pytest.raises(ValueError, match=r"model\.checkpoint"):
+    with pytest.raises(ValueError, match=r"give checkpoint=path"):
         timm.create_model(name, pretrained=True)
 
 
@@ -80,111 +106,35 @@ def test_normalisation_may_be_repeated_but_not_contradicted(name, file, normaliz
     assert (
         ModelSpec(name, path, mean=normalization.mean, std=normalization.std).build(10).normalization == normalization
     )
-    with pytest.raises(ValueError, match=r"trained with mean .*leave model.mean and model.std out"):
+    with pytest.raises(ValueError, match=r"trained with mean .*leave mean and std out"):
         ModelSpec(name, path, mean=normalization.mean, std=OWN.std).build(10)
 
 
-def test_weights_of_another_network_are_refused_by_names():
-    path = published("resnet20_optA_akamaster.th")
+def test_weights_of_another_network_are_refused_by_names(tmp_path):
+    path = tmp_path / "weights.pth"
+    torch.save(timm.create_model("resnet20").state_dict(), path)
     with pytest.raises(ValueError, match=r"missing names .*layer2.0.downsample.0.weight.*unexpected names none"):
         ModelSpec("resnet20_projection", str(path)).build(10)
+
+
+@pytest.mark.parametrize(
+    ("name", "right", "file"),
+    [
+        ("resnet20_projection", "resnet20", "resnet20_optA_akamaster.th"),
+        ("resnet20", "resnet20_projection", "resnet20_optB_pyhessian.pkl"),
+        ("resnet32", "resnet20_projection", "resnet20_optB_apot.pth.tar"),
+        ("resnet18", "squeezenet1_1 source=torchvision", "squeezenet1_1_torchvision_fp16.safetensors"),
+    ],
+)
+def test_a_published_file_under_a_wrong_name_is_refused_with_the_right_one(name, right, file):
+    with pytest.raises(ValueError, match=f"{file} is .* does not fit name={name}: give name={right}$"):
+        ModelSpec(name, str(published(file))).build(10)
 
 
 def test_another_number_of_classes_is_refused():
     path = published("resnet20_optA_akamaster.th")
     with pytest.raises(ValueError, match=r"fc.weight \(10, 64\) for \(100, 64\)"):
         ModelSpec("resnet20", str(path)).build(100)
-
-
-def stored(path, content):
-    torch.save(content, path)
-    return path
-
-
-def test_an_unknown_file_needs_a_normalisation(tmp_path):
-    model = build("mlp", torch.float32)
-    path = stored(tmp_path / "weights.pth", model.state_dict())
-    with pytest.raises(ValueError, match=r"weights.pth does not say.*model.mean=\[r,g,b\]"):
-        read_checkpoint(path, None)
-    assert read_checkpoint(path, OWN).normalization == OWN
-
-
-@pytest.mark.parametrize(
-    "wrap",
-    [
-        lambda state: state,
-        lambda state: {f"module.{name}": tensor for name, tensor in state.items()},
-        lambda state: {"state_dict": state, "epoch": 3},
-        lambda state: {"model": {f"module.{name}": tensor for name, tensor in state.items()}},
-    ],
-    ids=["plain", "data parallel", "state_dict", "model"],
-)
-def test_usual_wrappings_are_understood(wrap, tmp_path):
-    model, other = build("residual", torch.float32), build("residual", torch.float32)
-    nn.init.zeros_(other.head.weight)
-    path = stored(tmp_path / "weights.pth", wrap(model.state_dict()))
-    load_strictly(other, read_checkpoint(path, OWN).state, str(path))
-    assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in other.state_dict().items())
-
-
-def test_our_own_checkpoint_carries_its_normalisation(tmp_path):
-    path = tmp_path / "float.safetensors"
-    model = timm.create_model("resnet20", num_classes=4)
-    path.write_bytes(write_checkpoint(model, OWN))
-    read = ModelSpec("resnet20", str(path)).build(4)
-    assert read.normalization == OWN
-    assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in read.network.state_dict().items())
-    with pytest.raises(ValueError, match="trained with mean"):
-        read_checkpoint(path, CIFAR)
-
-
-def test_wrong_names_are_listed(tmp_path):
-    state = {"head.weight": torch.zeros(3, 2), "neck.weight": torch.zeros(1)}
-    with pytest.raises(ValueError, match=r"missing names .*head.bias.*unexpected names .*neck.weight"):
-        load_strictly(nn.ModuleDict({"head": nn.Linear(2, 3)}), state, "weights.pth")
-
-
-class Trap:
-    """Unpickling it would write a file."""
-
-    def __init__(self, path):
-        self._path = path
-
-    def __reduce__(self):
-        return (Path.touch, (self._path,))
-
-
-def test_a_pickle_with_arbitrary_objects_is_refused_unopened(tmp_path):
-    path, trace = tmp_path / "weights.pth", tmp_path / "opened"
-    for write in (lambda: torch.save({"w": Trap(trace)}, path), lambda: path.write_bytes(pickle.dumps(Trap(trace)))):
-        write()
-        with pytest.raises(ValueError, match=r"weights.pth is not a file of plain weights"):
-            read_checkpoint(path, OWN)
-        assert not trace.exists()
-
-
-def zipped(content):
-    buffer = io.BytesIO()
-    torch.save(content, buffer)
-    return buffer.getvalue()
-
-
-@pytest.mark.parametrize(
-    ("name", "data"),
-    [
-        ("empty.pth", b""),
-        ("text.pth", b"hello world"),
-        ("truncated.pth", zipped({"w": torch.zeros(9)})[:-50]),
-        ("list.pth", zipped([torch.zeros(1)])),
-        ("numbers.pth", zipped({"w": 3})),
-        ("empty.safetensors", b""),
-        ("text.safetensors", b"hello world"),
-    ],
-)
-def test_other_files_are_refused_by_name(name, data, tmp_path):
-    (tmp_path / name).write_bytes(data)
-    with pytest.raises(ValueError, match=f"model.checkpoint=.*{name}"):
-        read_checkpoint(tmp_path / name, OWN)
 
 
 def test_a_missing_file(tmp_path):
@@ -200,15 +150,24 @@ def test_a_missing_file(tmp_path):
         ({"checkpoint": "x", "pretrained": True}, "both given"),
         ({"checkpoint": "x", "mean": (0.5,) * 3}, "give both"),
         ({"checkpoint": "x", "mean": (0.5,) * 3, "std": (0.5, 0.0, 0.5)}, "positive std"),
-        ({"mean": (0.5,) * 3, "std": (0.5,) * 3}, "give model.checkpoint"),
-        ({"small_input_size": 7}, "model.small_input_size=7"),
-        ({"small_input_size": 0}, "model.small_input_size=0"),
-        ({"blocks": "channel"}, "model.blocks='channel'"),
-        ({"source": "timm"}, "give model.checkpoint"),
+        ({"mean": (0.5,) * 3, "std": (0.5,) * 3}, "give checkpoint"),
+        ({"small_input_size": 7}, "^small_input_size=7 is out of range"),
+        ({"small_input_size": 0}, "^small_input_size=0 is out of range"),
+        ({"input_size": 7}, "^input_size=7 is out of range: give 8 to 4096, or null"),
+        ({"input_size": 10**9}, "^input_size=1000000000 is out of range"),
+        ({"small_input_size": 10**9}, "^small_input_size=1000000000 is out of range"),
+        ({"crop": 0.0}, "^crop=0.0 is out of range"),
+        ({"crop": float("nan")}, "^crop=nan is out of range"),
+        ({"interpolation": "cubic"}, "^interpolation='cubic' is unknown: give .*bicubic"),
+        ({"checkpoint": "x", "mean": (0.5, float("inf"), 0.5), "std": (0.5,) * 3}, "finite"),
+        ({"checkpoint": "package"}, "^checkpoint=package is not known for resnet20 .known: tf_efficientnet_lite0"),
+        ({"name": "squeezenet1_1"}, "torchvision has it: give source=torchvision"),
+        ({"blocks": "channel"}, "^blocks='channel'"),
+        ({"source": "timm"}, "give checkpoint"),
         ({"checkpoint": "x", "source": "keras"}, "'keras' is unknown: give timm, torchvision, pytorchcv"),
         (
             {"checkpoint": "x", "source": "torchvision"},
-            "not known for resnet20 .known: resnet18, resnet50, inception_v3",
+            "not known for resnet20: did you mean resnet",
         ),
     ],
     ids=str,

@@ -10,7 +10,7 @@ import pytest
 from sensitivities import full_sensitivity, made_sensitivity, random_sensitivity
 
 from hawq.allocation import HawqV3, Monotone
-from hawq.records import MEASURED, Estimate, Sensitivity
+from hawq.records import MEASURED, WEIGHTS, Estimate, Sensitivity
 
 CANDIDATES = (2, 3, 5, 8)
 NUM_BLOCKS = 4
@@ -29,8 +29,9 @@ def total_bits(sensitivity, bits):
     return sum(block.num_weights * width for block, width in zip(sensitivity.blocks, bits, strict=True))
 
 
-def objective(sensitivity, bits, weighting):
-    return sum(row.omega(width, weighting) for row, width in zip(sensitivity.rows, bits, strict=True))
+def objective(sensitivity, bits, score):
+    pairs = zip(sensitivity.blocks, bits, strict=True)
+    return sum(sensitivity.predicted(score, block, WEIGHTS, width).value for block, width in pairs)
 
 
 def keeps_order(scores, bits, order):
@@ -40,33 +41,33 @@ def keeps_order(scores, bits, order):
     return all(a[0] <= b[0] or sign * a[1] >= sign * b[1] for a, b in pairs)
 
 
-def free_scores(sensitivity, bits, weighting):
+def free_scores(sensitivity, bits, score):
     free = [(row, width) for row, width in zip(sensitivity.rows, bits, strict=True) if row.block.fixed_bits is None]
-    return [row.score_by(weighting) for row, _ in free], [width for _, width in free]
+    return [sensitivity.rank(score, row.block) for row, _ in free], [width for _, width in free]
 
 
 @pytest.mark.parametrize("order", ["descending", "ascending"])
-@pytest.mark.parametrize("weighting", ["eigenvalue", "trace"])
+@pytest.mark.parametrize("score", ["eigenvalue", "trace"])
 @pytest.mark.parametrize("fixed_bits", [{}, {0: 8, 2: 4}], ids=str)
 @pytest.mark.parametrize("seed", range(12))
-def test_equals_brute_force(seed, fixed_bits, weighting, order):
+def test_equals_brute_force(seed, fixed_bits, score, order):
     sensitivity = with_traces(random_sensitivity(seed, NUM_BLOCKS, fixed_bits))
     num_weights = sum(block.num_weights for block in sensitivity.blocks)
     ends = [[fixed_bits.get(i, width) for i in range(NUM_BLOCKS)] for width in (2, 8)]
     least, most = (total_bits(sensitivity, bits) / num_weights for bits in ends)
     target = least + (most - least) * np.random.default_rng(seed).random()
-    allocator = Monotone(target, "average_bits", CANDIDATES, weighting=weighting, order=order)
+    allocator = Monotone(target, "average_bits", CANDIDATES, score=score, order=order)
     plan = allocator.allocate(sensitivity)
     choices = [CANDIDATES if (width := fixed_bits.get(i)) is None else (width,) for i in range(NUM_BLOCKS)]
 
     def allowed(bits):
         fits = total_bits(sensitivity, bits) <= target * num_weights * (1 + 1e-12)
-        return fits and keeps_order(*free_scores(sensitivity, bits, weighting), order)
+        return fits and keeps_order(*free_scores(sensitivity, bits, score), order)
 
     bits = tuple(plan.weight_bits().values())
     assert allowed(bits) and plan.gap == 0
-    best = min(objective(sensitivity, other, weighting) for other in itertools.product(*choices) if allowed(other))
-    assert plan.objective == pytest.approx(objective(sensitivity, bits, weighting))
+    best = min(objective(sensitivity, other, score) for other in itertools.product(*choices) if allowed(other))
+    assert plan.objective == pytest.approx(objective(sensitivity, bits, score))
     assert plan.objective == pytest.approx(best, rel=1e-12)
     assert plan.limits[0].slack >= -1e-12
 
@@ -96,12 +97,12 @@ def test_many_blocks_in_no_time():
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"unit": "bops"}, "'bops' is unknown here: give w_comp, average_bits, bytes"),
+        ({"unit": "bops"}, "'bops' is unknown: give w_comp, average_bits, bytes"),
         ({"order": "sideways"}, "'sideways'.*descending, ascending, random"),
-        ({"weighting": "gut"}, "'gut'.*eigenvalue, trace"),
-        ({"activations": 16}, "bits.activations=16"),
-        ({"candidates": (0,)}, r"bits.candidates=\[0\]"),
-        ({"target": -2}, "bits.target=-2"),
+        ({"score": "gut"}, "'gut'.*eigenvalue, trace"),
+        ({"activations": 16}, "activations=16"),
+        ({"candidates": (0,)}, r"candidates=\[0\]"),
+        ({"target": -2}, "target=-2"),
     ],
 )
 def test_values_out_of_range(values, message):
@@ -114,7 +115,31 @@ def test_values_out_of_range(values, message):
 def test_auto_weighs_with_what_the_analysis_has_found(allocator, known):
     sensitivity = full_sensitivity(3, 5, overhead_bytes=40)
     rows = [replace(row, **{**dict.fromkeys(MEASURED), known: row.eigenvalue}) for row in sensitivity.rows]
-    only = replace(sensitivity, rows=tuple(rows))
-    plan = replace(allocator, weighting="auto").allocate(only)
-    assert plan == replace(allocator, weighting=known).allocate(only)
-    assert plan.weighting == known
+    only = sensitivity.with_rows(rows)
+    plan = replace(allocator, score="auto").allocate(only)
+    assert plan == replace(allocator, score=known).allocate(only)
+    assert plan.score == known
+
+
+@pytest.mark.parametrize("order", ["descending", "ascending"])
+@pytest.mark.parametrize("score", ["eigenvalue", "trace", "error"])
+@pytest.mark.parametrize("seed", range(8))
+def test_ties_in_sensitivity_and_in_score(seed, score, order):
+    """Small whole numbers: blocks of equal S are free of each other; plans of equal Σ Ω differ by the plain error."""
+    sensitivity = full_sensitivity(seed, NUM_BLOCKS)
+    num_weights = sum(block.num_weights for block in sensitivity.blocks)
+    target = 2 + 6 * np.random.default_rng(seed).random()
+    plan = Monotone(target, "average_bits", CANDIDATES, score=score, order=order).allocate(sensitivity)
+
+    def value(bits):
+        return objective(sensitivity, bits, score), objective(sensitivity, bits, "error")
+
+    allowed = [
+        bits
+        for bits in itertools.product(CANDIDATES, repeat=NUM_BLOCKS)
+        if total_bits(sensitivity, bits) <= target * num_weights * (1 + 1e-12)
+        and keeps_order(*free_scores(sensitivity, bits, score), order)
+    ]
+    bits = tuple(plan.weight_bits().values())
+    assert bits in allowed
+    assert value(bits) == pytest.approx(min(map(value, allowed)), rel=1e-12, abs=1e-12)

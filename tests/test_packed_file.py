@@ -183,7 +183,7 @@ DAMAGES = {
     "longer": lambda data: data + b"\0",
     "text": lambda data: b"hello" * 100,
     "foreign": lambda data: data.replace(b'"hawq"', b'"duck"', 1),
-    "newer": lambda data: data.replace(b"hawq.packed/2", b"hawq.packed/3", 1),
+    "newer": lambda data: data.replace(b"hawq.packed/2", b"hawq.packed/9", 1),
     "no schema": lambda data: data.replace(b"schema", b"schama", 1),
     "no blocks": lambda data: data.replace(b"blocks", b"blacks", 1),
     "other block": lambda data: data.replace(b"num_weights", b"nun_weights", 1),

@@ -8,13 +8,11 @@ from pathlib import Path
 from unittest import mock
 
 import pytest
+import reproduce
 from runs import CONF, REPOSITORY, compose_here, read_json, run_folder, run_here
 
-from hawq.experiment.config import build_settings
-from hawq.report import NOT_RUN, comparison, read_results, read_table, readme_results
-
-sys.path.insert(0, str(REPOSITORY / "scripts"))
-import reproduce
+from hawq.experiment.config.build import build_settings
+from hawq.report import NOT_RUN, comparison, full_results, read_results, read_table, summary_table
 
 TABLES = {name: read_table(path) for name, path in reproduce.TABLES.items()}
 RESULTS = read_results(REPOSITORY / "docs" / "results")
@@ -149,12 +147,15 @@ def test_every_paper_experiment_serves_a_table():
     assert options == {table.experiment for table in TABLES.values()}
 
 
-def test_readme_shows_the_recorded_results():
-    readme = (REPOSITORY / "README.md").read_text()
+def test_pages_show_the_recorded_results():
+    readme, results = (page.read_text() for page in reproduce.PAGES)
     assert reproduce.with_results(readme, RESULTS) == readme
-    assert readme_results(RESULTS) in readme
-    other = [replace(RESULTS[0], date="2020-01-01"), *RESULTS[1:]]
+    assert reproduce.with_results(results, RESULTS) == results
+    assert summary_table(RESULTS) in readme
+    assert full_results(RESULTS) in results and "\n| reverse-precision " in results
+    other = [replace(RESULTS[0], network="another"), *RESULTS[1:]]
     assert reproduce.with_results(readme, other) != readme
+    assert full_results(other) not in results
 
 
 @pytest.mark.parametrize(

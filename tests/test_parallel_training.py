@@ -160,7 +160,7 @@ def test_more_processes_than_images_are_refused():
     fails = in_processes(
         2, lambda: told(lambda: fit(Residual(), PHASES, Fresh(RAGGED), Training(batch_size=1), seed=0))
     )
-    assert fails[0] == fails[1] and fails[0].startswith("training.batch_size=1 leaves some of the 2 processes")
+    assert fails[0] == fails[1] and fails[0].startswith("batch_size=1 leaves some of the 2 processes")
 
 
 class Failing(Fresh):

@@ -15,15 +15,15 @@ from runs import REPOSITORY, TINY, compose_here, finished, read_json, run_apart,
 from safetensors.torch import load_file
 from scipy.stats import spearmanr
 
-from hawq.experiment.config import build_settings
-from hawq.experiment.pipeline import prepare
-from hawq.experiment.stages import SENSITIVITY_SCHEMA, Prepared
-from hawq.experiment.tracking import read_metrics
+from hawq.experiment.config.build import build_settings
+from hawq.experiment.metrics import read_metrics
+from hawq.experiment.prepare import Inputs, prepare
 from hawq.export import load
-from hawq.records import BitPlan, RunReport, Sensitivity, from_dict
+from hawq.records import SENSITIVITY_SCHEMA, BitPlan, RunReport, Sensitivity, from_dict
 from hawq.validation import Validated
 
 BLOCKS = ["conv1", *[f"layer{stage}.{unit}" for stage in (1, 2, 3) for unit in (0, 1, 2)], "fc"]
+UPSTREAM = ["float_network", "float_network/accuracy", "analysis"]
 BOTH = "baseline=direct"
 
 
@@ -39,11 +39,16 @@ def reused(folder: Path) -> dict[str, bool]:
     return {stage.stage: stage.reused for stage in record(folder / "report.json", RunReport).stages}
 
 
+def _stages(folder: Path) -> set[str]:
+    """The stages whose metrics a run holds."""
+    return {row["stage"] for row in read_metrics(folder)}
+
+
 def digests(folder: Path) -> dict[str, str]:
     return {
         str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in folder.rglob("*")
-        if path.is_file()
+        if path.is_file() and path.name != ".lock"
     }
 
 
@@ -96,7 +101,7 @@ def test_results_are_about_the_same_blocks(first: Path, report: RunReport) -> No
     sensitivity, plan = record(first / "sensitivity.json", Sensitivity), record(first / "plan.json", BitPlan)
     assert [block.name for block in sensitivity.blocks] == list(plan.precisions) == BLOCKS
     assert plan == report.plan and plan.cost.w_comp >= 13.1
-    assert {row["stage"] for row in read_metrics(first)} == {"float", "analysis", "finetune", "finetune/direct"}
+    assert _stages(first) == {"float_network", "analysis", "finetune", "finetune/direct"}
 
 
 def test_report_has_a_row_for_each_network(first: Path, report: RunReport) -> None:
@@ -114,8 +119,8 @@ def test_report_has_a_row_for_each_network(first: Path, report: RunReport) -> No
 def test_report_has_the_provenance_of_each_stage(outputs: Path, report: RunReport) -> None:
     stages = {stage.stage: stage for stage in report.stages}
     assert list(stages) == [
-        *["float", "evaluation", "analysis", "allocation"],
-        *["finetune/direct", "export/direct", "finetune", "export"],
+        *[*UPSTREAM, "allocation"],
+        *["finetune/direct", "finetune", "export/direct", "export"],
     ]
     for name, stage in stages.items():
         assert not stage.reused and stage.seconds >= 0
@@ -137,7 +142,7 @@ def test_report_says_where_it_comes_from(first: Path, report: RunReport) -> None
 def test_reported_accuracy_is_that_of_the_packed_file(outputs: Path, first: Path, report: RunReport) -> None:
     prepared = prepare(build_settings(compose_here(*TINY, BOTH, f"outputs={outputs}")))
     for name, row in (("direct", report.rows[1]), (".", report.rows[2])):
-        packed = load(first / name / "model.safetensors", prepared.source.network)
+        packed = load(first / name / "model.safetensors", prepared.network)
         assert prepared.test_accuracy(packed) == row.accuracy
 
 
@@ -159,10 +164,17 @@ def test_calibration_only(outputs: Path, report: RunReport, tmp_path: Path) -> N
     folder = run_folder(tmp_path)
     found = record(folder / "report.json", RunReport)
     assert found.plan == report.plan and [row.method for row in found.rows] == [row.method for row in report.rows]
-    assert [stage for stage, again in reused(folder).items() if again] == ["float", "evaluation", "analysis"]
+    assert [stage for stage, again in reused(folder).items() if again] == [
+        "float_network",
+        "float_network/accuracy",
+        "analysis",
+    ]
     assert read_json(folder / "finetune" / "history.json") == []
     assert {path.name for path in (folder / "figures").iterdir()} == {"sensitivity.png", "frontier.png"}
-    assert "finetuning" not in found.paths and {row["stage"] for row in read_metrics(folder)} == {"float", "analysis"}
+    assert "finetuning" not in found.paths and {row["stage"] for row in read_metrics(folder)} == {
+        "float_network",
+        "analysis",
+    }
 
 
 def test_allocation_goes_on_from_the_file_alone(first: Path, report: RunReport, tmp_path: Path) -> None:
@@ -186,7 +198,7 @@ def test_plan_tells_how_it_was_found(report: RunReport, first: Path) -> None:
     plan = report.plan
     (use,) = plan.limits
     assert (use.unit, use.target) == ("w_comp", 13.1) and 0 <= use.slack == use.reached - 13.1
-    assert plan.gap is not None and plan.gap < 1e-9 and plan.weighting == "eigenvalue"
+    assert plan.gap is not None and plan.gap < 1e-9 and plan.score == "eigenvalue"
     assert plan.confidence is not None and plan.confidence.draws == 10
     packed = (first / "model.safetensors").stat().st_size
     assert plan.cost.packed_bytes is not None and 0.99 * plan.cost.packed_bytes < packed <= plan.cost.packed_bytes
@@ -218,7 +230,7 @@ def test_each_stage_builds_on_the_cache(tmp_path: Path) -> None:
 
     assert run_here(tmp_path, "stages=[analysis]") is None
     folder = run_folder(tmp_path)
-    assert {path.name for path in (tmp_path / "cache").iterdir()} == {"float", "evaluation", "analysis"}
+    assert {path.name for path in (tmp_path / "cache").iterdir()} == {"float_network", "analysis"}
     assert {"sensitivity.json", "config.yaml"} <= set(digests(folder)) and not (folder / "plan.json").exists()
 
     assert run_here(tmp_path, "stages=[analysis,allocation]") is None
@@ -230,7 +242,7 @@ def test_each_stage_builds_on_the_cache(tmp_path: Path) -> None:
     assert run_here(tmp_path, "bits.target=10") is None
     (other,) = set((tmp_path / "runs").iterdir()) - {folder}
     found = reused(other)
-    assert [stage for stage in found if found[stage]] == ["float", "evaluation", "analysis"]
+    assert [stage for stage in found if found[stage]] == UPSTREAM
     assert len(finished(tmp_path, "analysis")) == 1
     assert record(other / "plan.json", BitPlan).cost.w_comp < record(folder / "plan.json", BitPlan).cost.w_comp
 
@@ -239,8 +251,8 @@ def test_validation_holds_every_score_against_the_truth(tmp_path: Path, capsys: 
     """Correlations by SciPy on what the run wrote; nothing is measured twice, also not by a run with another solver."""
     small = "analysis.num_samples=4"
     few = (
-        *(small, "analysis.activations=true", "validation.num_samples=30", "validation.bit_widths=[2,8]"),
-        *("validation.draws=20", "validation.solvers=[power,lanczos,gradient,random]"),
+        *(small, "analysis.activations=true", "validate.num_samples=30", "validate.bit_widths=[2,8]"),
+        *("validate.draws=20", "validate.solvers=[power,lanczos,gradient,random]"),
     )
     message = run_here(tmp_path, "stages=[validate]", *few)
     assert message is not None and "leaves out analysis" in message and "['analysis', 'validate']" in message
@@ -268,7 +280,9 @@ def test_validation_holds_every_score_against_the_truth(tmp_path: Path, capsys: 
     lanczos, error = (next(s for s in result.scores if s.name == name) for name in ("lanczos", "error"))
     for row in sensitivity.rows:
         for bits in (2, 8):
-            assert lanczos.omegas[row.block.name][bits] == pytest.approx(row.omega(bits))
+            assert lanczos.omegas[row.block.name][bits] == pytest.approx(
+                max(row.eigenvalue.value, 0) * row.weight_errors[bits]
+            )
             assert error.omegas[row.block.name][bits] == row.weight_errors[bits]
     assert all(score.seconds is not None and score.gradient_equivalents for score in result.scores[:5])
     stages = [row["stage"] for row in read_metrics(folder)]
@@ -278,7 +292,7 @@ def test_validation_holds_every_score_against_the_truth(tmp_path: Path, capsys: 
 
     table = capsys.readouterr().out
     assert table.count("| weights     | ") == 7 and "above 2 standard errors" in table
-    assert run_here(tmp_path, "stages=[validate,analysis,allocation]", *few, "validation.draws=10") is None
+    assert run_here(tmp_path, "stages=[validate,analysis,allocation]", *few, "validate.draws=10") is None
     assert "validate: found in the cache" in capsys.readouterr().out
     assert run_here(tmp_path, "stages=[analysis]", "solver=power", "solver.max_iterations=100", small) is None
     assert len(finished(tmp_path, "analysis")) == analyses and len(finished(tmp_path, "validate")) == 1
@@ -290,7 +304,8 @@ def test_sweep_analyses_once_for_each_seed(tmp_path: Path) -> None:
     (sweep,) = (tmp_path / "multirun").iterdir()
     jobs = [path for path in sweep.iterdir() if path.is_dir()]
     assert len(jobs) == 6
-    assert len(finished(tmp_path, "analysis")) == len(finished(tmp_path, "float")) == 2
+    assert len(finished(tmp_path, "analysis")) == 2
+    assert len(finished(tmp_path, "float_network")) == 4  # a network and its accuracy for each seed
     assert sorted(reused(job)["analysis"] for job in jobs) == [False] * 2 + [True] * 4
     table = (sweep / "table.md").read_text()
     assert table in process.stdout
@@ -306,7 +321,7 @@ def test_the_best_network_is_exported_without_training_again(
     """With a curve that only falls, the best network is the first one that was measured with all blocks quantised."""
     shutil.copytree(outputs / "cache", tmp_path / "cache")
     falling = itertools.count(100.0, -1.0)
-    monkeypatch.setattr(Prepared, "test_accuracy", lambda *_, **__: next(falling))
+    monkeypatch.setattr(Inputs, "test_accuracy", lambda *_, **__: next(falling))
     steps = ("finetune.max_steps=4", "finetune.evaluations=4")
     assert run_here(tmp_path, *steps) is None
     last = run_folder(tmp_path)

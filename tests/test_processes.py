@@ -24,7 +24,7 @@ from hawq.curvature import (
     activation_traces,
 )
 from hawq.distributed import rank
-from hawq.experiment.tracking import read_metrics
+from hawq.experiment.metrics import read_metrics
 from hawq.sensitivity import block_weights, measure_curvature
 
 SIZES = {1: (13,), 2: (9, 4), 3: (5, 8, 0)}
@@ -140,14 +140,19 @@ def test_the_first_process_stores_and_all_go_on_from_there():
 
 
 VALIDATED = (
-    *("solver.max_iterations=30", "validation.solvers=[gradient,fisher]"),
-    *("validation.num_samples=8", "validation.bit_widths=[4]", "validation.draws=10"),
+    *("solver.max_iterations=30", "validate.solvers=[gradient,fisher]"),
+    *("validate.num_samples=8", "validate.bit_widths=[4]", "validate.draws=10"),
 )
 
 
 def test_torchrun_gives_the_results_of_one_process(tmp_path):
     """Rounding apart, which the steps of training and then of quantisers carry on."""
-    batches = ("analysis.num_samples=15", "analysis.batch_size=4", "training.batch_size=15", "finetune.batch_size=15")
+    batches = (
+        "analysis.num_samples=15",
+        "analysis.batch_size=4",
+        "float_network.batch_size=15",
+        "finetune.batch_size=15",
+    )
     settings = ("stages=[analysis,validate,allocation,finetune,export,report]", *batches, *VALIDATED)
     process = run_in_two(tmp_path / "two", *settings)
     assert process.returncode == 0, process.stderr
@@ -155,10 +160,12 @@ def test_torchrun_gives_the_results_of_one_process(tmp_path):
     assert run_here(tmp_path / "one", *settings) is None
     one, two = (run_folder(tmp_path / name) for name in ("one", "two"))
     assert files_below(one) == files_below(two)
-    for stage in ("float", "analysis", "validate", "finetune", "export"):
+    for stage in ("float_network", "analysis", "validate", "finetune", "export"):
         assert len(finished(tmp_path / "one", stage)) == len(finished(tmp_path / "two", stage)) > 0
     rows = list(zip(read_metrics(one), read_metrics(two), strict=True))
-    losses = [(alone["loss"], shared["loss"]) for alone, shared in rows if alone["stage"] in ("float", "finetune")]
+    losses = [
+        (alone["loss"], shared["loss"]) for alone, shared in rows if alone["stage"] in ("float_network", "finetune")
+    ]
     assert len(losses) == 4 and all(shared == pytest.approx(alone, rel=0.01) for alone, shared in losses)
     assert losses[0][1] == pytest.approx(losses[0][0], rel=1e-6)
     rows = [read_json(folder / "sensitivity.json")["rows"] for folder in (one, two)]
@@ -175,7 +182,7 @@ def test_torchrun_gives_the_results_of_one_process(tmp_path):
 
 
 REFUSED = {
-    "in preparation": (["dataset.size=3"], "error: dataset.size=3 is out of range: give 8 or more"),
+    "in preparation": (["dataset.size=3"], "error: dataset.size=3 is out of range: give 8 to"),
     "in the first process alone": (["stages=[finetune]"], "error: stages=['finetune'] leaves out analysis"),
     "in every process": (["stages=[analysis]", "solver.memory_limit_gib=0.01"], "error: solver.memory_limit_gib=0.01"),
 }

@@ -71,7 +71,7 @@ def test_an_error_that_grows_again_is_no_step_back(talkative, capsys):
 
 
 def test_only_the_first_process_speaks(talkative, monkeypatch, capsys):
-    monkeypatch.setattr(progress, "rank", lambda: 1)
+    monkeypatch.setattr(progress, "speaks", lambda: False)
     with BlockBars(["a"], 0.01) as shown:
         shown.show("a", estimate(1.0, 0.1), False)
     assert lines(capsys) == []

@@ -202,7 +202,7 @@ def test_sparse_weights_keep_their_zeros():
 
 
 def test_balanced_width_out_of_range_is_refused():
-    with pytest.raises(ValueError, match=r"quantizer\.balanced_bits=9 is out of range: give 0 to 8"):
+    with pytest.raises(ValueError, match=r"^balanced_bits=9 is out of range: give 0 to 8"):
         LSQ(balanced_bits=9)
 
 
@@ -371,13 +371,13 @@ def test_fixed_activation_range_ignores_later_data():
 
 
 def test_unknown_range_is_refused():
-    with pytest.raises(ValueError, match=r"quantizer\.weight_range='max'.*minmax, mse, percentile"):
+    with pytest.raises(ValueError, match=r"^weight_range='max'.*minmax, mse, percentile"):
         Uniform(weight_range="max")
 
 
 @pytest.mark.parametrize("percentile", [50, 100.1, float("nan")])
 def test_percentile_out_of_range(percentile):
-    with pytest.raises(ValueError, match=r"quantizer\.percentile"):
+    with pytest.raises(ValueError, match=r"^percentile"):
         Uniform(percentile=percentile)
 
 
@@ -495,5 +495,5 @@ def test_value_aware_keeps_the_largest(seed, bits, percent, positive):
 
 @pytest.mark.parametrize("percent", [-1, 51, float("nan")])
 def test_share_of_large_values_out_of_range(percent):
-    with pytest.raises(ValueError, match=r"quantizer\.large_percent"):
+    with pytest.raises(ValueError, match=r"^large_percent"):
         RVQuant(percent)

@@ -11,7 +11,16 @@ import pytest
 from runs import REPOSITORY, read_json, run_folder, run_here, run_script
 
 from hawq.records import ResultRow, from_dict, to_dict
-from hawq.report import Recorded, RecordedRow, RecordedRun, figures, read_result, readme_results, write_result
+from hawq.report import (
+    Recorded,
+    RecordedRow,
+    RecordedRun,
+    figures,
+    full_results,
+    read_result,
+    summary_table,
+    write_result,
+)
 
 RESULT = ResultRow("HAWQ", "2 MP", "4", 91.0, 13.1, 100_000, 8.0, 0.079)
 FLOAT = RecordedRow(ResultRow("float", "32", "32", 92.5, 1.0, 1_000_000, 1.0, 1.03))
@@ -64,7 +73,7 @@ def test_the_command_of_a_record_can_be_typed(folder, tmp_path):
 
 
 def test_one_run_has_no_spread():
-    assert RECORD.cells()[1] == ("HAWQ", "2 MP", "4", "91.00", "13.10×", "97.7 KiB", "8.00×")
+    assert RECORD.cells()[1] == ("HAWQ", "2 MP (mean 2.4)", "4", "91.00", "13.10×", "97.7 KiB", "8.00×")
     assert (
         RECORD.circumstances() == "seed 0; 200 steps of 128 images, 4 epochs; 0.5 hours on a GPU; torch 2; 2026-01-02"
     )
@@ -85,17 +94,29 @@ def test_several_seeds_are_summed_up():
     assert "1.5 hours" in record.circumstances()
 
 
-def test_the_readme_shows_records_with_a_place_and_links_their_files():
-    shown = readme_results([RECORD, replace(RECORD, network="hidden", place=None)])
-    assert "| [HAWQ](docs/results/x.safetensors) |" in shown
+def test_the_long_table_shows_records_with_a_place_and_links_their_files():
+    shown = full_results([RECORD, replace(RECORD, network="hidden", place=None)])
+    assert "| [HAWQ](results/x.safetensors) |" in shown
     assert "hidden" not in shown and "2. `" not in shown
-    assert "](" not in readme_results([replace(RECORD, runs=(replace(RUN, packed=None),))])
+    assert "](" not in full_results([replace(RECORD, runs=(replace(RUN, packed=None),))])
+
+
+def test_the_short_table_has_one_line_a_record_and_no_notes():
+    named = [replace(RECORD, network=f"network {index}") for index in range(8)]
+    hidden = replace(RECORD, network="hidden", place=None)
+    columns, _, *lines = summary_table([named[0], hidden, *named[1:]]).splitlines()
+    assert [line.split("|")[1].strip() for line in lines] == [one.network for one in named[:6]]
+    cells = dict(zip(*([cell.strip() for cell in line.split("|")[1:-1]] for line in (columns, lines[0])), strict=True))
+    assert cells["packed file"] == "[97.7 KiB](docs/results/x.safetensors)"
+    assert (cells["float %"], cells["quantised %"], cells["W-Comp"]) == ("92.50", "91.00", "13.10×")
+    _, _, line = summary_table([with_seeds(90.0, 91.0, 92.5)]).splitlines()
+    assert "| 92.50 " in line and "| 91.17 ± 1.26 |" in line
 
 
 def test_records_of_one_parent_show_its_float_row_once():
     other_float = replace(RUN, rows=(replace(FLOAT, result=replace(FLOAT.result, accuracy=90.0)), RUN.rows[1]))
     others = [replace(RECORD, network="another"), replace(RECORD, network="another", runs=(other_float,))]
-    shown = readme_results([RECORD, RECORD, *others]).splitlines()
+    shown = full_results([RECORD, RECORD, *others]).splitlines()
     first_cells = [line.split("|")[1].strip() for line in shown if line.startswith("| ")][1:]
     assert first_cells == ["ResNet20, CIFAR-10 (1)", "", "ResNet20, CIFAR-10 (2)", "another (3)", "", "another (4)", ""]
 

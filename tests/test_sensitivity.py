@@ -6,6 +6,7 @@ import pytest
 import torch
 from memory import Killed, MemoryCheckpoint, kill_after
 from networks import NETWORKS, build, cut, explicit_gauss_newton, explicit_hessian, samples
+from torch import nn
 from torch.nn import functional as F
 
 from hawq.blocks import find_blocks
@@ -145,10 +146,12 @@ def test_an_analysis_killed_in_any_phase_goes_on(name, opening):
 @pytest.mark.parametrize("solver", [GradientNorm(), RandomScore()], ids=lambda solver: solver.name)
 def test_scores_without_curvature_are_proxies(solver):
     model = build("residual")
-    rows = analyze(model, find_blocks(model), BATCHES, solver=solver).rows
+    found = analyze(model, find_blocks(model), BATCHES, solver=solver)
     assert all(
-        row.eigenvalue is row.trace is None and row.curvature("proxy") is row.proxy and row.score_by("proxy") >= 0
-        for row in rows
+        row.eigenvalue is row.trace is None
+        and row.curvature("proxy") is row.proxy
+        and found.rank("proxy", row.block) >= 0
+        for row in found.rows
     )
 
 
@@ -194,3 +197,22 @@ def test_values_out_of_range(values):
     (key,) = values
     with pytest.raises(ValueError, match=f"^{key}={values[key]}"):
         Analysis(**values)
+
+
+def test_errors_relative_to_each_layer():
+    """‖ΔW‖²/‖W‖² summed over the layers of a block, each quantised by itself; a layer of zeros has none."""
+    model = build("residual")
+    with torch.no_grad():
+        next(layer for layer in model.modules() if isinstance(layer, nn.Linear)).weight.zero_()
+    quantizer = Uniform("minmax", per_channel=False)
+    found = analyze(model, find_blocks(model), BATCHES, solver=GradientNorm(), quantizer=quantizer)
+    layers = dict(model.named_modules())
+    for block in found.blocks:
+        for bits in (2, 4, 8):
+            expected = 0.0
+            for weight in (layers[name].weight.detach().double() for name in block.layers):
+                step = weight.abs().max() / (2 ** (bits - 1) - 1)
+                error = ((weight / step).round() * step - weight).square().sum()
+                expected += float(error / weight.square().sum()) if step else 0.0
+            predicted = found.predicted("relative_error", block, "weights", bits)
+            assert predicted.value == pytest.approx(expected, rel=1e-4, abs=1e-12) and predicted.error == 0

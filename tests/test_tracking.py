@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import re
 import struct
 import subprocess
 import sys
@@ -15,9 +16,12 @@ from typing import Any
 import pytest
 from runs import REPOSITORY, command_line, read_json, run_folder
 
-from hawq.experiment.tracking import METRICS, MODES, MetricsLog, WandbTracking, read_metrics
+from hawq.errors import UserError
+from hawq.experiment import tracking
+from hawq.experiment.metrics import METRICS, MetricsLog, read_metrics
+from hawq.experiment.tracking import MODES, WandbTracking
 
-ROWS = [{"stage": "float", "step": 1, "loss": 2.5}, {"stage": "float", "step": 2, "loss": 2.0}]
+ROWS = [{"stage": "float_network", "step": 1, "loss": 2.5}, {"stage": "float_network", "step": 2, "loss": 2.0}]
 
 
 class Heard:
@@ -26,6 +30,10 @@ class Heard:
     def __init__(self) -> None:
         self.steps: list[tuple[str, int]] = []
         self.exit_code: int | None = None
+        self.caught_up: list[tuple[str, int]] = []
+
+    def catch_up(self, rows: Any) -> None:
+        self.caught_up = [(row["stage"], row["step"]) for row in rows]
 
     def log(self, stage: str, step: int, metrics: Any) -> None:
         self.steps.append((stage, step))
@@ -38,17 +46,21 @@ def test_each_step_is_recorded_once(tmp_path: Path) -> None:
     first, second = Heard(), Heard()
     with MetricsLog(tmp_path, first) as log:  # type: ignore[arg-type]
         for step, loss in ((1, 2.5), (1, 9.0), (2, 2.0)):
-            log.log("float", step, {"loss": loss})
+            log.log("float_network", step, {"loss": loss})
     with MetricsLog(tmp_path, second) as log:  # type: ignore[arg-type]
-        for stage, step in (("float", 2), ("float", 3), ("analysis", 2)):
+        for stage, step in (("float_network", 2), ("float_network", 3), ("analysis", 2)):
             log.log(stage, step, {"loss": 1.0})
-    new = [{"stage": "float", "step": 3, "loss": 1.0}, {"stage": "analysis", "step": 2, "loss": 1.0}]
+    new = [{"stage": "float_network", "step": 3, "loss": 1.0}, {"stage": "analysis", "step": 2, "loss": 1.0}]
     assert read_metrics(tmp_path) == ROWS + new
-    assert first.steps == [("float", 1), ("float", 2)] and second.steps == [("float", 3), ("analysis", 2)]
+    assert first.steps == second.caught_up == [("float_network", 1), ("float_network", 2)] and not first.caught_up
+    assert second.steps == [
+        ("float_network", 3),
+        ("analysis", 2),
+    ]
 
 
 @pytest.mark.parametrize(
-    "cut_off", ['{"stage": "float", "st', '{"stage": "float", "step": 3, "loss": 1.25}', "\x00\x00"]
+    "cut_off", ['{"stage": "float_network", "st', '{"stage": "float_network", "step": 3, "loss": 1.25}', "\x00\x00"]
 )
 def test_last_line_cut_off_by_a_kill(tmp_path: Path, cut_off: str) -> None:
     """It is left out, and what a resumed run writes after it is not lost with it."""
@@ -56,7 +68,7 @@ def test_last_line_cut_off_by_a_kill(tmp_path: Path, cut_off: str) -> None:
     assert read_metrics(tmp_path)[:2] == ROWS
     with MetricsLog(tmp_path, None) as log:
         for step, loss in ((2, 2.0), (3, 1.25), (4, 1.0)):
-            log.log("float", step, {"loss": loss})
+            log.log("float_network", step, {"loss": loss})
     assert [(row["step"], row["loss"]) for row in read_metrics(tmp_path)] == [(1, 2.5), (2, 2.0), (3, 1.25), (4, 1.0)]
 
 
@@ -87,6 +99,55 @@ def test_no_tracking_never_imports_wandb(tmp_path: Path) -> None:
     )
     subprocess.run([sys.executable, "-c", program], cwd=REPOSITORY, check=True, timeout=120)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_rows_of_another_artifact_give_way(tmp_path: Path) -> None:
+    """Weights or data were replaced under the same name: the rows of what was made of them are measured again."""
+    for key, losses in (("a", (3.0, 2.0)), ("a", (9.0, 9.0)), ("b", (5.0, 4.0))):
+        with MetricsLog(tmp_path, None) as log:
+            log.begin("analysis", "same")
+            log.log("analysis", 0, {"curvature": 1.0})
+            log.begin("finetune", key)
+            for step, loss in enumerate(losses):
+                log.log("finetune", step, {"loss": loss})
+        rows = read_metrics(tmp_path)
+        assert [row["stage"] for row in rows] == ["analysis", "finetune", "finetune"]
+        assert [row["loss"] for row in rows[1:]] == ([5.0, 4.0] if key == "b" else [3.0, 2.0])
+        assert [row["key"] for row in rows] == ["same", key, key]
+
+
+@pytest.mark.parametrize("line", ["not JSON", "[1, 2]", '{"stage": "float_network"}', '{"stage": [], "step": 1}', ""])
+def test_a_damaged_line_is_named(tmp_path: Path, line: str) -> None:
+    (tmp_path / METRICS).write_text(json.dumps(ROWS[0]) + f"\n{line}\n" + json.dumps(ROWS[1]) + "\n")
+    with pytest.raises(UserError, match=r"metrics.jsonl is damaged in line 2: move it away"):
+        MetricsLog(tmp_path, None)
+
+
+def test_only_one_process_writes_to_a_folder(tmp_path: Path) -> None:
+    program = (
+        "import sys, pathlib, time\n"
+        "from hawq.experiment.metrics import MetricsLog\n"
+        "from hawq.experiment.tracking import NoTracking\n"
+        "with MetricsLog.open(pathlib.Path(sys.argv[1]), NoTracking(), {}) as log:\n"
+        "    [log.log('float_network', step, {'pid': int(sys.argv[2])}) or time.sleep(0.02) for step in range(20)]\n"
+    )
+    both = [
+        subprocess.Popen([sys.executable, "-c", program, str(tmp_path), name], cwd=REPOSITORY, stdout=subprocess.PIPE)
+        for name in ("1", "2")
+    ]
+    texts = [process.communicate(timeout=120)[0].decode() for process in both]
+    assert [process.returncode for process in both] == [0, 0]
+    assert len({row["pid"] for row in read_metrics(tmp_path)}) == 1 and len(read_metrics(tmp_path)) == 20
+    assert sum("waiting for it" in text for text in texts) <= 1
+
+
+@pytest.mark.parametrize("stored", ["", "../../x", "a b", "x" * 100, "\x00"])
+def test_an_id_that_is_none_is_replaced(tmp_path: Path, stored: str, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "wandb_id"
+    path.write_text(stored)
+    made = tracking._run_id(path)
+    assert re.fullmatch("[0-9a-f]{8}", made) and tracking._run_id(path) == made == path.read_text()
+    assert "a new run begins" in capsys.readouterr().out
 
 
 # A real W&B run, without an account, at a terminal.
@@ -120,7 +181,7 @@ def test_unreachable_server_sends_the_run_offline(tmp_path: Path) -> None:
     program = (
         "import sys, pathlib, hawq.experiment.tracking as t\n"
         "sink = t.WandbTracking(timeout_seconds=2).open(pathlib.Path(sys.argv[1]), 'name', {'seed': 0})\n"
-        "sink.log('float', 1, {'loss': 2.5})\n"
+        "sink.log('float_network', 1, {'loss': 2.5})\n"
         "sink.close(0)"
     )
     environment = {**stranger(tmp_path / "home"), "WANDB_API_KEY": "0" * 40}
@@ -133,7 +194,7 @@ def test_unreachable_server_sends_the_run_offline(tmp_path: Path) -> None:
     (row,) = [
         values(record.history.item) for record in read_wandb(folder) if record.WhichOneof("record_type") == "history"
     ]
-    assert (row["float/step"], row["float/loss"]) == (1, 2.5)
+    assert (row["float_network/step"], row["float_network/loss"]) == (1, 2.5)
 
 
 @pytest.fixture(scope="module")
@@ -172,6 +233,28 @@ def read_wandb(folder: Path) -> Iterator[Any]:
         if kind in (1, 4):
             yield wandb_internal_pb2.Record.FromString(record)
             record = b""
+
+
+def test_a_killed_offline_run_is_whole_in_its_newest_part(tmp_path: Path) -> None:
+    """W&B writes behind the run's back: what a kill takes from it is sent again by the next process."""
+    program = (
+        "import sys, os, pathlib, hawq.experiment.tracking as t\n"
+        "folder, last = pathlib.Path(sys.argv[1]), int(sys.argv[2])\n"
+        "sink = t.WandbTracking(mode='offline').open(folder, 'name', {'seed': 0})\n"
+        "from hawq.experiment.metrics import MetricsLog\n"
+        "log = MetricsLog(folder, sink)\n"
+        "[log.log('analysis', step, {'curvature': 1.0 + step}) for step in range(last)]\n"
+        "sink.close(0) if last == 9 else os._exit(9)"
+    )
+    folder = tmp_path / "run"
+    folder.mkdir()
+    environment = stranger(tmp_path / "home")
+    for last, code in ((4, 9), (6, 9), (9, 0)):
+        command = [sys.executable, "-c", program, str(folder), str(last)]
+        assert subprocess.run(command, cwd=REPOSITORY, env=environment, timeout=120).returncode == code
+    found = [values(r.history.item) for r in read_wandb(folder) if r.WhichOneof("record_type") == "history"]
+    assert [(row["analysis/step"], row["analysis/curvature"]) for row in found] == [(n, 1.0 + n) for n in range(9)]
+    assert len(list((folder / "wandb").glob("superseded-run-*"))) == 2
 
 
 def values(items: Any) -> dict[str, Any]:
@@ -213,16 +296,16 @@ def test_offline_run_holds_the_config(offline_run: tuple[Path, str], records: di
 
 def test_offline_run_holds_every_row_of_metrics(offline_run: tuple[Path, str], history: list[dict[str, Any]]) -> None:
     rows = read_metrics(offline_run[0])
-    assert {row["stage"] for row in rows} == {"float", "analysis", "finetune"}
+    assert {row["stage"] for row in rows} == {"float_network", "analysis", "finetune"}
     for row in rows:
         stage = row.pop("stage")
-        sent = {f"{stage}/{key}": value for key, value in row.items()}
+        sent = {f"{stage}/{key}": value for key, value in row.items() if key != "key"}
         assert sum(sent.items() <= logged.items() for logged in history) == 1
 
 
 def test_offline_run_has_a_step_for_each_stage(records: dict[str, list[Any]]) -> None:
     steps = {metric.glob_name: metric.step_metric for metric in records["metric"] if metric.glob_name}
-    assert steps == {f"{stage}/*": f"{stage}/step" for stage in ("float", "analysis", "finetune")}
+    assert steps == {f"{stage}/*": f"{stage}/step" for stage in ("float_network", "analysis", "finetune")}
 
 
 def shown(history: list[dict[str, Any]], kind: str) -> dict[str, str]:

@@ -1,6 +1,8 @@
-"""From sensitivities to a plan: who gets how many bits."""
+"""From sensitivities to a plan: which block gets how many bits."""
 
-from hawq.allocation.allocator import Allocator, Weighted
+import logging
+
+from hawq.allocation.allocator import Allocator, Scored
 from hawq.allocation.confidence import confidence, is_proven
 from hawq.allocation.frontier import Frontier, frontier
 from hawq.allocation.hawq_v3 import HawqV3
@@ -19,8 +21,8 @@ __all__ = [
     "IntegerProgram",
     "Manual",
     "Monotone",
+    "Scored",
     "UniformBits",
-    "Weighted",
     "allocate",
     "confidence",
     "direct_baseline",
@@ -28,10 +30,27 @@ __all__ = [
     "is_proven",
 ]
 
+_log = logging.getLogger(__name__)
+
 
 def allocate(sensitivity: Sensitivity, allocator: Allocator | None = None) -> BitPlan:
-    """The bit plan that `allocator` (the exact optimum at W-Comp 13.1 unless given) draws from an analysis.
+    """The bit plan that an allocator makes from an analysis.
 
-    Raises ValueError, with the feasible range, when the allocator's limits cannot be met.
+    Args:
+        sensitivity: from `analyze`, or from a file.
+        allocator: the exact optimum at W-Comp 13.1 unless given.
+
+    A score that predicts no increase at all is reported by one logged warning.
+
+    Raises:
+        ValueError: the allocator's limits cannot be met (with the feasible range), or the analysis lacks what it needs.
     """
-    return (allocator or IntegerProgram()).allocate(sensitivity)
+    allocator = allocator or IntegerProgram()
+    plan = allocator.allocate(sensitivity)
+    if isinstance(allocator, Scored) and sensitivity.table(plan.score).is_flat:
+        _log.warning(
+            "every score by %s is zero, as for a network without curvature: the plain error ‖Q(W) − W‖² alone decides "
+            "the bits",
+            plan.score,
+        )
+    return plan

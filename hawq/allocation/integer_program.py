@@ -1,8 +1,8 @@
-"""Mixed precision: the least Σ Ω_i(b_i) under any combination of limits, for weights and activations."""
+"""Mixed precision: the least predicted increase under any combination of limits, for weights and activations."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
@@ -12,6 +12,8 @@ from hawq.allocation.allocator import (
     CANDIDATES,
     check_activation_bits,
     check_bit_widths,
+    check_mapping,
+    check_names,
     check_solver_settings,
 )
 from hawq.allocation.latency import read_latency
@@ -19,32 +21,33 @@ from hawq.allocation.limits import check_limit, make_limits
 from hawq.allocation.problem import Problem, make_groups
 from hawq.components import component
 from hawq.errors import UserError
-from hawq.records import BitPlan, Block, BlockSensitivity, Precision, Sensitivity
+from hawq.records import ACTIVATIONS, WEIGHTS, BitPlan, Block, Precision, Sensitivity
 
 
 @component("bits/integer_program")
 @dataclass(frozen=True)
 class IntegerProgram:
-    """The exact optimum: least Σ_i Ω_i(b_i) over one choice a block, by integer programming (HAWQ-V3, 2011.10680,
-    with the Ω of HAWQ or HAWQ-V2, any widths and any limits).
+    """The exact optimum: the least sum of predicted increases of the loss over one choice per block, by integer
+    programming (HAWQ-V3, 2011.10680, with any score, bit-widths and limits).
 
-    With activations="mixed" each block also chooses its activation bits, and Ω^a_i (HAWQ-V2, §3.5) is added.
+    With activations="mixed" each block also chooses its activation bits, and their increases are added (HAWQ-V2, §3.5).
+    Ties are broken by the plain error Σ ‖Q_b(W_i) − W_i‖²₂ (with that of the activations where they are mixed).
 
     Args:
         target: the main limit, in `unit`.
         unit: "w_comp" or "a_comp" (compressions, at least), "average_bits" or "activation_bits" (means, at most),
             "bytes" (packed file), "bops", "peak_activation_bytes" (block with the most) or "latency_ms" (at most).
         limits: further limits by unit; None is no limit.
-        candidates: widths to choose from, 1 … 8.
-        overrides: widths for single blocks, by name; one width fixes a block.
+        candidates: bit-widths to choose from, 1 … 8.
+        overrides: candidates of single blocks, by name; a single one fixes the block.
         tied: lists of blocks that share their bits.
-        activations: width of every block's activations, 32 for float, or "mixed".
-        activation_candidates: widths to choose from when activations are mixed.
-        weighting: "eigenvalue" (HAWQ: λ_i), "trace" (HAWQ-V2: Tr(H_i)/n_i), "proxy" (what stands in for λ_i),
-            "none" (1: the plain error), or "auto": the first that the analysis has found.
+        activations: bit-width of all activations, 32 for float, or "mixed".
+        activation_candidates: bit-widths to choose from when activations are mixed.
+        score: what predicts the increases of the loss, one of `hawq.records.SCORES`: "eigenvalue" (HAWQ), "trace"
+            (HAWQ-V2), "error" (the plain one), …, or "auto": the first of them that the analysis has found.
         latency: table of milliseconds, .json or .csv, for a limit on latency.
         gap: relative distance from the optimum to stop at, 0 for a proven optimum.
-        time_limit: seconds after which the best plan so far is taken, with its proven gap.
+        time_limit: seconds after which the best plan so far is returned, with its proven gap.
 
     Raises:
         ValueError: a value out of range; `check` and `allocate`: limits that cannot be met, with the feasible ranges.
@@ -59,53 +62,57 @@ class IntegerProgram:
     tied: tuple[list[str], ...] = ()
     activations: int | str = 4
     activation_candidates: tuple[int, ...] = CANDIDATES
-    weighting: str = "auto"
+    score: str = "auto"
     latency: str | None = None
     gap: float = 0.0
     time_limit: float = 60.0
 
     def __post_init__(self) -> None:
+        check_mapping("limits", self.limits, "number")
+        check_mapping("overrides", self.overrides, "[bits, ...]")
+        check_names("tied", self.tied)
         for key, (unit, target) in self._targets().items():
             check_limit(key, unit, target)
-        check_bit_widths("bits.candidates", self.candidates)
+        check_bit_widths("candidates", self.candidates)
         for name, bit_widths in self.overrides.items():
-            check_bit_widths(f"bits.overrides.{name}", bit_widths)
+            check_bit_widths(f"overrides.{name}", bit_widths)
         if self.activations == "mixed":
-            check_bit_widths("bits.activation_candidates", self.activation_candidates)
+            check_bit_widths("activation_candidates", self.activation_candidates)
         elif isinstance(self.activations, str):
             allowed = f"{BIT_WIDTHS[0]} to {BIT_WIDTHS[-1]}, 32 for float, or mixed"
-            raise ValueError(f"bits.activations={self.activations!r} is unknown: give {allowed}")
+            raise ValueError(f"activations={self.activations!r} is unknown: give {allowed}")
         else:
             check_activation_bits(self.activations)
-        check_solver_settings(self.weighting, self.gap, self.time_limit)
+        check_solver_settings(self.score, self.gap, self.time_limit)
         if self.latency is not None:
             read_latency(Path(self.latency))
 
     def check(self, blocks: Sequence[Block], overhead_bytes: int | None = None) -> None:
+        """Raises ValueError, with the feasible ranges, when no plan for `blocks` can meet all limits."""
         self.problem(blocks, overhead_bytes).check(self.time_limit)
 
     def allocate(self, sensitivity: Sensitivity) -> BitPlan:
-        rows = {row.block.name: row for row in sensitivity.rows}
-        weighting = sensitivity.weighting(self.weighting)
+        """The optimum. Raises ValueError when limits cannot be met, or the analysis lacks data."""
+        name = sensitivity.score_name(self.score)
 
-        def score(block: Block, precision: Precision) -> float:
-            return sum(part(rows[block.name], precision) for part in self.parts(weighting))
+        def increase(score: str, block: Block, precision: Precision) -> float:
+            bits = self.bits_by_kind(precision)
+            return sum(sensitivity.predicted(score, block, kind, bits[kind]).value for kind in bits)
 
         problem = self.problem(sensitivity.blocks, sensitivity.overhead_bytes)
-        return problem.optimum(sensitivity, score, "HAWQ", weighting, self.gap, self.time_limit)
+        return problem.optimum(sensitivity, increase, "HAWQ", name, self.gap, self.time_limit)
 
-    def parts(self, weighting: str) -> list[Callable[[BlockSensitivity, Precision], float]]:
-        """The terms of a block's score: Ω of its weights, and of its activations where these are decided too."""
-        weights = [lambda row, precision: row.omega(precision.weight_bits, weighting)]
-        activations = [lambda row, precision: row.activation_omega(precision.activation_bits)]
-        return weights + (activations if self.activations == "mixed" else [])
+    def bits_by_kind(self, precision: Precision) -> dict[str, int]:
+        """What the plan decides: kind → bits, of the weights, and of the activations where these are mixed."""
+        mixed = {ACTIVATIONS: precision.activation_bits} if self.activations == "mixed" else {}
+        return {WEIGHTS: precision.weight_bits, **mixed}
 
     def problem(self, blocks: Sequence[Block], overhead_bytes: int | None) -> Problem:
-        """What there is to decide for these blocks. Raises UserError for names that no block has."""
+        """The options of these blocks and the limits on them. Raises UserError for names that no block has."""
         unknown = sorted(self.overrides.keys() - {block.name for block in blocks})
         if unknown:
             names = [block.name for block in blocks]
-            raise UserError(f"bits.overrides names unknown blocks {unknown}: the blocks are {names}")
+            raise UserError(f"overrides names unknown blocks {unknown}: the blocks are {names}")
         table = read_latency(Path(self.latency)) if self.latency else None
         options = {block.name: self._options(block) for block in blocks}
         limits = make_limits(self._targets(), blocks, overhead_bytes, table)
@@ -120,6 +127,6 @@ class IntegerProgram:
         return [Precision(*bits) for bits in product(weights, activations)]
 
     def _targets(self) -> Mapping[str, tuple[str, float]]:
-        """{key as typed: (unit, target)} of all limits."""
-        further = {f"bits.limits.{unit}": (unit, goal) for unit, goal in self.limits.items() if goal is not None}
-        return {"bits.target": (self.unit, self.target), **further}
+        """{field: (unit, target)} of all limits."""
+        further = {f"limits.{unit}": (unit, goal) for unit, goal in self.limits.items() if goal is not None}
+        return {"target": (self.unit, self.target), **further}

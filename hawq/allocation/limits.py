@@ -1,4 +1,4 @@
-"""What a plan may cost: limits in the units that people use, as linear limits on what each block adds."""
+"""What a plan may cost: limits in the units that people use, as linear limits on each block's share."""
 
 from __future__ import annotations
 
@@ -17,19 +17,24 @@ SIZE_UNITS = ("w_comp", "average_bits", "bytes")
 UNITS = (*SIZE_UNITS, "bops", "a_comp", "activation_bits", "peak_activation_bytes", "latency_ms")
 AT_LEAST = ("w_comp", "a_comp")  # compressions: the plan must reach them; all others must not be exceeded
 
+_LEAST, _MOST = 1e-30, 1e30  # of a target; beyond, totals could overflow
 _ACTIVATIONS = ("a_comp", "activation_bits", "peak_activation_bytes")
-_NEEDED = {"bops": "macs", **dict.fromkeys(_ACTIVATIONS, "num_activations")}  # what blocks must know of themselves
+_NEEDED = {"bops": "macs", **dict.fromkeys(_ACTIVATIONS, "num_activations")}  # the counts that blocks must have
 
 
 @dataclass(frozen=True)
 class Limit:
     """One limit: a total over all blocks (or, for a peak, the largest of them) that must not exceed `total`.
 
-    `value` turns a total into the unit that the limit was given in: scale / total for compressions, else
-    total / scale + offset; bytes are whole.
+    Args:
+        field: the setting that it comes from.
+        unit: one of `UNITS`.
+        target: in that unit.
+        cost: a block's share of the total, at given bits.
+        scale, offset: `value` is scale / total for compressions, else total / scale + offset; bytes are whole.
     """
 
-    key: str
+    field: str
     unit: str
     target: float
     cost: BlockCost
@@ -38,6 +43,7 @@ class Limit:
 
     @property
     def is_peak(self) -> bool:
+        """Whether it limits the largest share instead of the sum."""
         return self.unit == "peak_activation_bytes"
 
     @property
@@ -56,21 +62,22 @@ class Limit:
         return ceil(value) if self.unit == "bytes" else value
 
     def use(self, total: float) -> LimitUse:
-        """How far a plan with this total uses the limit."""
+        """How much of the limit a plan with this total uses."""
         reached = self.value(total)
         slack = reached - self.target if self.unit in AT_LEAST else self.target - reached
         return LimitUse(self.unit, self.target, reached, slack)
 
     def __str__(self) -> str:
-        return f"{self.key}={self.target:g}" + ("" if self.key.endswith(self.unit) else f" ({self.unit})")
+        return f"{self.field}={self.target:g}" + ("" if self.field.endswith(self.unit) else f" ({self.unit})")
 
 
-def check_limit(key: str, unit: str, target: float) -> None:
-    """Raises ValueError for an unknown unit or a target that is not a positive number."""
+def check_limit(name: str, unit: str, target: float) -> None:
+    """Raises ValueError for an unknown unit or a target that is not a positive number; `name` is the field's."""
     if unit not in UNITS:
-        raise ValueError(f"{key}: the unit {unit!r} is unknown: give {', '.join(UNITS)}")
-    if not 0 < target < float("inf"):
-        raise ValueError(f"{key}={target} is out of range: give a positive number ({unit})")
+        raise ValueError(f"{name}: the unit {unit!r} is unknown: give {', '.join(UNITS)}")
+    number = isinstance(target, (int, float)) and not isinstance(target, bool)
+    if not number or not _LEAST <= target <= _MOST:
+        raise ValueError(f"{name}={target!r} is out of range: give a positive number, at most {_MOST:g} ({unit})")
 
 
 def make_limits(
@@ -79,17 +86,24 @@ def make_limits(
     overhead_bytes: int | None,
     latency: LatencyTable | None,
 ) -> tuple[Limit, ...]:
-    """Limits on a network's plans from {key as typed: (unit, target)}.
+    """Limits on the plans of a network.
 
-    Raises UserError when a unit needs what the blocks do not know.
+    Args:
+        targets: field → (unit, target).
+        blocks: of the network.
+        overhead_bytes: what the packed file holds besides the codes.
+        latency: table of milliseconds, for a limit on latency.
+
+    Raises:
+        UserError: the blocks lack what a unit needs.
     """
     weights = sum(block.num_weights for block in blocks)
     activations = sum(block.num_activations or 0 for block in blocks)
     limits = []
-    for key, (unit, target) in targets.items():
+    for name, (unit, target) in targets.items():
         if unit == "latency_ms" and latency is None:
-            raise UserError(f"{key}={target:g} (latency_ms) needs times: give bits.latency=table.json or table.csv")
-        _refuse_untraced(key, unit, blocks)
+            raise UserError(f"{name}={target:g} (latency_ms) needs times: give latency=table.json or latency=table.csv")
+        _refuse_untraced(name, unit, blocks)
         cost, scale, offset = {
             "w_comp": (weight_bits, FLOAT_BITS * weights, 0),
             "average_bits": (weight_bits, weights, 0),
@@ -100,16 +114,16 @@ def make_limits(
             "peak_activation_bytes": (activation_bytes, 1, 0),
             "latency_ms": (latency.cost if latency else weight_bits, 1, 0),
         }[unit]
-        limits.append(Limit(key, unit, target, cost, scale, offset))  # type: ignore[arg-type]
+        limits.append(Limit(name, unit, target, cost, scale, offset))  # type: ignore[arg-type]
     return tuple(limits)
 
 
-def _refuse_untraced(key: str, unit: str, blocks: Sequence[Block]) -> None:
+def _refuse_untraced(name: str, unit: str, blocks: Sequence[Block]) -> None:
     needed = _NEEDED.get(unit)
     if needed is None:
         return
     unknown = [block.name for block in blocks if getattr(block, needed) is None]
     if unknown:
-        raise UserError(f"{key} ({unit}) needs {needed} of every block, which {', '.join(unknown)} lack")
+        raise UserError(f"{name} ({unit}) needs {needed} of every block, which {', '.join(unknown)} lack")
     if not any(getattr(block, needed) for block in blocks):
-        raise UserError(f"{key} ({unit}) limits nothing: {needed} is 0 for every block of this network")
+        raise UserError(f"{name} ({unit}) limits nothing: {needed} is 0 for every block of this network")

@@ -1,40 +1,49 @@
-"""The allocation problem: which bits each block may have, what they score and cost, and what limits them."""
+"""The allocation problem: which bits each block may have, their scores and costs, and the limits."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 
 from hawq.allocation.allocator import make_plan
+from hawq.allocation.choices import Choices
 from hawq.allocation.limits import Limit
-from hawq.allocation.solver import Choices, minimise
+from hawq.allocation.solver import minimise
 from hawq.errors import UserError
 from hawq.records import BitPlan, Block, LimitUse, Precision, Sensitivity
 
 Options = Mapping[str, Sequence[Precision]]
 Score = Callable[[Block, Precision], float]
+Increase = Callable[[str, Block, Precision], float]  # by a score of that name
 
 
 @dataclass(frozen=True)
 class Group:
-    """Blocks that share their bits (mostly a single one), and the bits they may have, narrowest first."""
+    """Blocks that share their bits (mostly a single one), and the bits they may have, fewest bits first."""
 
     blocks: tuple[Block, ...]
     options: tuple[Precision, ...]
 
 
 def make_groups(blocks: Sequence[Block], options: Options, tied: Sequence[Sequence[str]] = ()) -> tuple[Group, ...]:
-    """Tied blocks together (by `tied` names, or the same `tie_group`), all others alone, in network order.
+    """Groups in network order: tied blocks together, all others alone.
 
-    Raises UserError for an unknown or twice tied block, or tied blocks with no bits in common.
+    Args:
+        blocks: of the network; those with the same `tie_group` are tied.
+        options: block name → bits it may have.
+        tied: further lists of tied blocks, by name.
+
+    Raises:
+        UserError: a name in `tied` that is unknown or listed twice, or tied blocks with no bits in common.
     """
     group_of = {block.name: f"group {block.tie_group}" if block.tie_group else block.name for block in blocks}
     named = [name for names in tied for name in names]
     wrong = sorted({name for name in named if name not in group_of or named.count(name) > 1})
     if wrong:
-        raise UserError(f"bits.tied names {wrong}, unknown or more than once; the blocks are {sorted(group_of)}")
+        raise UserError(f"tied names {wrong}, unknown or more than once: the blocks are {sorted(group_of)}")
     group_of |= {name: f"tied {number}" for number, names in enumerate(tied) for name in names}
     members: dict[str, list[Block]] = {}
     for block in blocks:
@@ -51,22 +60,35 @@ def make_groups(blocks: Sequence[Block], options: Options, tied: Sequence[Sequen
 
 @dataclass(frozen=True)
 class Problem:
-    """Groups with their options, and the limits on all plans.
-
-    `check` raises UserError naming the limit that no plan can meet, with the feasible range of each.
-    """
+    """Groups with their options, and the limits on all plans."""
 
     groups: tuple[Group, ...]
     limits: tuple[Limit, ...]
 
     def optimum(
-        self, sensitivity: Sensitivity, score: Score, method: str, weighting: str, gap: float, time_limit: float
+        self,
+        sensitivity: Sensitivity,
+        increase: Increase,
+        method: str,
+        score: str,
+        gap: float,
+        time_limit: float,
     ) -> BitPlan:
-        """The plan with the least Σ score, with its proven gap and its use of the limits.
+        """The plan with the least predicted increase, among these the one with the least plain error, and its gap.
 
-        Raises UserError when none meets all limits, or a score is not finite.
+        Args:
+            sensitivity: of the blocks.
+            increase: of the loss, predicted by a score for a block at given bits.
+            method: the plan's name in tables.
+            score: that decides; between plans that it does not tell apart the plain error does, so that they use their
+                budget.
+            gap: relative distance from the optimum at which the search stops.
+            time_limit: seconds.
+
+        Raises:
+            UserError: no plan meets all limits, or a score is not finite.
         """
-        solution = minimise(self.choices(score), gap, time_limit)
+        solution = minimise(self.scored(increase, score), gap, time_limit)
         if solution is None:
             self.check(time_limit)
             raise UserError("no plan meets all limits together")
@@ -75,14 +97,14 @@ class Problem:
             sensitivity,
             precisions,
             method,
-            weighting=weighting,
+            score=score,
             objective=solution.score,
             gap=solution.gap,
             limits=self.uses(precisions),
         )
 
     def plan_at(self, chosen: Sequence[int] | np.ndarray) -> dict[str, Precision]:
-        """Block name → bits, for the index of each group's option among all options."""
+        """Block name → bits, from the index (groups,) of each group's option among all options."""
         options = [option for group in self.groups for option in group.options]
         return {
             block.name: options[place]
@@ -91,14 +113,26 @@ class Problem:
         }
 
     def uses(self, plan: Mapping[str, Precision]) -> tuple[LimitUse, ...]:
-        """How far a plan uses each limit."""
+        """How much of each limit a plan uses."""
         pairs = self._pairs(plan)
         return tuple(limit.use((max if limit.is_peak else sum)(limit.cost(*p) for p in pairs)) for limit in self.limits)
 
+    def scored(self, increase: Increase, score: str) -> Choices:
+        """The problem in bare numbers, with a score as scores, and the plain error, where it is known, to break ties.
+
+        Raises UserError for a score that is not finite, or not known.
+        """
+        choices = self.choices(partial(increase, score))
+        try:
+            return replace(choices, seconds=self.choices(partial(increase, "error")).scores)
+        except UserError:  # a table from elsewhere may come without it
+            return choices
+
     def choices(self, score: Score) -> Choices:
-        """The problem in numbers."""
+        """The problem in bare numbers. Raises UserError for a score that is not finite."""
+        options = self._options()
         owner = np.repeat(np.arange(len(self.groups)), [len(group.options) for group in self.groups])
-        scores = np.array([_finite_score(group.blocks, option, score) for group, option in self._options()])
+        scores = np.array([_finite_score(group.blocks, option, score) for group, option in options])
         return Choices(
             scores,
             np.array([self._costs(limit) for limit in self.limits]).reshape(len(self.limits), len(owner)),
@@ -126,12 +160,15 @@ class Problem:
         return together(map(min, costs)), together(map(max, costs))
 
     def check(self, time_limit: float = 60.0) -> None:
-        """Raises UserError when the limits cannot be met, one alone or all together."""
+        """Raises UserError when the limits cannot be met, one alone or all together, with the feasible range of each.
+
+        `time_limit` is in seconds.
+        """
         for limit in self.limits:
             least, _ = self.reach(limit)
-            if least > limit.total * (1 + 1e-12) or limit.total <= 0:
+            if least > limit.total * (1 + 1e-12) or limit.total < 0:
                 raise UserError(
-                    f"{limit} cannot be met: with the given candidate widths this network reaches "
+                    f"{limit} cannot be met: with the given candidates this network reaches "
                     f"{self._range(limit)}; give a target in that range"
                 )
         if minimise(self.choices(lambda block, precision: 0.0), 0.0, time_limit) is None:
@@ -145,15 +182,15 @@ class Problem:
         return f"{ends[0]:.6g} to {ends[1]:.6g} {limit.unit}"
 
     def _within_others(self, limit: Limit, time_limit: float) -> str:
-        """How far a limit can be met while the others hold, and alone."""
+        """How far a limit can be met while the others hold, and on its own."""
         others = Problem(self.groups, tuple(other for other in self.limits if other is not limit))
         alone = f"alone this network reaches {self._range(limit)}"
         if limit.is_peak:
-            return f"for {limit.key} {alone}"
+            return f"for {limit.field} {alone}"
         best = minimise(others.choices(limit.cost), 0.0, time_limit)
         if best is None:
-            return f"without {limit.key} the others still cannot be met ({alone})"
-        return f"with the others {limit.key} reaches {limit.value(best.score):.6g} {limit.unit} at best ({alone})"
+            return f"without {limit.field} the others still cannot be met ({alone})"
+        return f"with the others {limit.field} reaches {limit.value(best.score):.6g} {limit.unit} at best ({alone})"
 
     def _pairs(self, plan: Mapping[str, Precision]) -> list[tuple[Block, Precision]]:
         return [(block, plan[block.name]) for group in self.groups for block in group.blocks]
@@ -165,8 +202,8 @@ def _finite_score(blocks: Sequence[Block], option: Precision, score: Score) -> f
         value = score(block, option)
         if not np.isfinite(value):
             raise UserError(
-                f"block {block.name!r} scores {value} at {option.weight_bits} weight bits: its curvature or its "
-                "quantisation error is not finite; run the analysis again, or mend the file"
+                f"block {block.name!r} scores {value} at {option.weight_bits} weight bits, because its curvature or "
+                "its quantisation error is not finite: run the analysis again, or correct the file"
             )
         total += value
     return total

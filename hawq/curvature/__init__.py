@@ -4,6 +4,7 @@ from hawq.curvature.activations import activation_traces
 from hawq.curvature.block_solver import CurvatureCheckpoint, solve_blocks
 from hawq.curvature.first_order import GradientNorm, RandomScore
 from hawq.curvature.fisher import Fisher
+from hawq.curvature.forms import check_forms, detached_blocks, fixed, have_one_shape
 from hawq.curvature.gauss_newton import BlockGaussNewton
 from hawq.curvature.hessian import BlockHessian
 from hawq.curvature.hutchinson import Hutchinson
@@ -11,7 +12,7 @@ from hawq.curvature.lanczos import Lanczos
 from hawq.curvature.low_rank import LowRank
 from hawq.curvature.operator import Batch, BlockOperator, Loss
 from hawq.curvature.power import PowerIteration
-from hawq.curvature.preflight import check_loss, check_network, fixed
+from hawq.curvature.preflight import check_loss, check_network, refuse_short_weights
 from hawq.curvature.solver import Solver, State, solve
 
 OPERATORS: dict[str, type[BlockOperator]] = {"hessian": BlockHessian, "ggn": BlockGaussNewton}
@@ -34,9 +35,13 @@ __all__ = [
     "Solver",
     "State",
     "activation_traces",
+    "check_forms",
     "check_loss",
     "check_network",
+    "detached_blocks",
     "fixed",
+    "have_one_shape",
+    "refuse_short_weights",
     "solve",
     "solve_blocks",
 ]

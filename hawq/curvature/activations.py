@@ -13,6 +13,7 @@ from hawq.curvature.double_backward import second_derivatives
 from hawq.curvature.operator import BlockOperator
 from hawq.curvature.solver import STANDARD, mean_and_error
 from hawq.distributed import all_reduce
+from hawq.layers import Arguments, map_inputs
 from hawq.records import Estimate
 
 _FEWEST = 8  # draws below which a standard error says little
@@ -95,7 +96,10 @@ def shifted_inputs(model: nn.Module, names: set[str]) -> Iterator[Shifts]:
     """While active, each forward adds a zero that can be differentiated to the input of each named layer."""
     shifts: Shifts = {}
     modules = dict(model.named_modules())
-    handles = [modules[name].register_forward_pre_hook(_shifter(shifts.setdefault(name, []))) for name in names]
+    handles = [
+        modules[name].register_forward_pre_hook(_shifter(shifts.setdefault(name, [])), with_kwargs=True)
+        for name in names
+    ]
     try:
         yield shifts
     finally:
@@ -103,9 +107,12 @@ def shifted_inputs(model: nn.Module, names: set[str]) -> Iterator[Shifts]:
             handle.remove()
 
 
-def _shifter(made: list[Tensor]) -> Callable[[nn.Module, tuple[Any, ...]], tuple[Any, ...]]:
-    def shift(_: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-        made.append(torch.zeros_like(inputs[0], requires_grad=True))
-        return (inputs[0] + made[-1], *inputs[1:])
+def _shifter(made: list[Tensor]) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], Arguments]:
+    def add(x: Tensor) -> Tensor:
+        made.append(torch.zeros_like(x, requires_grad=True))
+        return x + made[-1]
+
+    def shift(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
+        return map_inputs(layer, args, kwargs, add)
 
     return shift

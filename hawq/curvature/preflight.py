@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
@@ -22,20 +22,6 @@ _NOISE = 1e-5  # curvature of a sample's loss below which float32 rounding of it
 _CONCENTRATED = 0.05  # share of the samples
 
 
-def fixed(batches: Iterable[Batch]) -> list[Batch]:
-    """The batches as a list. Raises UserError when a second pass over them gives others (a loader that shuffles)."""
-    first = list(batches)
-    if isinstance(batches, Iterator):  # there is no second pass
-        return first
-    second = list(batches)
-    for (inputs, targets), (again, targets_again) in zip(first, second, strict=True):
-        if not (torch.equal(inputs.nan_to_num(), again.nan_to_num()) and torch.equal(targets, targets_again)):
-            raise UserError(
-                "the batches change between two passes (shuffling or augmentation): switch it off, or give list(loader)"
-            )
-    return first
-
-
 def check_network(model: nn.Module, batches: Sequence[Batch], loss: Loss, *, twice: bool = True) -> list[str]:
     """Warnings about a network that is about to be analysed on `batches`, `twice`: with second derivatives.
 
@@ -43,15 +29,20 @@ def check_network(model: nn.Module, batches: Sequence[Batch], loss: Loss, *, twi
         UserError: outputs that differ between two passes, weights in half precision, or an operation that has no
             second derivative; the module is named.
     """
-    for name, parameter in model.named_parameters():
-        if parameter.dtype in (torch.float16, torch.bfloat16):
-            raise UserError(f"{name} is {parameter.dtype}, too coarse for second derivatives: give model.float()")
+    refuse_short_weights(model)
     if batches:
         inputs, targets = batches[0][0][:_FEW], batches[0][1][:_FEW]
         _refuse_random_outputs(model, inputs)
         if twice:
             _refuse_missing_second_derivative(model, inputs, targets, loss)
     return [*_mode_warnings(model), *_tie_warnings(model), *_precision_warnings(model)]
+
+
+def refuse_short_weights(model: nn.Module) -> None:
+    """Raises UserError for a parameter in half precision."""
+    for name, parameter in model.named_parameters():
+        if parameter.dtype in (torch.float16, torch.bfloat16):
+            raise UserError(f"{name} is {parameter.dtype}, too coarse for second derivatives: give model.float()")
 
 
 def check_loss(operator: BlockOperator) -> list[str]:

@@ -69,6 +69,8 @@ def _output_curvature(loss: Loss, outputs: Tensor, targets: Tensor) -> tuple[Ten
     """
     if not isinstance(outputs, Tensor):
         return None, None
+    if outputs.dim() == 1:  # one output per sample
+        return _output_curvature(lambda column, truth: loss(column[:, 0], truth), outputs[:, None], targets)
     leaf = outputs.detach().requires_grad_()
     (gradient,) = torch.autograd.grad(loss(leaf, targets), leaf, create_graph=True, materialize_grads=True)
     slope = (len(outputs) * gradient.detach()).flatten(1).square().sum(1)  # × N: that of the sample's own loss

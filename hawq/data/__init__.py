@@ -1,9 +1,31 @@
-"""Images and labels: what there is, how it is cut into training and test, and how it becomes batches."""
+"""Data sets: stored images and labels, how they are split, and how they become batches."""
 
-from hawq.data.batches import Images, TrainBatches, fixed_batches, sample_indices
-from hawq.data.image_folder import ImageFolder, ImageNet, TimmData
-from hawq.data.in_memory import Cifar10, Cifar100, Digits
-from hawq.data.splits import ImageData, Splits
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from hawq.data.batches import Images, TrainBatches, fixed_batches, sample_indices
+    from hawq.data.image_folder import ImageFolder, ImageNet
+    from hawq.data.in_memory import Cifar10, Cifar100, Digits
+    from hawq.data.splits import ImageData, Splits
+    from hawq.data.timm_data import TimmData
+
+_HOMES = {
+    "Cifar10": "in_memory",
+    "Cifar100": "in_memory",
+    "Digits": "in_memory",
+    "ImageData": "splits",
+    "ImageFolder": "image_folder",
+    "ImageNet": "image_folder",
+    "Images": "batches",
+    "Splits": "splits",
+    "TimmData": "timm_data",
+    "TrainBatches": "batches",
+    "fixed_batches": "batches",
+    "sample_indices": "batches",
+}
 
 __all__ = [
     "Cifar10",
@@ -19,3 +41,10 @@ __all__ = [
     "fixed_batches",
     "sample_indices",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Loads the module of a name when it is first used, so that `import hawq.data` stays cheap."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

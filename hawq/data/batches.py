@@ -1,4 +1,4 @@
-"""From images and labels to batches."""
+"""Batches of network inputs, made of stored images and labels."""
 
 from __future__ import annotations
 
@@ -12,18 +12,20 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
+from hawq.checks import check_range
 from hawq.data.splits import RawImages
 from hawq.distributed import shard
 
 Batch = tuple[Tensor, Tensor]
+_MAX_WORKERS = 1024
 
 
 class Images(Dataset[tuple[Tensor, int]]):
-    """Network inputs; an item is asked for by its index, or by (index, seed) to be augmented by that seed.
+    """Network inputs. An item is addressed by its index, or by (index, seed) to be augmented with that seed.
 
     Args:
-        images, labels: as a data set stores them.
-        prepare: makes a network's input (3, H, W) of a stored image.
+        images, labels: as a data set stores them, N of each.
+        prepare: turns a stored image into a network's input, float32 (3, H, W).
         augment: the same with random changes, or None.
     """
 
@@ -40,6 +42,7 @@ class Images(Dataset[tuple[Tensor, int]]):
         return len(self._images)
 
     def __getitem__(self, item: Any) -> tuple[Tensor, int]:
+        """Input (3, H, W) and label. Raises UserError for an image that cannot be decoded."""
         index, seed = item if isinstance(item, tuple) else (item, None)
         if seed is None or self._augment is None:
             return self._prepare(self._images[index]), int(self._labels[index])
@@ -49,7 +52,7 @@ class Images(Dataset[tuple[Tensor, int]]):
 
 @contextmanager
 def _seeded(seed: int) -> Iterator[None]:
-    """Python's and PyTorch's random numbers by `seed`; both generators are put back."""
+    """Seeds the generators of Python and PyTorch; both are restored afterwards."""
     state = random.getstate()
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # not torch.manual_seed: it writes a stack trace for CUDA each time
@@ -61,20 +64,36 @@ def _seeded(seed: int) -> Iterator[None]:
 
 
 class TrainBatches:
-    """Shuffled, augmented training batches, a function of (seed, step) alone: order and augmentation of any step can
-    be made again after a restart. A last batch that is not full is left out.
+    """Shuffled, augmented training batches as a function of (seed, step) alone, so that a restarted run sees the same.
+
+    A last batch that is not full is left out.
+
+    Args:
+        images: the training images, at least one.
+        batch_size: images per step; no more than there are.
+        seed: of order and augmentation.
+        device: where batches are placed.
+        workers: processes that load images, 0 to 1024; 0 loads them in the calling process.
+
+    Raises:
+        ValueError: no images, or a number out of range.
     """
 
     def __init__(self, images: Images, batch_size: int, seed: int, device: torch.device, workers: int = 0) -> None:
+        check_range("batch_size", batch_size, least=1)
+        check_range("workers", workers, least=0, most=_MAX_WORKERS)
+        if not len(images):
+            raise ValueError("the data set has no training images: give at least one")
         self._images, self._seed, self._device, self._workers = images, seed, device, workers
         self._batch_size = min(batch_size, len(images))
 
     @property
     def steps_per_epoch(self) -> int:
+        """Full batches in one pass over the images."""
         return len(self._images) // self._batch_size
 
     def batches(self, first_step: int, part: int = 0, parts: int = 1) -> Iterator[Batch]:
-        """Endless (images, labels) from `first_step` on, or one of `parts` contiguous shares of each batch."""
+        """Endless images (B, 3, H, W) with labels (B,) from `first_step` on, or one of `parts` shards of each batch."""
         epoch, offset = divmod(first_step, self.steps_per_epoch)
         while True:
             loader = DataLoader(
@@ -98,13 +117,13 @@ class TrainBatches:
 
 
 def fixed_batches(images: Images, indices: Sequence[int], batch_size: int, device: torch.device) -> list[Batch]:
-    """The images at `indices`, not augmented, as a list of batches; the last one may be smaller."""
+    """The images at `indices`, not augmented, as images (B, 3, H, W) with labels (B,); the last B may be smaller."""
     chunks = [indices[begin : begin + batch_size] for begin in range(0, len(indices), batch_size)]
     batches = [default_collate([images[index] for index in chunk]) for chunk in chunks]
     return [(inputs.to(device), targets.to(device)) for inputs, targets in batches]
 
 
 def sample_indices(num_images: int, num_samples: int, seed: int) -> list[int]:
-    """A random choice without repetition, the same for the same seed."""
+    """Up to `num_samples` distinct indices below `num_images`, in random order, the same for the same seed."""
     order = torch.randperm(num_images, generator=torch.Generator().manual_seed(seed))
     return order[:num_samples].tolist()

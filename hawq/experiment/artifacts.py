@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import io
 import json
+import os
 import pickle
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from hawq.errors import UserError
 from hawq.files import write_whole
-from hawq.records import Record, from_dict, to_dict
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 MANIFEST = "manifest.json"
-PLAN_SCHEMA = "hawq.plan/1"
 _SCHEMA = "hawq.artifact/1"
 _SPENT = "spent_seconds"
 
@@ -34,6 +34,8 @@ def fingerprint(value: Any) -> str:
 
 def hash_tensors(state: Mapping[str, Tensor]) -> str:
     """SHA-256 over names, shapes, types and values of a state dict."""
+    import torch
+
     digest = hashlib.sha256()
     for name in sorted(state):
         tensor = state[name].detach().cpu().contiguous()
@@ -47,21 +49,27 @@ def write_json(path: Path, value: Any) -> Path:
     return write_whole(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
 
 
-def dump_record(schema: str, record: Any) -> bytes:
-    """A record of `hawq.records` as indented JSON that names its schema."""
-    return (json.dumps({"schema": schema, **to_dict(record)}, indent=2, allow_nan=False) + "\n").encode()
+@contextmanager
+def locked(path: Path, waiting: Callable[[], object] = lambda: None) -> Iterator[None]:
+    """Holds a lock file for this process; another one that wants it waits, after a call of `waiting`.
 
-
-def parse_record(path: Path, schema: str, kind: type[Record]) -> Record:
-    """The record that `dump_record` wrote. Raises UserError naming the file when it holds anything else."""
+    A link in its place is not followed. Raises UserError for one.
+    """
     try:
-        data = json.loads(path.read_text())
-        found = data.pop("schema", None)
-        if found != schema:
-            raise ValueError(f"its schema is {found!r}, this version reads {schema!r}")
-        return from_dict(data, kind)
-    except (ValueError, AttributeError) as error:
-        raise UserError(f"{path} cannot be used: {error}") from error
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise UserError(f"{path} is a link, which a lock must not follow: remove it") from error
+        raise
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            waiting()
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 class Artifact:
@@ -117,14 +125,14 @@ class Artifact:
         return [self.path / name for name in manifest["files"]] if manifest else []
 
     def read_json(self, name: str) -> Any:
+        """One of its files, parsed."""
         return json.loads((self.path / name).read_text())
 
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Holds the artifact for this process; another one that wants the same key waits."""
         self.path.mkdir(parents=True, exist_ok=True)
-        with (self.path / ".lock").open("w") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+        with locked(self.path / ".lock"):
             yield
 
 
@@ -143,6 +151,8 @@ class PartialCheckpoint:
 
     def save(self, state: dict[str, Any]) -> None:
         """Writes the new state whole, and only then removes the older one."""
+        import torch
+
         older = self._files()
         buffer = io.BytesIO()
         torch.save({**state, _SPENT: self.earlier_seconds + time.monotonic() - self._begun}, buffer)
@@ -155,6 +165,8 @@ class PartialCheckpoint:
 
     def load(self) -> dict[str, Any] | None:
         """The newest state, or None. Raises UserError naming a damaged file."""
+        import torch
+
         self.earlier_seconds, self._begun = 0.0, time.monotonic()
         files = self._files()
         if not files:
@@ -170,6 +182,7 @@ class PartialCheckpoint:
         return state
 
     def clear(self) -> None:
+        """Removes all states: the stage is done."""
         for path in self._files():
             path.unlink()
 
@@ -180,7 +193,7 @@ class Store:
     def __init__(self, root: Path) -> None:
         self._root = root
 
-    def entry(self, stage: str, facts: Mapping[str, Any]) -> Artifact:
+    def artifact(self, stage: str, facts: Mapping[str, Any]) -> Artifact:
         """The artifact of a stage whose result depends on `facts` (JSON-ready) and on nothing else."""
         key = fingerprint({"stage": stage, **facts})
         return Artifact(self._root / stage / key, stage, key)

@@ -11,20 +11,30 @@ from types import TracebackType
 
 from tqdm import tqdm
 
-from hawq.distributed import rank
 from hawq.records import Estimate
 
 _LINE_EVERY_SECONDS = 15.0
 _TELLING = 0.05  # share of the work below which a remaining time would be a guess
 
 
+def speaks() -> bool:
+    """Whether this process is the one that talks: the first of a group, or the only one."""
+    if "torch.distributed" not in sys.modules:
+        return True
+    from hawq.distributed import rank
+
+    return rank() == 0
+
+
 class Console:
     """Bars and lines on standard error, of the first process alone (`hawq.progress.Progress`)."""
 
     def task(self, title: str, total: int, *, done: int = 0) -> TaskBar:
-        return TaskBar(total, title, done=done, shown=rank() == 0)
+        """A bar over `total` steps."""
+        return TaskBar(total, title, done=done, shown=speaks())
 
     def blocks(self, names: Sequence[str], tolerance: float | None) -> BlockBars:
+        """A bar per block, from an error as large as the value down to the relative tolerance."""
         return BlockBars(names, tolerance)
 
 
@@ -75,7 +85,7 @@ class BlockBars:
         self._printed = self._started
         self._shares = dict.fromkeys(names, 0.0)
         self._notes: dict[str, str] = {}
-        self._shown = rank() == 0
+        self._shown = speaks()
         fits = self._shown and sys.stderr.isatty() and len(names) < get_terminal_size().lines - 1
         self._bars = {name: _block_bar(name, place) for place, name in enumerate(names)} if fits else {}
 

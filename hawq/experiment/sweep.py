@@ -15,7 +15,9 @@ from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
-from hawq.experiment.config import check_config, config_keys, explain
+from hawq.experiment.config.build import check_config, config_keys
+from hawq.experiment.config.explain import explain
+from hawq.experiment.config.targets import check_hydra
 from hawq.files import write_whole
 from hawq.records import RunReport, from_dict
 from hawq.report import RESULT_COLUMNS, markdown, result_cells
@@ -29,16 +31,19 @@ class SweepTable(Callback):
         self._folder: Path | None = None
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Refuses the whole sweep where one of its jobs could not start."""
         self._folder = Path(str(OmegaConf.select(config, "hydra.sweep.dir")))
         for overrides in _overrides_of_jobs(config):
             try:
-                check_config(compose(config.hydra.job.config_name, overrides=overrides))
+                job = compose(config.hydra.job.config_name, overrides=overrides, return_hydra_config=True)
+                check_hydra(job, overrides)
+                check_config(job, overrides)
             except (ValueError, FileNotFoundError, HydraException) as error:
                 text = explain(error, config_keys()) if isinstance(error, HydraException) else error
                 raise SystemExit(f"error: job {' '.join(overrides)}: {text}") from error
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
-        """Writes the table anew after each job, so that a stopped sweep has the table of what it finished."""
+        """Rewrites the table after each job, so that a stopped sweep has the table of what it finished."""
         if self._folder is None or job_return.status is not JobStatus.COMPLETED:
             return
         folder = Path(job_return.hydra_cfg.hydra.runtime.output_dir)  # type: ignore[union-attr]
@@ -47,6 +52,7 @@ class SweepTable(Callback):
             write_whole(self._folder / "table.md", (jobs_table(self._jobs) + "\n").encode())
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        """Prints the table, and where it is."""
         if self._jobs and self._folder is not None:
             print(f"\n{jobs_table(self._jobs)}\n\nTable of all jobs: {self._folder / 'table.md'}")
 

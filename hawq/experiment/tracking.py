@@ -1,44 +1,62 @@
-"""Tracking: every metric goes to metrics.jsonl; Weights & Biases is a view of it."""
+"""Tracking: where metrics.jsonl is shown besides; Weights & Biases is a view of it."""
 
 from __future__ import annotations
 
-import json
 import netrc
 import os
+import re
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Protocol
 
+from hawq.checks import check_choice, check_range
 from hawq.components import component
 from hawq.files import write_whole
 
-METRICS = "metrics.jsonl"
+_ROWS = "metrics_rows"  # how many rows of metrics.jsonl a W&B run has received
 MODES = ("auto", "online", "offline")
 
 
 class Sink(Protocol):
     """Where a run's metrics, tables and pictures are shown beside the run folder."""
 
-    def log(self, stage: str, step: int, metrics: Mapping[str, float]) -> None: ...
+    def catch_up(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Takes the rows that earlier processes of this run have recorded, unless it surely has them."""
+        ...
 
-    def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None: ...
+    def log(self, stage: str, step: int, metrics: Mapping[str, float]) -> None:
+        """Metrics of one step of a stage."""
+        ...
 
-    def image(self, name: str, path: Path) -> None: ...
+    def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        """A table of numbers and texts."""
+        ...
 
-    def artifact(self, name: str, kind: str, path: Path) -> None: ...
+    def image(self, name: str, path: Path) -> None:
+        """A figure, from its PNG file."""
+        ...
 
-    def summary(self, values: Mapping[str, Any]) -> None: ...
+    def artifact(self, name: str, kind: str, path: Path) -> None:
+        """A file that is kept with the run."""
+        ...
 
-    def close(self, exit_code: int) -> None: ...
+    def summary(self, values: Mapping[str, Any]) -> None:
+        """The figures that a list of runs shows."""
+        ...
+
+    def close(self, exit_code: int) -> None:
+        """Ends the run; 0 when all went well."""
+        ...
 
 
 class Tracking(Protocol):
     """Opens a sink for one run, or none."""
 
-    def open(self, folder: Path, name: str, config: Mapping[str, Any]) -> Sink | None: ...
+    def open(self, folder: Path, name: str, config: Mapping[str, Any]) -> Sink | None:
+        """The sink of the run in `folder`, continued where there was one; None for none."""
+        ...
 
 
 @component("tracking/none")
@@ -47,6 +65,7 @@ class NoTracking:
     """The run folder alone."""
 
     def open(self, folder: Path, name: str, config: Mapping[str, Any]) -> Sink | None:
+        """None."""
         return None
 
 
@@ -69,12 +88,11 @@ class WandbTracking:
     timeout_seconds: float = 30.0
 
     def __post_init__(self) -> None:
-        if self.mode not in MODES:
-            raise ValueError(f"tracking.mode={self.mode!r} is unknown: give {', '.join(MODES)}")
-        if not self.timeout_seconds > 0:
-            raise ValueError(f"tracking.timeout_seconds={self.timeout_seconds} is out of range: give more than 0")
+        check_choice("mode", self.mode, MODES)
+        check_range("timeout_seconds", self.timeout_seconds, above=0, most=3600)
 
     def open(self, folder: Path, name: str, config: Mapping[str, Any]) -> Sink | None:
+        """A run online where the machine is logged in, offline elsewhere; never a prompt."""
         return _WandbSink(self, folder, name, config)
 
 
@@ -85,15 +103,24 @@ class _WandbSink:
         import wandb  # here, so that tracking=none never imports it
 
         self._wandb = wandb
-        id_file = folder / "wandb_id"
-        run_id = id_file.read_text().strip() if id_file.is_file() else secrets.token_hex(4)
-        id_file.write_text(run_id)
+        run_id = _run_id(folder / "wandb_id")
+        earlier = [path for path in (folder / "wandb").glob("offline-run-*") if path.is_dir()]
         options = {"project": settings.project, "dir": str(folder), "name": name, "id": run_id, "config": dict(config)}
         mode = _choose_mode(settings.mode)
         self._run = self._start(mode, options, settings.timeout_seconds)
         self._stages: set[str] = set()
-        if self._run.settings._offline:
+        self._offline = bool(self._run.settings._offline)
+        self._rows = 0
+        if self._offline:
+            _set_aside(earlier)
             print(f"W&B is offline; to upload this run later: wandb sync {Path(self._run.dir).parent}")
+
+    def catch_up(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """An offline part holds the run from its beginning; a server says how many rows it has received."""
+        received = 0 if self._offline else int(self._run.summary.get(_ROWS) or 0)
+        self._rows = min(received, len(rows))
+        for row in rows[self._rows :]:
+            self.log(row["stage"], row["step"], {k: v for k, v in row.items() if k not in ("stage", "step", "key")})
 
     def _start(self, mode: Any, options: dict[str, Any], timeout: float) -> Any:
         settings = self._wandb.Settings(init_timeout=timeout, silent=True, console="off")
@@ -111,7 +138,9 @@ class _WandbSink:
             self._stages.add(stage)
             self._run.define_metric(f"{stage}/step")
             self._run.define_metric(f"{stage}/*", step_metric=f"{stage}/step")
-        self._run.log({f"{stage}/step": step} | {f"{stage}/{key}": value for key, value in metrics.items()})
+        self._rows += 1
+        own = {f"{stage}/step": step, _ROWS: self._rows}
+        self._run.log(own | {f"{stage}/{key}": value for key, value in metrics.items()})
 
     def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
         self._run.log({name: self._wandb.Table(columns=list(columns), data=[list(row) for row in rows])})
@@ -129,6 +158,25 @@ class _WandbSink:
 
     def close(self, exit_code: int) -> None:
         self._run.finish(exit_code=exit_code)
+
+
+def _run_id(path: Path) -> str:
+    """The id of this folder's W&B run, made and stored on the first call. One that W&B could not take is replaced."""
+    stored = path.read_text(errors="replace").strip() if path.is_file() else ""
+    if re.fullmatch(r"[A-Za-z0-9_-]{1,64}", stored):
+        return stored
+    if path.is_file():
+        print(f"{path} holds no id of a W&B run: a new run begins")
+    made = secrets.token_hex(4)
+    write_whole(path, made.encode())
+    return made
+
+
+def _set_aside(earlier: Sequence[Path]) -> None:
+    """Parts that a killed process left: the new one holds all that they do, and only one should be uploaded."""
+    for path in earlier:
+        if not any(path.glob("*.synced")):
+            path.rename(path.with_name(path.name.replace("offline-run-", "superseded-run-")))
 
 
 def _choose_mode(mode: str) -> str:
@@ -153,66 +201,3 @@ def _is_logged_in() -> bool:
             except (netrc.NetrcParseError, OSError):
                 return False
     return False
-
-
-class MetricsLog:
-    """A run's metrics: one JSON line for each (stage, step), each written once however often the run is resumed.
-
-    `with RunLog(folder, sink) as log:` closes the sink in the end, also after an error.
-    """
-
-    def __init__(self, folder: Path, sink: Sink | None) -> None:
-        self._path, self._sink = folder / METRICS, sink
-        _drop_half_a_line(self._path)
-        self._known = {(row["stage"], row["step"]) for row in read_metrics(folder)}
-
-    def log(self, stage: str, step: int, metrics: Mapping[str, float]) -> None:
-        """Records metrics of one step, unless this run already has that step."""
-        if (stage, step) in self._known:
-            return
-        self._known.add((stage, step))
-        with self._path.open("a") as file:
-            file.write(json.dumps({"stage": stage, "step": step, **metrics}) + "\n")
-        if self._sink:
-            self._sink.log(stage, step, metrics)
-
-    def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-        if self._sink:
-            self._sink.table(name, columns, rows)
-
-    def image(self, name: str, path: Path) -> None:
-        if self._sink:
-            self._sink.image(name, path)
-
-    def artifact(self, name: str, kind: str, path: Path) -> None:
-        if self._sink:
-            self._sink.artifact(name, kind, path)
-
-    def summary(self, values: Mapping[str, Any]) -> None:
-        if self._sink:
-            self._sink.summary(values)
-
-    def __enter__(self) -> MetricsLog:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._sink:
-            self._sink.close(0 if error is None else 1)
-
-
-def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """All rows of a run's metrics.jsonl; a last line cut off by a kill is left out."""
-    path = folder / METRICS
-    rows = []
-    for line in path.read_text().split("\n")[:-1] if path.is_file() else []:
-        rows.append(json.loads(line))
-    return rows
-
-
-def _drop_half_a_line(path: Path) -> None:
-    """A kill may leave a last line without its end; the next row must not be written behind it."""
-    data = path.read_bytes() if path.is_file() else b""
-    if data and not data.endswith(b"\n"):
-        write_whole(path, data[: data.rfind(b"\n") + 1])

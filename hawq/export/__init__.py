@@ -1,6 +1,9 @@
 """Quantised networks as files."""
 
-from hawq.export.onnx import export_onnx
-from hawq.export.packed import PACKED_SCHEMA, PackedExport, load, packed_overhead, read_about, save
+from hawq.export.overhead import packed_overhead
+from hawq.export.packed import PackedExport
+from hawq.export.reader import load, read_about
+from hawq.export.schema import PACKED_SCHEMA
+from hawq.export.writer import save
 
-__all__ = ["PACKED_SCHEMA", "PackedExport", "export_onnx", "load", "packed_overhead", "read_about", "save"]
+__all__ = ["PACKED_SCHEMA", "PackedExport", "load", "packed_overhead", "read_about", "save"]

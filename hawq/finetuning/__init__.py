@@ -1,8 +1,10 @@
 """Ordered quantisation-aware fine-tuning."""
 
+from hawq.finetuning.data import RepeatedLoader, TrainingCheckpoint, TrainingData
 from hawq.finetuning.distillation import Distillation, soft_loss
-from hawq.finetuning.loop import RepeatedLoader, Row, TrainingCheckpoint, TrainingData, fit
+from hawq.finetuning.loop import fit
 from hawq.finetuning.ordered import finetune
+from hawq.finetuning.run import Row
 from hawq.finetuning.schedule import ORDERS, SCHEDULES, Order, learning_rate, make_phases, tuning_order
 from hawq.finetuning.settings import FineTuning, Training
 

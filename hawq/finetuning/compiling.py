@@ -11,19 +11,20 @@ from hawq.distributed import all_reduce
 from hawq.errors import UserError
 from hawq.finetuning.step import Batch, Network, Objective, add_gradients
 
-_TOLERANCES = {"float32": 0.01, "bfloat16": 0.1}  # relative; other roundings move values to the neighbouring code
+_TOLERANCES = {"float32": 0.01, "bfloat16": 0.1}  # relative; other rounding moves values to the neighbouring code
 
 
-def compiled(model: nn.Module, objective: Objective, batch: Batch, seed: int, key: str) -> Network:
-    """`torch.compile` of a network in train mode, with the same random numbers; the network's state stays as it is.
+def compiled(model: nn.Module, objective: Objective, batch: Batch, seed: int) -> Network:
+    """`torch.compile` of a network in train mode, with the same random numbers; the network's state is unchanged.
 
     Args:
-        objective, batch: the loss that must come out alike, forward and backward.
+        model: the network in train mode.
+        objective: the loss, which must agree between both, forward and backward.
+        batch: (inputs (N, ...), targets (N, ...)) that it is compared on.
         seed: of the randomness inside the network.
-        key: the setting that asked for it, for the message.
 
     Raises:
-        UserError: this machine cannot compile, or the compiled network has another loss.
+        UserError: this machine cannot compile, or the compiled network gives a different loss.
     """
     torch.compiler.reset()  # quantisers that were switched on since would count against the limit of recompilations
     fast: Network = torch.compile(model, options={"fallback_random": True})
@@ -32,14 +33,15 @@ def compiled(model: nn.Module, objective: Objective, batch: Batch, seed: int, ke
         found = _loss_once(model, fast, objective, batch, seed)
     except Exception as error:
         reason = str(error).strip().splitlines()[0]
-        raise UserError(f"{key}=true does not work here ({reason}): give {key}=false, or install a compiler") from error
+        raise UserError(f"compile=true fails here ({reason}): give compile=false, or install a compiler") from error
     if not math.isclose(found, expected, rel_tol=_TOLERANCES[objective.precision]):
-        raise UserError(f"{key}=true changes the loss of a batch from {expected:.6g} to {found:.6g}: give {key}=false")
+        change = f"from {expected:.6g} to {found:.6g}"
+        raise UserError(f"compile=true changes the loss of a batch {change}: give compile=false")
     return fast
 
 
 def _loss_once(model: nn.Module, network: Network, objective: Objective, batch: Batch, seed: int) -> float:
-    """The loss of one forward and backward, after which gradients are gone and buffers are as before."""
+    """The loss of one forward and backward; afterwards gradients are cleared and buffers restored."""
     before = {name: buffer.clone() for name, buffer in model.named_buffers()}
     torch.manual_seed(seed)
     try:

@@ -7,20 +7,29 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from hawq.quantization import Quantization
+from hawq.structures import tensors_in
 
 
 class Diverged(Exception):
-    """A loss or a gradient that is not finite; says where it comes from."""
+    """A loss or a gradient is not finite; the message says where it comes from."""
 
 
 @torch.no_grad()
 def name_culprit(model: nn.Module, forward: Callable[[], object], loss: float) -> str:
     """What is not finite first: a weight or an output as `forward` runs `model` again, the loss, a gradient.
 
-    Gradients are read from the last layer to the first, as they were made.
+    Gradients are searched from the last layer to the first, in the order of the backward pass.
+
+    Args:
+        model: holds the gradients of the step that failed.
+        forward: runs `model` on the inputs of that step.
+        loss: of that step.
+
+    Returns:
+        Its name, followed by its block where the model has blocks.
     """
     called: list[tuple[str, nn.Module]] = []
     culprits: list[str] = []
@@ -59,9 +68,7 @@ def name_culprit(model: nn.Module, forward: Callable[[], object], loss: float) -
 
 
 def _is_finite(value: Any) -> bool:
-    if isinstance(value, (tuple, list)):
-        return all(map(_is_finite, value))
-    return not isinstance(value, Tensor) or bool(value.isfinite().all())
+    return all(bool(x.isfinite().all()) for x in tensors_in(value))
 
 
 def _block_of(called: Sequence[str], model: nn.Module) -> str:

@@ -1,86 +1,27 @@
-"""The training loop: phases in, a trained network out, able to stop and go on at any step."""
+"""The training loop: phases in, a trained network out, able to stop and continue at any step."""
 
 from __future__ import annotations
 
-import copy
 import itertools
-import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
 
-import torch
 from torch import Tensor, nn
-from torch.nn.utils import clip_grads_with_norm_
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from hawq.distributed import all_gather, all_reduce_coalesced, broadcast, broadcast_parameters, rank, shard, world_size
+from hawq.distributed import broadcast, broadcast_parameters, rank, world_size
 from hawq.errors import UserError
 from hawq.finetuning.compiling import compiled
+from hawq.finetuning.data import TrainingCheckpoint, TrainingData
 from hawq.finetuning.distillation import Distillation
-from hawq.finetuning.divergence import Diverged, name_culprit
-from hawq.finetuning.optimizer import make_optimizer
+from hawq.finetuning.divergence import Diverged
 from hawq.finetuning.parallel import whole_batch_norm
+from hawq.finetuning.run import Row, StepWatch, TrainingRun
 from hawq.finetuning.schedule import learning_rate
 from hawq.finetuning.settings import Training
-from hawq.finetuning.step import Batch, Network, Objective, add_gradients, gradient_length
+from hawq.finetuning.step import Batch, CrossEntropy, Objective, try_out
 from hawq.progress import SILENT, Progress
 from hawq.records import Phase
-
-Row = dict[str, Any]
-
-
-@runtime_checkable
-class TrainingData(Protocol):
-    """Training batches as a function of the step alone, so that a resumed run sees what an undisturbed one sees."""
-
-    @property
-    def steps_per_epoch(self) -> int: ...
-
-    def batches(self, first_step: int, part: int = 0, parts: int = 1) -> Iterable[Batch]:
-        """Endless (inputs, targets) from `first_step` on, on the model's device; one of `parts` shares of each."""
-        ...
-
-
-class RepeatedLoader:
-    """Any sized iterable of (inputs, targets), say a DataLoader, read again and again as training data."""
-
-    def __init__(self, loader: Any, device: torch.device) -> None:
-        self._loader, self._device = loader, device
-
-    @property
-    def steps_per_epoch(self) -> int:
-        return len(self._loader)
-
-    def batches(self, first_step: int, part: int = 0, parts: int = 1) -> Iterator[Batch]:
-        """Endless batches; the loader decides their order, so only its first pass can be skipped into.
-
-        In a process group each process' loader must give the same batches, of which it takes its share.
-        """
-        while True:
-            for inputs, targets in itertools.islice(self._loader, first_step % len(self._loader), None):
-                own = shard(len(inputs), part, parts)
-                yield inputs[own].to(self._device), targets[own].to(self._device)
-            first_step = 0
-
-
-class TrainingCheckpoint(Protocol):
-    """Where a half-done training is kept."""
-
-    def load(self) -> dict[str, Any] | None: ...
-
-    def save(self, state: dict[str, Any]) -> None: ...
-
-
-class StepWatch(Protocol):
-    """Follows the network through its training; `row` is added to the rows that hold an accuracy."""
-
-    def after_step(self, model: nn.Module) -> None: ...
-
-    def row(self) -> Row: ...
-
-    def state_dict(self) -> dict[str, Any]: ...
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
 
 
 def fit(
@@ -90,7 +31,7 @@ def fit(
     settings: Training,
     *,
     seed: int,
-    loss: Callable[[Tensor, Tensor], Tensor] | None = None,
+    loss: Callable[[Any, Any], Tensor] | None = None,
     distillation: Distillation | None = None,
     enter: Callable[[nn.Module, Phase], None] = lambda model, phase: None,
     begin_step: Callable[[nn.Module, int], None] = lambda model, step: None,
@@ -102,168 +43,121 @@ def fit(
     progress: Progress = SILENT,
     title: str = "training",
 ) -> list[Row]:
-    """Trains `model` in place through all phases; returns one row a step: step, phase, loss, lr, at times accuracy.
+    """Trains `model` in place through all phases; returns one row per step: step, phase, loss, lr, at times accuracy.
 
     In a process group all processes call this alike, each works on its share of every batch, and all end with the
-    network of the first. It alone needs what evaluates, stores and hears.
+    network of the first process. Only the first one needs `evaluate`, `checkpoint` and the callbacks.
 
     Args:
-        model: in train mode afterwards; the caller's device and memory format are kept.
+        model: in train mode afterwards; its device and memory format are kept.
         phases: `enter(model, phase)` is called at the start of each, also of one without steps.
         seed: of the randomness inside the network (dropout), re-seeded at every step.
         loss: mean loss of (outputs, targets); cross-entropy with the settings' label smoothing unless given.
-        distillation: what is learnt besides.
-        begin_step: called with the network in train mode and the number of steps done, before each step.
+        distillation: a teacher's loss that is mixed into it.
+        begin_step: called before each step with the network in train mode and the number of steps done.
         watch: looks at the network after each step; its state is part of the checkpoint.
-        evaluate: accuracy in percent, called at the end of every phase and `settings.evaluations` times between.
-        checkpoint: where to store and find a half-done training.
-        on_row: hears every row of the history as it is made.
-        progress: hears of every step, under `title`.
-        on_best: hears at the end the state of the network that measured best once all blocks had entered.
+        evaluate: accuracy in percent, called at the end of every phase and `settings.evaluations` times in between.
+        checkpoint: where an unfinished training is stored and found.
+        on_row, progress: called with every row of the history; advanced at every step under `title`.
+        on_best: called at the end with the state of the network that scored best once all blocks had entered.
 
     Raises:
-        UserError: the loss or its gradient stops being finite; names the step, the phase, and the first layer at fault.
-            Or there are more processes than images in a batch.
+        UserError: the loss or its gradient is not finite (the message names the step, the phase, and the first layer at
+            fault), or there are more processes than images in a batch.
     """
     if settings.batch_size < world_size():
-        given = f"{settings.section}.batch_size={settings.batch_size}"
+        given = f"batch_size={settings.batch_size}"
         raise UserError(f"{given} leaves some of the {world_size()} processes without an image: start fewer")
-    hard = loss or nn.CrossEntropyLoss(label_smoothing=settings.label_smoothing)
-    objective = Objective(hard, distillation, settings.precision)
-    run = _Run(model, settings, watch)
+    objective = Objective(loss or CrossEntropy(settings.label_smoothing), distillation, settings.precision)
+    run = TrainingRun(model, settings, watch)
     if saved := broadcast(checkpoint.load() if checkpoint else None):
         run.restore(saved)
-    total = sum(phase.steps for phase in phases)
-    batches = iter(data.batches(run.step, rank(), world_size())) if run.step < total else iter(())
-    measured = {round(total * k / settings.evaluations) for k in range(1, settings.evaluations)}
-    first = 0
-    with progress.task(title, total, done=run.step) as task:
-        for index, phase in enumerate(phases):
-            if index >= run.begun:
-                enter(model, phase)
-                broadcast_parameters(model)
-                run.begin(index, phase)
-            last = first + phase.steps
-            if settings.compile and run.step < last:
-                batch = next(batches)
-                batches = itertools.chain([batch], batches)
-                with whole_batch_norm():
-                    run.network = compiled(model.train(), objective, batch, seed, f"{settings.section}.compile")
-            while run.step < last:
-                begin_step(model.train(), run.step)
-                lr = learning_rate(phase, run.step - first, settings.schedule) * settings.warmup(run.step)
-                try:
-                    value = run.advance(objective, next(batches), lr, seed + run.step)
-                except Diverged as where:
-                    raise UserError(_diverged(title, run.step + 1, phase, str(where))) from None
-                row = {"step": run.step, "phase": index, "loss": value, "lr": lr}
-                run.history.append(row)
-                if run.step == last or run.step in measured:
-                    row |= {"accuracy": evaluate(run.result())} if evaluate else {}
-                    row |= watch.row() if watch else {}
-                if "accuracy" in row and not any(later.enters for later in phases[index + 1 :]):
-                    run.compare(row["accuracy"])
-                on_row(row)
-                if checkpoint and run.step < total and run.step % settings.checkpoint_every == 0:
-                    checkpoint.save(run.snapshot())
-                task.advance(1, f"phase {index + 1}/{len(phases)}, loss {value:.3f}")
-            first = last
-    if run.average:
-        model.load_state_dict(run.average.module.state_dict())
-    if run.best:
-        on_best(run.best["state"])
-    return run.history
+    _Loop(run, phases, data, objective, seed, enter, begin_step, evaluate, checkpoint, on_row, title).train(progress)
+    return run.finish(on_best)
 
 
-class _Run:
-    """A network being trained: everything that a step changes, and that a checkpoint must hold."""
+@dataclass(frozen=True)
+class _Loop:
+    """What `fit` was given, around the run that it advances."""
 
-    def __init__(self, model: nn.Module, settings: Training, watch: StepWatch | None) -> None:
-        self.model, self.settings, self.watch = model, settings, watch
-        self.network: Network = model  # what steps call: the model itself, or its compiled form
-        self.optimizer = make_optimizer(
-            model, settings.optimizer, settings.lr, settings.momentum, settings.weight_decay
-        )
-        self.average: AveragedModel | None = None
-        self.step, self.begun = 0, 0  # steps done, phases entered
-        self.history: list[Row] = []
-        self.best: dict[str, Any] | None = None
+    run: TrainingRun
+    phases: Sequence[Phase]
+    data: TrainingData
+    objective: Objective
+    seed: int
+    enter: Callable[[nn.Module, Phase], None]
+    begin_step: Callable[[nn.Module, int], None]
+    evaluate: Callable[[nn.Module], float] | None
+    checkpoint: TrainingCheckpoint | None
+    on_row: Callable[[Row], None]
+    title: str
 
-    def begin(self, index: int, phase: Phase) -> None:
-        """A phase begins, and where blocks become quantised in it the average begins anew: it was another network's."""
-        self.begun = index + 1
-        if phase.enters or not self.average:
-            self.average = self._new_average()
+    def train(self, progress: Progress) -> None:
+        """All phases, from the first step that is not done."""
+        run, total, last = self.run, self._total(), 0
+        batches = iter(self.data.batches(run.step, rank(), world_size())) if run.step < total else iter(())
+        if run.step < total:
+            batches = self._checked(batches)
+        with progress.task(self.title, total, done=run.step) as task:
+            for index, phase in enumerate(self.phases):
+                if index >= run.begun:
+                    self.enter(run.model, phase)
+                    broadcast_parameters(run.model)
+                    run.begin(index, phase)
+                first, last = last, last + phase.steps
+                if run.settings.compile and run.step < last:
+                    batches = self._compile(batches)
+                while run.step < last:
+                    self._step(index, next(batches), first)
+                    loss = run.history[-1]["loss"]
+                    task.advance(1, f"phase {index + 1}/{len(self.phases)}, loss {loss:.3f}")
 
-    def _new_average(self) -> AveragedModel | None:
-        """θ̄ ← d·θ̄ + (1 − d)·θ for parameters, steps of quantisers and statistics of batch norm alike."""
-        decay = self.settings.ema_decay
-        return AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True) if decay else None
+    def _total(self) -> int:
+        return sum(phase.steps for phase in self.phases)
 
-    def advance(self, objective: Objective, batch: Batch, lr: float, seed: int) -> float:
-        """One step; the loss before it. Raises Diverged, weights left alone, when it or its gradient is not finite."""
-        torch.manual_seed(seed + (rank() << 32))  # each process draws for its own samples
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
-        self.optimizer.zero_grad(set_to_none=True)
+    def _checked(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """The same batches, once cross-entropy of the first one is known to be computable; the run stays as it is.
+
+        Raises UserError where network, loss and batch do not fit each other.
+        """
+        batch = next(batches)
+        if self.run.step == 0 and isinstance(self.objective.loss, CrossEntropy):  # a given one may count its calls
+            with whole_batch_norm():
+                try_out(self.run.model.train(), self.objective, batch)
+        return itertools.chain([batch], batches)
+
+    def _compile(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """Compiles the network as it is in this phase, checked on the next batch; returns the same batches."""
+        run, batch = self.run, next(batches)
         with whole_batch_norm():
-            loss = add_gradients(self.network, objective, batch, self.settings.accumulate)
-        own = float(loss)
-        all_reduce_coalesced(
-            [loss, *(parameter.grad for parameter in self.model.parameters() if parameter.grad is not None)]
-        )
-        value, length = float(loss), gradient_length(self.model)
-        if not math.isfinite(value + float(length)):
-            found = all_gather((math.isfinite(own), self._culprit(objective, batch[0], seed, own)))
-            raise Diverged(min(found, key=lambda pair: pair[0])[1])  # of a process whose own part is not finite
-        if self.settings.clip_norm is not None:
-            clip_grads_with_norm_(self.model.parameters(), self.settings.clip_norm, length)
-        self.optimizer.step()
-        if self.watch:
-            self.watch.after_step(self.model)
-        if self.average:
-            self.average.update_parameters(self.model)
-        self.step += 1
-        return value
+            run.network = compiled(run.model.train(), self.objective, batch, self.seed)
+        return itertools.chain([batch], batches)
 
-    def _culprit(self, objective: Objective, inputs: Tensor, seed: int, loss: float) -> str:
-        """What is not finite first when the step's forward is run again."""
-        torch.manual_seed(seed)
-        pieces = inputs.tensor_split(self.settings.accumulate)
-        with whole_batch_norm():
-            return name_culprit(self.model, lambda: [objective.outputs(self.model, piece) for piece in pieces], loss)
+    def _step(self, index: int, batch: Batch, first: int) -> None:
+        """One step of phase number `index`, which began at step `first`, and its row."""
+        run, phase, settings = self.run, self.phases[index], self.run.settings
+        self.begin_step(run.model.train(), run.step)
+        lr = learning_rate(phase, run.step - first, settings.schedule) * settings.warmup(run.step)
+        try:
+            value = run.advance(self.objective, batch, lr, self.seed + run.step)
+        except Diverged as where:
+            raise UserError(_diverged(self.title, run.step + 1, phase, str(where))) from None
+        row = {"step": run.step, "phase": index, "loss": value, "lr": lr}
+        run.history.append(row)
+        if run.step == first + phase.steps or self._is_measured(run.step):
+            row |= {"accuracy": self.evaluate(run.result())} if self.evaluate else {}
+            row |= run.watch.row() if run.watch else {}
+        if "accuracy" in row and not any(later.enters for later in self.phases[index + 1 :]):
+            run.compare(row["accuracy"])
+        self.on_row(row)
+        if self.checkpoint and run.step < self._total() and run.step % settings.checkpoint_every == 0:
+            self.checkpoint.save(run.snapshot())
 
-    def result(self) -> nn.Module:
-        """The network that the training has come to: the average of the weights where one is kept."""
-        return self.average.module if self.average else self.model
-
-    def compare(self, accuracy: float) -> None:
-        """Keeps a copy of the network if it is the most accurate one so far."""
-        if not self.best or accuracy > self.best["accuracy"]:
-            self.best = {"accuracy": accuracy, "state": copy.deepcopy(self.result().state_dict())}
-
-    def snapshot(self) -> dict[str, Any]:
-        return {
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "average": self.average.state_dict() if self.average else None,
-            "watch": self.watch.state_dict() if self.watch else None,
-            "step": self.step,
-            "begun": self.begun,
-            "history": self.history,
-            "best": self.best,
-        }
-
-    def restore(self, saved: dict[str, Any]) -> None:
-        self.model.load_state_dict(saved["model"])
-        self.optimizer.load_state_dict(saved["optimizer"])
-        self.average = self._new_average()
-        if self.average:
-            self.average.load_state_dict(saved["average"])
-        if self.watch:
-            self.watch.load_state_dict(saved["watch"])
-        self.step, self.begun, self.history = saved["step"], saved["begun"], saved["history"]
-        self.best = saved["best"]
+    def _is_measured(self, step: int) -> bool:
+        """Whether the curve is measured within a phase: at round(total · k / evaluations) for k = 1, 2, …"""
+        total, evaluations = self._total(), self.run.settings.evaluations
+        near = round(step * evaluations / total)
+        return any(0 < k < evaluations and round(total * k / evaluations) == step for k in range(near - 1, near + 2))
 
 
 def _diverged(title: str, step: int, phase: Phase, where: str) -> str:

@@ -1,4 +1,4 @@
-"""Optimisers by timm's names, with weight decay on weights alone."""
+"""Optimisers by their names in timm, with weight decay on weights alone."""
 
 from __future__ import annotations
 
@@ -9,9 +9,17 @@ from torch.optim import Optimizer
 
 from hawq.quantization import FakeQuantizer
 
+_COMMON = ("sgd", "momentum", "adam", "adamw", "rmsprop")  # known to work, so that checking them needs no timm
+
+
+def check_optimizer(name: str) -> None:
+    """Raises ValueError where `make_optimizer` would refuse the name on this machine."""
+    if name not in _COMMON:
+        make_optimizer(nn.Linear(1, 1), name, 0.1, 0.9, 0.0)
+
 
 def make_optimizer(model: nn.Module, name: str, lr: float, momentum: float, weight_decay: float) -> Optimizer:
-    """timm's optimiser `name`; decay acts on parameters of two axes or more that no quantiser owns.
+    """timm's optimiser `name`; decay acts on parameters of two axes or more that belong to no quantiser.
 
     `momentum` is that of SGD, Nesterov's where the name stands for it, and of its relatives; Adam's has none.
 

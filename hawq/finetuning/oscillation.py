@@ -1,4 +1,4 @@
-"""Weights that go to and fro between two codes: counted, and frozen on request (Nagel et al., 2203.11086)."""
+"""Weights that oscillate between two codes: counted, and frozen on request (Nagel et al., 2203.11086)."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
-from hawq.quantization import FakeQuantizer, weight_quantizer
+from hawq.quantization import FakeQuantizer, original_weight, weight_quantizer
 from hawq.quantization.dorefa import SquashedQuantizer
 from hawq.records import Block
 
 OSCILLATIONS = ("ignore", "watch", "freeze")
-WATCHED_BITS = 4  # wider grids are too fine for it to matter
+WATCHED_BITS = 4  # on finer grids it does not matter
 MOMENTUM = 0.01  # m of the paper
 _COUNTED = 0.005  # frequency from which the paper calls a weight oscillating
 
@@ -20,13 +20,13 @@ _COUNTED = 0.005  # frequency from which the paper calls a weight oscillating
 class Oscillations:
     """Follows the integer codes of all weights of at most 4 bits, step by step.
 
-    A weight oscillates at step t when its code changes and the change before went the other way; its frequency is
+    A weight oscillates at step t when its code changes and its previous change had the opposite sign; its frequency is
     f ← m·o + (1 − m)·f with o ∈ {0, 1} (2203.11086, §4.1, eq. 4).
 
     Args:
         blocks: of the network that is trained.
-        threshold: weights with a larger f are held at the code they were at most, the rounded running mean of their
-            codes, from then on (iterative freezing, §4.3, Algorithm 1); None only watches.
+        threshold: weights with a larger f are frozen from then on at their most frequent code, the rounded running mean
+            of their codes (iterative freezing, §4.3, Algorithm 1); None only counts.
     """
 
     def __init__(self, blocks: tuple[Block, ...], threshold: float | None = None) -> None:
@@ -35,13 +35,13 @@ class Oscillations:
 
     @torch.no_grad()
     def after_step(self, model: nn.Module) -> None:
-        """Takes up the codes after an optimiser step, and puts frozen weights back."""
+        """Reads the codes after an optimiser step, and resets frozen weights."""
         layers = dict(model.named_modules())
         for name in (name for block in self._blocks for name in block.layers):
             quantizer = weight_quantizer(layers[name])
             if quantizer is None or not quantizer.enabled or quantizer.bits > WATCHED_BITS:
                 continue
-            weight: Tensor = layers[name].parametrizations.weight.original  # type: ignore[union-attr, assignment]
+            weight = original_weight(layers[name])
             codes, scale, low = quantizer.codes(weight)
             stored = self._weights.get(name) or self._begin(codes)
             known = self._weights[name] = {key: tensor.to(codes.device) for key, tensor in stored.items()}
@@ -62,7 +62,7 @@ class Oscillations:
         return state
 
     def row(self) -> dict[str, float]:
-        """Share of oscillating weights (f > 0.005) of all and of each watched block; of frozen ones where they are."""
+        """Share of oscillating weights (f > 0.005), in all and per watched block; of frozen ones where they are."""
         if not self._weights:
             return {}
         shares = {"oscillating": self._share("frequency", self._weights)}
@@ -76,9 +76,11 @@ class Oscillations:
         return sum(int((x > _COUNTED).sum()) for x in tensors) / sum(x.numel() for x in tensors)
 
     def state_dict(self) -> dict[str, dict[str, Tensor]]:
+        """Layer → its tensors, each of the weight's shape."""
         return {name: dict(tensors) for name, tensors in self._weights.items()}
 
     def load_state_dict(self, state: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """Continues from what `state_dict` gave."""
         self._weights = {name: dict(tensors) for name, tensors in state.items()}
 
 
@@ -100,5 +102,5 @@ def _freeze(known: dict[str, Tensor], threshold: float, low: Tensor) -> None:
 
 
 def _latent(quantizer: FakeQuantizer, value: Tensor) -> Tensor:
-    """What a weight must be for the quantiser to give `value`."""
+    """The weight that the quantiser maps to `value`."""
     return value.atanh() if isinstance(quantizer, SquashedQuantizer) else value

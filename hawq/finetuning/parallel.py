@@ -1,4 +1,4 @@
-"""Batch norm by a batch that several processes share."""
+"""Batch norm over a batch that several processes share."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from hawq.distributed import all_reduce, rank, world_size
 
 
 def whole_batch_norm() -> AbstractContextManager[object]:
-    """Inside, batch norms in train mode normalise by the samples of all processes together.
+    """Inside, batch norms in train mode normalise over the samples of all processes together.
 
-    As `torch.nn.SyncBatchNorm`, but on any device and backend, and the network's layers stay what they are. Every
+    Like `torch.nn.SyncBatchNorm`, but on any device and backend, and without replacing layers of the network. Every
     process must run the same network forward and backward, on at least one sample.
     """
     return _WholeBatch() if world_size() > 1 else nullcontext()
 
 
 class _WholeBatch(TorchFunctionMode):
-    """Takes every call of `F.batch_norm` in train mode, whatever layer it comes from."""
+    """Intercepts every call of `F.batch_norm` in train mode, whatever layer makes it."""
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -42,7 +42,7 @@ def _batch_norm(
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> Tensor:
-    """`F.batch_norm`, names of its arguments included."""
+    """`F.batch_norm`, with the same argument names."""
     if not training:
         return F.batch_norm(input, running_mean, running_var, weight, bias, False, momentum, eps)
     out, mean, var, count = _Normalise.apply(input, weight, bias, eps)
@@ -81,14 +81,14 @@ class _Normalise(torch.autograd.Function):
 
 
 def _layout(x: Tensor) -> tuple[list[int], list[int]]:
-    """All axes but that of the channels, and the shape in which a value a channel meets x."""
+    """All axes but that of the channels, and the shape in which one value per channel broadcasts against x."""
     return [0, *range(2, x.dim())], [1, -1] + [1] * (x.dim() - 2)
 
 
 def _statistics(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean (C,) and variance (C,) of each channel over all processes, and the values that a channel has in all.
+    """Mean (C,) and variance (C,) of each channel over all processes, and the number of values per channel.
 
-    Mean and variance of each process are joined by those of their means (Chan et al., 1979).
+    The statistics of the processes are combined as in Chan et al. (1979).
     """
     x = x.to(torch.promote_types(x.dtype, torch.float32))
     axes, shape = _layout(x)

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 
 import torch
 
-from hawq.records import FLOAT_BITS, BitPlan, Phase, Sensitivity
+from hawq.checks import check_choice, check_range
+from hawq.records import FLOAT_BITS, WEIGHTS, BitPlan, Phase, Sensitivity
 
 ORDERS = ("descending", "ascending", "random", "joint")
-SCHEDULES = {  # what is left of a falling rate after the share t of its phase
+SCHEDULES = {  # what is left of a decaying rate after the share t of its phase
     "cosine": lambda t: 0.5 * (1 + math.cos(math.pi * t)),
     "linear": lambda t: 1 - t,
     "step": lambda t: 0.1 ** math.floor(3 * t),
@@ -35,29 +36,42 @@ class Order:
     final_fraction: float = 0.5
 
     def __post_init__(self) -> None:
-        if self.order not in ORDERS:
-            raise ValueError(f"finetune.order={self.order!r} is unknown: give {', '.join(ORDERS)}")
-        if not 0 <= self.final_fraction <= 1:
-            raise ValueError(f"finetune.final_fraction={self.final_fraction} is out of range: give 0 to 1")
+        check_choice("order", self.order, ORDERS)
+        check_range("final_fraction", self.final_fraction, least=0, most=1)
 
 
 def tuning_order(sensitivity: Sensitivity, plan: BitPlan, order: str, seed: int) -> list[str]:
-    """Names of the quantised blocks in the order they enter, by Ω_i at the planned bits, weighted as the plan was."""
+    """Names of the quantised blocks in the order they enter, by Ω_i at the planned bits, predicted by the plan's score.
+
+    Args:
+        sensitivity: of all blocks of the plan.
+        plan: its float blocks never enter.
+        order: one of `ORDERS`.
+        seed: of the shuffle, for order "random".
+    """
     names = [name for name, bits in plan.weight_bits().items() if bits < FLOAT_BITS]
     if order == "random":
         shuffled = torch.randperm(len(names), generator=torch.Generator().manual_seed(seed)).tolist()
         return [names[index] for index in shuffled]
-    omega = {name: sensitivity.row(name).omega(plan.precisions[name].weight_bits, plan.weighting) for name in names}
+    bits, blocks = plan.weight_bits(), {block.name: block for block in sensitivity.blocks}
+    omega = {name: sensitivity.predicted(plan.score, blocks[name], WEIGHTS, bits[name]).value for name in names}
     return sorted(names, key=lambda name: omega[name] if order == "ascending" else -omega[name])
 
 
 def make_phases(
     sensitivity: Sensitivity, plan: BitPlan, order: Order, num_steps: int, lr: float, seed: int
 ) -> tuple[Phase, ...]:
-    """Phases that together take exactly `num_steps`: one a block at `lr`, then a last one that decays to zero.
+    """Phases that together take exactly `num_steps`: one per block at `lr`, then a last one that decays to zero.
 
     With order="joint", or without steps, there is a single phase. Blocks share the steps before the last phase evenly;
-    the remainder goes to the first ones.
+    the first ones take the remainder.
+
+    Args:
+        sensitivity, plan: from `analyze` and `allocate`.
+        order: which block enters when, and the share of steps for the last phase.
+        num_steps: optimiser steps in total.
+        lr: learning rate at the start of each phase.
+        seed: of the shuffle, for order "random".
     """
     names = tuple(tuning_order(sensitivity, plan, order.order, seed))
     if order.order == "joint" or not names or not num_steps:
@@ -71,6 +85,7 @@ def make_phases(
 def learning_rate(phase: Phase, step: int, schedule: str = "cosine") -> float:
     """final_lr + share(t/T)·(lr − final_lr) at step t of a phase of T steps; share is ½(1 + cos πt/T) for a cosine.
 
-    "step" divides by ten after each third of the phase, "constant" never falls. A phase with equal rates keeps its own.
+    "step" divides by ten after each third of the phase, "constant" never decays. A phase whose two rates are equal
+    keeps that rate. `schedule` is one of `SCHEDULES`.
     """
     return phase.final_lr + SCHEDULES[schedule](step / phase.steps) * (phase.lr - phase.final_lr)

@@ -1,27 +1,32 @@
-"""Who publishes weights: the names they give to the layers of our networks, and how they prepare images."""
+"""Publishers of weights: their names for the layers of our networks, and how they preprocess images."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from hawq.records import Normalization, Preprocessing
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 IMAGENET = Normalization((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 _HALVES = Normalization((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 _SIDE_224, _SIDE_299 = Preprocessing(224, 0.875, "bilinear"), Preprocessing(299, 0.875, "bilinear")
 
-SOURCES = ("timm", "torchvision", "pytorchcv")
+PUBLISHERS = ("timm", "torchvision", "pytorchcv")
+_MOST = 8  # names in a message
 
 
 @dataclass(frozen=True)
 class Publication:
-    """One network as one source publishes it.
+    """One network as one publisher has it.
 
-    `modules` maps every layer's name at the source to ours, None where all names are ours already; `left_out` are
-    modules of theirs that our network does not have.
+    Args:
+        normalization, preprocessing: of its inputs.
+        modules: every layer's name at the publisher → ours; None where the names are the same.
+        left_out: top-level modules of theirs that our network does not have.
     """
 
     normalization: Normalization
@@ -29,29 +34,38 @@ class Publication:
     modules: Mapping[str, str] | None = None
     left_out: tuple[str, ...] = ()
 
+    def names_of(self, ours: Iterable[str]) -> set[str]:
+        """The publisher's names of tensors that are `ours`; names that the publisher does not have are left out."""
+        if self.modules is None:
+            return set(ours)
+        theirs = {our: their for their, our in self.modules.items()}
+        parts = (name.rpartition(".") for name in ours)
+        return {f"{theirs[layer]}.{leaf}" for layer, _, leaf in parts if layer in theirs}
+
     def rename(self, state: Mapping[str, Tensor], origin: str) -> dict[str, Tensor]:
-        """`state` under our names. Raises ValueError, beginning with `origin`, for a layer that is not in the map."""
+        """The tensors of `state` by our names. Raises ValueError, beginning with `origin`, for an unknown layer."""
         kept = {name: tensor for name, tensor in state.items() if name.split(".")[0] not in self.left_out}
         if self.modules is None:
             return kept
         unknown = sorted({_layer(name) for name in kept} - self.modules.keys())
         if unknown:
             raise ValueError(
-                f"{origin} has layers that this source does not have in this network: {', '.join(unknown[:20])}; "
-                "choose the matching model and model.source"
+                f"{origin} has layers that this source does not have in this network: "
+                f"{', '.join(unknown[:_MOST])}{f' and {len(unknown) - _MOST} more' if len(unknown) > _MOST else ''}; "
+                "choose the matching model and source"
             )
         return {f"{self.modules[_layer(name)]}.{name.rpartition('.')[2]}": tensor for name, tensor in kept.items()}
 
 
 def find_publication(source: str, network: str) -> Publication:
-    """How `source` publishes `network`. Raises ValueError where it is not known, with what is."""
+    """How the publisher `source` has `network` (a name of timm). Raises ValueError, with what is known, for others."""
     try:
-        return _PUBLICATIONS[source, network]
+        return PUBLISHED[source, network]
     except KeyError:
-        known = ", ".join(name for publisher, name in _PUBLICATIONS if publisher == source)
+        known = ", ".join(name for publisher, name in PUBLISHED if publisher == source)
         raise ValueError(
-            f"model.source={source} is not known for {network} (known: {known}): give model.mean and model.std "
-            "instead, if the names in the file are those of timm"
+            f"source={source} is not known for {network} (known: {known}): give mean and std instead, if the names in "
+            "the file are those of timm"
         ) from None
 
 
@@ -60,7 +74,7 @@ def _layer(parameter: str) -> str:
 
 
 def _resnet50b() -> dict[str, str]:
-    """PyTorchCV's resnet50b, the stride in the 3×3 convolution as in timm and torchvision."""
+    """PyTorchCV's resnet50b, with the stride in the 3×3 convolution as in timm and torchvision."""
     names = {"features.init_block.conv.conv": "conv1", "features.init_block.conv.bn": "bn1", "output": "fc"}
     for stage, units in enumerate((3, 4, 6, 3), start=1):
         for unit in range(units):
@@ -128,8 +142,8 @@ def _conv_and_norm(units: Mapping[str, str]) -> dict[str, str]:
     return {f"{theirs}.{part}": f"{ours}.{part}" for theirs, ours in units.items() for part in ("conv", "bn")}
 
 
-# Inception-V3 of torchvision maps images from ImageNet's mean and std to −1 … 1 inside; together that is (x − ½) / ½.
-_PUBLICATIONS = {
+# torchvision's Inception-V3 itself maps images from ImageNet's mean and std to −1 … 1; in all that is (x − ½) / ½.
+PUBLISHED = {
     ("torchvision", "resnet18"): Publication(IMAGENET, _SIDE_224),
     ("torchvision", "resnet50"): Publication(IMAGENET, _SIDE_224),
     ("torchvision", "inception_v3"): Publication(_HALVES, _SIDE_299, left_out=("AuxLogits",)),

@@ -1,20 +1,67 @@
-"""What our own networks need to stand in timm's registry beside timm's."""
+"""Our own networks in timm's registry, beside timm's."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, TypeVar
+import sys
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec, PathFinder
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from torch import nn
+if TYPE_CHECKING:
+    from torch import nn
 
-Network = TypeVar("Network", bound=nn.Module)
+Network = TypeVar("Network", bound="nn.Module")
+
+OWN_NETWORKS = ("resnet_cifar", "squeezenext")  # modules of this package whose import registers networks with timm
+_REGISTRY = "timm.models"
+
+
+def register_with_timm() -> None:
+    """Adds our networks to timm's registry: now if timm is loaded, else as soon as anything imports it.
+
+    timm takes seconds to import, and most uses of this package never need it.
+    """
+    if _REGISTRY in sys.modules:
+        _register()
+    elif not any(isinstance(finder, _WhenTimmIsImported) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _WhenTimmIsImported())
+
+
+class _WhenTimmIsImported(MetaPathFinder):
+    """Finds timm's models as Python would, and registers ours once they are loaded."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        """The spec of `timm.models`, None for any other module."""
+        if fullname != _REGISTRY:
+            return None
+        spec = PathFinder.find_spec(fullname, path, target)
+        if spec is None or spec.loader is None:
+            return None
+        load = spec.loader.exec_module
+
+        def load_and_register(module: ModuleType) -> None:
+            load(module)
+            _register()
+
+        spec.loader.exec_module = load_and_register  # type: ignore[method-assign]
+        return spec
+
+
+def _register() -> None:
+    for name in OWN_NETWORKS:
+        import_module(f"hawq.models.{name}")
 
 
 def create(make: Callable[..., Network], pretrained: bool, options: dict[str, Any]) -> Network:
-    """`make` with those of timm's `options` that it knows: num_classes and in_chans.
+    """Calls `make` with those of timm's `options` that our networks have: num_classes and in_chans.
 
     Raises ValueError for `pretrained`, because these networks have no weights on timm's hub.
     """
     if pretrained:
-        raise ValueError("this network has no weights to download: give model.checkpoint=path instead")
+        raise ValueError("this network has no weights to download: give checkpoint=path instead")
     return make(**{key: value for key, value in options.items() if key in ("num_classes", "in_chans")})

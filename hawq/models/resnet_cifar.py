@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-import torch
 from timm.models import register_model
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -25,18 +24,19 @@ __all__ = [
 
 
 class PadShortcut(nn.Module):
-    """Option A: every second pixel, new channels filled with zeros; no parameters."""
+    """Option A: every second pixel, new channels are zero; no parameters."""
 
     def __init__(self, new_channels: int) -> None:
         super().__init__()
         self.padding = (0, 0, 0, 0, new_channels // 2, new_channels - new_channels // 2)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.pad(x[:, :, ::2, ::2], self.padding)  # (N, C, H, W) → (N, C + new, H/2, W/2)
+        """(N, C, H, W) → (N, C + new, H/2, W/2)."""
+        return F.pad(x[:, :, ::2, ::2], self.padding)
 
 
 class ResidualUnit(nn.Module):
-    """Two 3×3 convolutions beside a shortcut."""
+    """Two 3×3 convolutions in parallel with a shortcut."""
 
     def __init__(self, in_channels: int, channels: int, stride: int, option: str) -> None:
         super().__init__()
@@ -52,6 +52,7 @@ class ResidualUnit(nn.Module):
             self.downsample = nn.Sequential(projection, nn.BatchNorm2d(channels))
 
     def forward(self, x: Tensor) -> Tensor:
+        """(N, in_channels, H, W) → (N, channels, H/stride, W/stride)."""
         out = F.relu(self.bn1(self.conv1(x)))
         return F.relu(self.bn2(self.conv2(out)) + self.downsample(x))
 
@@ -82,9 +83,11 @@ class CifarResNet(nn.Module):
                 nn.init.kaiming_normal_(module.weight)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Images (N, in_chans, H, W) → logits (N, num_classes)."""
         x = F.relu(self.bn1(self.conv1(x)))  # (N, 16, H, W)
         x = self.layer3(self.layer2(self.layer1(x)))  # (N, 64, H/4, W/4)
-        return torch.as_tensor(self.fc(x.mean(dim=(2, 3))))  # (N, classes)
+        logits: Tensor = self.fc(x.mean(dim=(2, 3)))  # (N, classes)
+        return logits
 
 
 def _stage(in_channels: int, channels: int, stride: int, units: int, option: str) -> nn.Sequential:

@@ -1,10 +1,9 @@
-"""SqueezeNext (Gholami et al., 1803.10615): bottlenecks whose 3×3 convolution is cut into 1×3 and 3×1."""
+"""SqueezeNext (Gholami et al., 1803.10615): bottlenecks with the 3×3 convolution split into 1×3 and 3×1."""
 
 from __future__ import annotations
 
 from typing import Any, ClassVar
 
-import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import register_model
 from torch import Tensor, nn
@@ -29,11 +28,12 @@ class ConvUnit(nn.Module):
         self.bn = nn.BatchNorm2d(channels)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(N, in_channels, H, W) → (N, channels, H/stride, W/stride) for a kernel that is padded."""
         return F.relu(self.bn(self.conv(x)))
 
 
 class SqueezeNextUnit(nn.Module):
-    """Two 1×1 convolutions that squeeze, a 1×3, a 3×1, and a 1×1 that expands, beside a shortcut (figure 1)."""
+    """Two 1×1 convolutions that squeeze, a 1×3, a 3×1, and a 1×1 that expands, with a shortcut (figure 1)."""
 
     def __init__(self, in_channels: int, channels: int, stride: int) -> None:
         super().__init__()
@@ -49,15 +49,16 @@ class SqueezeNextUnit(nn.Module):
             self.shortcut = ConvUnit(in_channels, channels, stride=stride)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(N, in_channels, H, W) → (N, channels, H/stride, W/stride)."""
         out = self.conv5(self.conv4(self.conv3(self.conv2(self.conv1(x)))))
         return F.relu(out + self.shortcut(x))
 
 
 class SqueezeNext(nn.Module):
-    """SqueezeNext of 23 layers; twice as wide it is the baseline of HAWQ's table 4 (2,583,752 parameters).
+    """SqueezeNext of 23 layers; at width 2 it is the network of HAWQ's table 4 (2,583,752 parameters).
 
     Args:
-        width: factor on all channels.
+        width: multiplier of all channels.
         num_classes: outputs.
         in_chans: image channels.
     """
@@ -94,9 +95,11 @@ class SqueezeNext(nn.Module):
                 nn.init.zeros_(module.bias)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Images (N, in_chans, H, W) → logits (N, num_classes)."""
         x = self.pool(self.stem(x))  # (N, 64·width, H/4, W/4)
         x = self.stage4(self.stage3(self.stage2(self.stage1(x))))  # (N, 256·width, H/32, W/32)
-        return torch.as_tensor(self.fc(self.final(x).mean(dim=(2, 3))))  # (N, classes)
+        logits: Tensor = self.fc(self.final(x).mean(dim=(2, 3)))  # (N, classes)
+        return logits
 
 
 @register_model

@@ -1,25 +1,26 @@
 """Quantisers, and how they are put into a network."""
 
-from hawq.quantization.batch_norm import CarriedBatchNorm, freeze_batch_norm, reestimate_batch_norm
-from hawq.quantization.dorefa import DoReFa
-from hawq.quantization.fake_quantize import FakeQuantizer, fake_quantize
-from hawq.quantization.lsq import LSQ
-from hawq.quantization.model import (
-    BIT_WIDTHS,
+from hawq.quantization.attaching import (
     Quantization,
     Quantizer,
-    activation_errors,
     attach,
     attach_input_quantizer,
     check_plan_fits,
-    enable,
-    quantize,
-    weight_errors,
+    input_quantizer,
+    original_weight,
+    refuse_quantized,
     weight_quantizer,
 )
+from hawq.quantization.batch_norm import CarriedBatchNorm, freeze_batch_norm, reestimate_batch_norm
+from hawq.quantization.calibration import input_batches
+from hawq.quantization.dorefa import DoReFa
+from hawq.quantization.fake_quantize import FakeQuantizer, fake_quantize
+from hawq.quantization.lsq import LSQ
+from hawq.quantization.model import activation_errors, enable, quantize, weight_errors
 from hawq.quantization.pact import PACT
 from hawq.quantization.rvquant import RVQuant
 from hawq.quantization.uniform import Uniform
+from hawq.records import BIT_WIDTHS
 
 __all__ = [
     "BIT_WIDTHS",
@@ -39,8 +40,12 @@ __all__ = [
     "enable",
     "fake_quantize",
     "freeze_batch_norm",
+    "input_batches",
+    "input_quantizer",
+    "original_weight",
     "quantize",
     "reestimate_batch_norm",
+    "refuse_quantized",
     "weight_errors",
     "weight_quantizer",
 ]

@@ -1,4 +1,4 @@
-"""Statistics of batch norm: measured anew, carried over to a quantised network, frozen."""
+"""Batch norm statistics: re-estimated, carried over to a quantised network, frozen."""
 
 from __future__ import annotations
 
@@ -14,17 +14,20 @@ Statistics = dict[_BatchNorm, tuple[Tensor, Tensor]]  # layer → running mean (
 
 
 def reestimate_batch_norm(model: nn.Module, batches: Iterable[Tensor]) -> None:
-    """Running statistics become the mean, each batch weighted alike, of what the batches (N, ...) give.
+    """Running statistics become the mean over the statistics of the batches, all weighted equally.
 
-    The network runs as in evaluation, quantisers on and dropout off, but for its batch norms, which normalise by the
-    batch (as `torch.optim.swa_utils.update_bn`). A layer that no batch reaches keeps what it has. The batches must be
-    augmented as in training.
+    The network runs in eval mode, quantisers on and dropout off, except for its batch norms, which normalise by the
+    batch (as in `torch.optim.swa_utils.update_bn`). A layer that no batch reaches keeps its statistics.
+
+    Args:
+        model: changed in place.
+        batches: inputs (N, ...), augmented as in training.
     """
     _put(_measure(model, batches))
 
 
 def freeze_batch_norm(model: nn.Module) -> None:
-    """Normalises by the running statistics, which stay as they are, until the next `model.train()`."""
+    """Normalises by the running statistics, which stay fixed, until the next `model.train()`."""
     for norm in _known(model):
         norm.eval()
 
@@ -32,18 +35,22 @@ def freeze_batch_norm(model: nn.Module) -> None:
 class CarriedBatchNorm:
     """Running statistics that follow a change of the network: mean + (m₁ − m₀), variance · v₁ / v₀.
 
-    m₀, v₀ are measured on the batches before the change, m₁, v₁ after it. Few batches will do, and they need not be
-    augmented as in training: what they lack cancels.
+    m₀, v₀ are measured on the batches before the change, m₁, v₁ after it. A few batches suffice, and they need not be
+    augmented as in training: the difference cancels.
+
+    Args:
+        model: before the change.
+        batches: inputs (N, ...); those of a single sample are ignored.
     """
 
     def __init__(self, model: nn.Module, batches: Sequence[Tensor]) -> None:
         self._model = model
-        self._batches = [inputs for inputs in batches if len(inputs) > 1]  # one sample alone has no statistics
+        self._batches = [inputs for inputs in batches if len(inputs) > 1]  # a single sample has no statistics
         self._known = {norm: (mean.clone(), var.clone()) for norm, (mean, var) in _known(model).items()}
         self._before = _measure(model, self._batches)
 
     def follow(self) -> None:
-        """Takes up the network as it is now."""
+        """Adapts the running statistics to the network as it is now."""
         carried: Statistics = {}
         for norm, (mean, var) in _measure(self._model, self._batches).items():
             (known_mean, known_var), (mean_before, var_before) = self._known[norm], self._before[norm]
@@ -53,7 +60,7 @@ class CarriedBatchNorm:
 
 
 def _known(model: nn.Module) -> Statistics:
-    """The layers that keep running statistics, with these."""
+    """Layers with running statistics → these."""
     norms = (module for module in model.modules() if isinstance(module, _BatchNorm))
     return {
         norm: (norm.running_mean, norm.running_var)
@@ -71,7 +78,7 @@ def _put(statistics: Statistics) -> None:
 
 @torch.no_grad()
 def _measure(model: nn.Module, batches: Iterable[Tensor]) -> Statistics:
-    """What the batches give for each layer that they reach; the network is left as it is."""
+    """The statistics of each layer that the batches reach; the network is left unchanged."""
     before = {norm: {name: x.clone() for name, x in norm.named_buffers()} for norm in _known(model)}
     momenta = {norm: norm.momentum for norm in before}
     found: Statistics = {}
@@ -84,7 +91,7 @@ def _measure(model: nn.Module, batches: Iterable[Tensor]) -> Statistics:
                 norm.reset_running_stats()
                 norm.momentum = None  # PyTorch then keeps the equal-weighted mean
             for inputs in batches:
-                model(inputs)
+                model(inputs.clone())  # a network may change its input in place
             reached = {norm: values for norm, values in _known(model).items() if norm.num_batches_tracked}
             found = {norm: (mean.clone(), var.clone()) for norm, (mean, var) in reached.items()}
         finally:

@@ -24,12 +24,15 @@ class DoReFa:
 
     @property
     def name(self) -> str:
+        """The option of the group `quantizer` that it stands for."""
         return "dorefa"
 
     def weight(self, bits: int) -> FakeQuantizer:
+        """A new quantiser for weights (out, in, ...), of 1 to 8 bits."""
         return SquashedQuantizer(bits)
 
     def activation(self, bits: int) -> FakeQuantizer:
+        """A new quantiser for layer inputs (N, ...), of 1 to 8 bits."""
         return UniformQuantizer(bits, None, percentile=100.0, symmetric=False, fixed=True)
 
 
@@ -40,17 +43,20 @@ class SquashedQuantizer(FakeQuantizer):
     """
 
     def initialise(self, x: Tensor) -> None:
-        self.enabled = True  # the range follows the weights
+        """Switches the quantiser on; the range follows the weights."""
+        self.enabled = True
 
     def grid(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """For a squashed `x`."""
+        """(scale, lo, hi) for a squashed `x`, each broadcastable against it."""
         steps, magnitudes = 2**self.bits - 1, x.detach().abs()
         scale = 2 * (magnitudes.max() if self.bits > 1 else magnitudes.mean()).reshape(1) / steps
         high = torch.full_like(scale, steps / 2)
         return scale.clamp_min(torch.finfo(x.dtype).tiny), -high, high
 
     def forward(self, x: Tensor) -> Tensor:
+        """tanh(x) on the grid, of the shape of x; x itself while switched off."""
         return super().forward(x.tanh()) if self.enabled else x
 
     def codes(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(codes of tanh(x), scale, lo), as `FakeQuantizer.codes`."""
         return super().codes(x.tanh())

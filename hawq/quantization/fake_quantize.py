@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-_PIECE = 2**18  # values that are summed in their own precision
-_SHORT_CODES = 32  # most codes of a grid that 8 significant bits (bfloat16) tell apart well
+_PIECE = 2**18  # values summed in their own precision
+_SHORT_CODES = 32  # most codes that 8 significant bits (bfloat16) resolve well
 
 
 class _FakeQuantize(torch.autograd.Function):
@@ -43,22 +43,22 @@ class _FakeQuantize(torch.autograd.Function):
 
 
 def _is_eager_cpu(x: Tensor) -> bool:
-    """Whether reading a value costs nothing: a GPU would wait, and a compiler fuses plain expressions better."""
+    """Whether reading a value is free: a GPU would synchronise, and a compiler fuses plain expressions better."""
     return x.is_cpu and not torch.compiler.is_compiling()
 
 
 def _is_in_one_pass(x: Tensor, scale: Tensor, low: Tensor, high: Tensor) -> bool:
-    """Whether all values share one grid, whose numbers may be read."""
+    """Whether all values share one grid whose numbers may be read."""
     return _is_eager_cpu(x) and scale.numel() == low.numel() == high.numel() == 1
 
 
 def _is_short(x: Tensor) -> bool:
-    """Whether a number has too few bits for fine grids: bfloat16 or float16."""
+    """Whether the dtype has too few bits for fine grids: bfloat16 or float16."""
     return x.dtype in (torch.bfloat16, torch.float16)
 
 
 def _stays_short(x: Tensor, scale: Tensor, low: Tensor, high: Tensor) -> bool:
-    """Whether short numbers are quantised as they are: on one coarse grid, on a CPU."""
+    """Whether bfloat16 and float16 are quantised without widening: on one coarse grid, on a CPU."""
     return _is_short(x) and _is_in_one_pass(x, scale, low, high) and (high - low).item() < _SHORT_CODES
 
 
@@ -68,22 +68,22 @@ def _inside(grad: Tensor, x: Tensor, least: Tensor, most: Tensor) -> Tensor:
 
 
 def _inside_in_one_pass(grad: Tensor, x: Tensor, least: Tensor, most: Tensor) -> Tensor:
-    """`_inside` for one range: the gradient of hardtanh, which leaves the ends out, on a range one number wider."""
-    tiny, infinity = torch.finfo(x.dtype).tiny, torch.full_like(least, torch.inf)  # the number after 0 is no normal one
+    """`_inside` for one range: the gradient of hardtanh, which excludes the ends, on a range one float wider."""
+    tiny, infinity = torch.finfo(x.dtype).tiny, torch.full_like(least, torch.inf)  # the float after 0 is subnormal
     below, above = torch.nextafter(least - tiny, -infinity), torch.nextafter(most + tiny, infinity)
     inside: Tensor = torch.ops.aten.hardtanh_backward(grad, x, below.item(), above.item())
     return inside
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:
-    """Σ a·b in one pass, summed in float64; tensors of one layout, channels last among them, are not copied."""
+    """Σ a·b in one pass, summed in float64; tensors of equal layout, such as channels last, are not copied."""
     order = sorted(range(a.dim()), key=a.stride, reverse=True)
     pieces = zip(*(tensor.permute(order).reshape(-1).split(_PIECE) for tensor in (a, b)), strict=True)
     return torch.stack([torch.dot(p, q) for p, q in pieces]).double().sum()
 
 
 def nearest(x: Tensor, scale: Tensor, low: Tensor, high: Tensor) -> Tensor:
-    """The code nearest to each x · (1/s): low, low + 1, … high; as a new tensor."""
+    """The code nearest to each x · (1/s), one of low, low + 1, … high, as a new tensor of the shape of x."""
     inverse = scale.reciprocal()
     ratio = x * (inverse.item() if _stays_short(x, scale, low, high) else inverse)  # a tensor would widen x
     half = low - low.floor()  # 0, or ½ for a grid without zero
@@ -92,15 +92,15 @@ def nearest(x: Tensor, scale: Tensor, low: Tensor, high: Tensor) -> Tensor:
     else:
         ratio.round_()
     if _is_eager_cpu(x) and low.numel() == high.numel() == 1:
-        return ratio.clamp_(low.item(), high.item())  # tensors as ends take as long as all else here
+        return ratio.clamp_(low.item(), high.item())  # with tensors as ends this takes as long as all the rest
     return ratio.clamp_(low, high)
 
 
 def fake_quantize(x: Tensor, scale: Tensor, low: Tensor, high: Tensor, *, clip_only: bool = False) -> Tensor:
     """y = s · clip(round(x/s), lo, hi), with ∂y/∂x = 1 inside [lo·s, hi·s] and 0 outside (straight-through).
 
-    `scale`, `low` and `high` broadcast against `x`; `low` ≤ 0 ≤ `high` are whole numbers, or both a half more. When
-    `scale` needs a gradient it gets ∂y/∂s = clip(round(x/s)) − x/s inside the range and lo or hi outside (LSQ,
+    `scale`, `low` and `high` broadcast against `x`; `low` ≤ 0 ≤ `high` are whole numbers, or both whole plus ½. When
+    `scale` requires a gradient it gets ∂y/∂s = clip(round(x/s)) − x/s inside the range and lo or hi outside (LSQ,
     1902.08153, eq. 3); with `clip_only` that of the clip alone, 0 inside (PACT, 1805.06085, eq. 3).
     """
     out: Tensor = _FakeQuantize.apply(x, scale, low, high, clip_only)
@@ -108,21 +108,21 @@ def fake_quantize(x: Tensor, scale: Tensor, low: Tensor, high: Tensor, *, clip_o
 
 
 class FakeQuantizer(nn.Module):
-    """A tensor's quantiser: passes through until `initialise` has seen data, then y = s · clip(round(x/s), lo, hi).
+    """A tensor's quantiser: the identity until `initialise` has seen data, then y = s · clip(round(x/s), lo, hi).
 
-    Subclasses say where the scale comes from: `initialise(x)` prepares it, `grid(x)` returns it. As a parametrisation
-    of a weight and as the quantiser of a layer's input it is the same module.
+    Subclasses say where the scale comes from: `initialise(x)` prepares it, `grid(x)` returns it. The same module serves
+    as parametrisation of a weight and as quantiser of a layer's input.
 
     Args:
-        bits: width, 1 to 8.
-        channel_axis: axis with one scale for each index, or None for one scale in all.
+        bits: bit-width, 1 to 8.
+        channel_axis: axis with one scale per index, or None for a single scale.
     """
 
     keeps_large = False
-    """Whether values above the grid, |x| > s·hi, stay as they are instead of being clipped."""
+    """Whether values above the grid, |x| > s·hi, pass unchanged instead of being clipped."""
 
     shaped_by_data: tuple[str, ...] = ()
-    """Names of tensors that get their shape in `initialise`; a stored shape wins over the empty one."""
+    """Names of tensors whose shape is set in `initialise`; loading a state takes the stored shape."""
 
     def __init__(self, bits: int, channel_axis: int | None = None) -> None:
         super().__init__()
@@ -139,26 +139,29 @@ class FakeQuantizer(nn.Module):
         raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor:
+        """x on the grid, of the shape of x; x itself while switched off."""
         if not self.enabled:
             return x
         quantized = fake_quantize(x, *self.grid(x))
         return torch.where(self.is_large(x), x, quantized) if self.keeps_large else quantized
 
     def is_large(self, x: Tensor) -> Tensor:
-        """Where a value lies above the grid in magnitude."""
+        """Where a value is above the grid in magnitude; bool, of the shape of x."""
         scale, _, high = self.grid(x)
         return x.abs() > scale * high
 
     @torch.no_grad()
     def codes(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(codes of `x`, scale, lo): `codes · scale` equals `forward(x)` bit for bit, but for large values kept."""
+        """(codes of `x`, scale, lo): `codes · scale` equals `forward(x)` bit for bit, except for large values kept."""
         scale, low, high = self.grid(x)
         return nearest(x, scale, low, high), scale, low
 
     def get_extra_state(self) -> dict[str, Any]:
+        """Whether the quantiser is on, for `state_dict`."""
         return {"enabled": self.enabled}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
+        """Restores what `get_extra_state` gave."""
         self.enabled = state["enabled"]
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
@@ -169,4 +172,5 @@ class FakeQuantizer(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def extra_repr(self) -> str:
+        """What `print` shows."""
         return f"bits={self.bits}, enabled={self.enabled}"

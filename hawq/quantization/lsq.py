@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from hawq.checks import check_range
 from hawq.components import component
 from hawq.quantization.fake_quantize import FakeQuantizer, nearest
 from hawq.quantization.ranges import covering_scale, integer_limits, least_squares_ratio, reduce_axes
@@ -15,34 +16,40 @@ from hawq.quantization.ranges import covering_scale, integer_limits, least_squar
 @component("quantizer/lsq")
 @dataclass(frozen=True)
 class LSQ:
-    """Steps trained with the weights, from the start with the least squared error (LSQ, 1902.08153).
+    """Steps trained with the weights, starting at the least squared error (LSQ, 1902.08153).
 
     Args:
-        per_channel: one weight step for each output channel instead of one for each tensor.
-        balanced_bits: up to this width a layer's weights may have as many codes below zero as above, ±½, ±1½, …, and
-            none at zero; it has them where they leave a smaller squared error than the published −2^(b−1) … 2^(b−1)−1
-            (not in sparse layers). 0 or 1: published codes from two bits on.
+        per_channel: one weight step per output channel instead of one per tensor.
+        balanced_bits: up to this bit-width a layer's weights may have as many codes below zero as above, ±½, ±1½, …,
+            and none at zero; they are used where they leave a smaller squared error than the published
+            −2^(b−1) … 2^(b−1)−1 (not in sparse layers). 0 or 1: published codes from two bits on.
+        residuals: bits of trained quantisers on what enters additions, concatenations and poolings, so that the trained
+            network is the one that deploy.profile=integer writes; None leaves them float.
 
     Raises:
-        ValueError: a width out of range.
+        ValueError: a bit-width out of range.
     """
 
     per_channel: bool = True
     balanced_bits: int = 2
+    residuals: int | None = None
 
     def __post_init__(self) -> None:
-        if not 0 <= self.balanced_bits <= 8:
-            raise ValueError(f"quantizer.balanced_bits={self.balanced_bits} is out of range: give 0 to 8")
+        check_range("balanced_bits", self.balanced_bits, least=0, most=8)
+        check_range("residuals", self.residuals, least=2, most=8, optional=True)
 
     @property
     def name(self) -> str:
+        """The option of the group `quantizer` that it stands for."""
         return "lsq"
 
     def weight(self, bits: int) -> FakeQuantizer:
+        """A new quantiser for weights (out, in, ...), of 1 to 8 bits."""
         balanced = bits <= self.balanced_bits
         return LearnedStep(bits, 0 if self.per_channel else None, symmetric=True, balanced=balanced)
 
     def activation(self, bits: int) -> FakeQuantizer:
+        """A new quantiser for layer inputs (N, ...), of 1 to 8 bits."""
         return LearnedStep(bits, None, symmetric=False)
 
 
@@ -62,6 +69,7 @@ class LearnedStep(FakeQuantizer):
 
     @torch.no_grad()
     def initialise(self, x: Tensor) -> None:
+        """Chooses the range from `x` and switches the quantiser on."""
         axes = reduce_axes(x, self.channel_axis)
         keep = self.channel_axis is not None
         least, most = x.amin(axes, keepdim=keep), x.amax(axes, keepdim=keep)
@@ -81,6 +89,7 @@ class LearnedStep(FakeQuantizer):
         self.enabled = True
 
     def grid(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(scale, lo, hi) for `x`, each broadcastable against it."""
         sharing = x.numel() / self.scale.numel()
         if not self.symmetric and x.dim() > 1:
             sharing /= x.shape[0]  # activations: the step is shared within a sample, not over the batch

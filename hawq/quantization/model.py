@@ -1,51 +1,42 @@
-"""Putting quantisers into a network: any `nn.Module`, no subclassing, the float network untouched."""
+"""Quantising a network: ranges from data, and the errors that quantisation makes."""
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
-from hawq.blocks import trace_blocks, trace_layers
-from hawq.modes import eval_mode
+from hawq.attention import opened_attention
+from hawq.blocks import trace_blocks
+from hawq.costs import plan_cost
+from hawq.layers import refuse_computed_weights, weight_of
+from hawq.quantization.attaching import (
+    Quantization,
+    Quantizer,
+    attach,
+    check_plan_fits,
+    input_quantizer,
+    original_weight,
+    refuse_quantized,
+    weight_quantizer,
+    weight_quantizer_for,
+)
 from hawq.quantization.batch_norm import CarriedBatchNorm
+from hawq.quantization.calibration import input_batches, observe_inputs
 from hawq.quantization.fake_quantize import FakeQuantizer
 from hawq.quantization.lsq import LSQ
-from hawq.records import FLOAT_BITS, IMAGE_BITS, BitPlan, Block
-
-BIT_WIDTHS = tuple(range(1, 9))
-_CALIBRATION_VALUES = 200_000  # activations of one layer that its range is chosen from
-
-
-class Quantizer(Protocol):
-    """Makes the quantisers of weights and of layer inputs."""
-
-    @property
-    def name(self) -> str: ...
-
-    def weight(self, bits: int) -> FakeQuantizer: ...
-
-    def activation(self, bits: int) -> FakeQuantizer: ...
-
-
-@dataclass(frozen=True)
-class Quantization:
-    """What a quantised network carries with it: its blocks and the plan they follow."""
-
-    blocks: tuple[Block, ...]
-    plan: BitPlan
+from hawq.quantization.residuals import enable_residual_quantizers
+from hawq.records import BIT_WIDTHS, BitPlan, Block
+from hawq.tracing import trace_layers
 
 
 def quantize(
     model: nn.Module,
     blocks: Sequence[Block],
     plan: BitPlan,
-    calibration: Sequence[Tensor],
+    calibration: Iterable[Tensor | Sequence[Tensor]] | Tensor,
     quantizer: Quantizer | None = None,
     *,
     carry_batch_norm: bool = True,
@@ -53,83 +44,57 @@ def quantize(
     """A fake-quantised copy of `model`: each block's weights and layer inputs on the grids that the plan gives.
 
     Args:
-        model: the float network; it stays as it is.
-        blocks: from `find_blocks`; traced with the first calibration batch if they have not been.
+        model: the float network; left unchanged.
+        blocks: from `find_blocks`; traced with the first calibration batch if they are not yet. Layers that it does
+            not call then stay float and leave the plan, as the log says.
         plan: from `allocate`; its block names must be those of `blocks`.
-        calibration: batches of inputs (N, ...) that activation ranges are chosen from.
+        calibration: what activation ranges are chosen from: batches of inputs (N, ...) or of (inputs, targets), a
+            DataLoader, a generator, or one batch.
         quantizer: LSQ unless given.
-        carry_batch_norm: statistics of batch norm follow what quantising changes on the calibration batches.
+        carry_batch_norm: adapt batch norm's statistics to what quantisation changes on the calibration batches.
 
     Raises:
-        ValueError: the plan names other blocks than the model has, or there is no calibration batch.
+        ValueError: the plan names other blocks than the model has, the network is quantised already, a weight is
+            computed from others, or there is no calibration batch that can be used.
     """
-    if not calibration:
-        raise ValueError("calibration is empty: give at least one batch of inputs, activation ranges come from it")
+    check_plan_fits(blocks, plan)
+    refuse_quantized(model)
+    refuse_computed_weights(model, [name for block in blocks for name in block.layers])
+    batches = input_batches(calibration, next(model.parameters()).device)
     if any(block.macs is None for block in blocks):
-        blocks = trace_blocks(model, blocks, calibration[0][:1])
+        blocks, plan = _reached(model, blocks, plan, batches[0][:1])
     quantized = attach(model, blocks, plan, quantizer or LSQ())
-    enable(quantized, list(plan.precisions), calibration, carry_batch_norm=carry_batch_norm)
+    enable(quantized, list(plan.precisions), batches, carry_batch_norm=carry_batch_norm)
     return quantized
 
 
-def attach(model: nn.Module, blocks: Sequence[Block], plan: BitPlan, quantizer: Quantizer) -> nn.Module:
-    """A copy of `model` with a quantiser on every planned weight and layer input, all still passing through.
-
-    A weight's quantiser is a parametrisation of `layer.weight`; an input's is `layer.input_quantizer`, called by a
-    pre-forward hook. Layers that read the image keep 8-bit inputs. Raises ValueError for a plan of another model.
-    """
-    check_plan_fits(blocks, plan)
-    copied = copy.deepcopy(model)
-    layers = dict(copied.named_modules())
-    shared: dict[int, FakeQuantizer] = {}  # layers that share a weight share its quantiser
-    weights = {name: id(getattr(layer, "weight", None)) for name, layer in layers.items()}
-    for block in blocks:
-        precision = plan.precisions[block.name]
-        for name in block.layers:
-            layer = layers[name]
-            if precision.weight_bits < FLOAT_BITS:
-                made = shared.setdefault(weights[name], quantizer.weight(precision.weight_bits))
-                parametrize.register_parametrization(layer, "weight", made)
-            if precision.activation_bits < FLOAT_BITS:
-                bits = IMAGE_BITS if name in block.image_layers else precision.activation_bits
-                attach_input_quantizer(layer, quantizer.activation(bits))
-    copied.quantization = Quantization(tuple(blocks), plan)  # type: ignore[assignment]
-    device = next(model.parameters()).device
-    return copied.to(device)
-
-
-def check_plan_fits(blocks: Sequence[Block], plan: BitPlan) -> None:
-    """Raises ValueError when the plan's blocks are not the model's."""
-    names = {block.name for block in blocks}
-    unknown, missing = sorted(plan.precisions.keys() - names), sorted(names - plan.precisions.keys())
-    if unknown or missing:
-        raise ValueError(
-            f"the plan is for another model: it lacks blocks {missing or 'none'} and names unknown blocks "
-            f"{unknown or 'none'}; the model's blocks are {sorted(names)}"
-        )
-
-
-def attach_input_quantizer(layer: nn.Module, quantizer: FakeQuantizer) -> None:
-    """Makes `quantizer` act on the first input of `layer`."""
-    layer.input_quantizer = quantizer
-    layer.register_forward_pre_hook(_quantize_input)
-
-
-def weight_quantizer(layer: nn.Module) -> FakeQuantizer | None:
-    """The quantiser of a layer's weight, or None."""
-    if not parametrize.is_parametrized(layer, "weight"):
-        return None
-    first = layer.parametrizations.weight[0]  # type: ignore[union-attr, index]
-    return first if isinstance(first, FakeQuantizer) else None
+def _reached(
+    model: nn.Module, blocks: Sequence[Block], plan: BitPlan, example: Tensor
+) -> tuple[tuple[Block, ...], BitPlan]:
+    """Blocks traced with `example` (1, ...), and the plan for what it reaches, with its cost."""
+    traced = trace_blocks(model, blocks, example)
+    if [(b.name, b.layers) for b in traced] == [(b.name, b.layers) for b in blocks]:
+        return traced, plan
+    precisions = {block.name: plan.precisions[block.name] for block in traced}
+    return traced, replace(plan, precisions=precisions, cost=plan_cost(traced, precisions))
 
 
 def enable(
     model: nn.Module, names: Sequence[str], calibration: Sequence[Tensor], *, carry_batch_norm: bool = True
 ) -> None:
-    """Switches on the quantisers of the named blocks, ranges chosen from weights and from `calibration` inputs.
+    """Switches on the quantisers of the named blocks, with ranges chosen from weights and from calibration inputs.
 
-    Batch norm's statistics are carried over once the weights are quantised, so that activations are seen as they will
-    be, and again at the end.
+    Batch norm's statistics are carried over once the weights are quantised, so that activations are observed as they
+    will be, and again at the end.
+
+    Args:
+        model: from `attach`; changed in place.
+        names: of blocks; none for no change.
+        calibration: batches of inputs (N, ...).
+        carry_batch_norm: see `quantize`.
+
+    Raises:
+        UserError: what enters a layer is not finite.
     """
     if not names:
         return
@@ -140,21 +105,43 @@ def enable(
     for layer in layers.values():
         quantizer = weight_quantizer(layer)
         if quantizer is not None:
-            quantizer.initialise(layer.parametrizations.weight.original)  # type: ignore[union-attr, arg-type]
+            quantizer.initialise(original_weight(layer))
     carried.follow()
-    observed = {name: layer for name, layer in layers.items() if hasattr(layer, "input_quantizer")}
-    for name, values in _observe_inputs(model, observed, calibration).items():
-        observed[name].input_quantizer.initialise(values)  # type: ignore[operator, union-attr]
+    grids = {name: grid for name, layer in layers.items() if (grid := input_quantizer(layer)) is not None}
+    for name, sample in observe_inputs(model, {name: layers[name] for name in grids}, calibration).items():
+        grids[name].initialise(sample.values_and_extremes())
     carried.follow()
+    if all(quantizer.enabled for quantizer in _quantizers(model, info)):
+        enable_residual_quantizers(model, calibration)
+
+
+def _quantizers(model: nn.Module, info: Quantization) -> Iterator[FakeQuantizer]:
+    """The quantisers of all planned weights."""
+    layers = dict(model.named_modules())
+    for block in info.blocks:
+        for name in block.layers:
+            quantizer = weight_quantizer(layers[name])
+            if quantizer is not None:
+                yield quantizer
 
 
 def weight_errors(
-    weights: Sequence[Tensor], quantizer: Quantizer, bit_widths: Sequence[int] = BIT_WIDTHS
+    weights: Sequence[Tensor | nn.Module], quantizer: Quantizer, bit_widths: Sequence[int] = BIT_WIDTHS
 ) -> dict[int, float]:
-    """‖Q_b(W_i) − W_i‖²₂ of one block for each width b, summed over its weights."""
-    return {
-        bits: sum(_squared_error(weight.detach(), quantizer.weight(bits)) for weight in weights) for bits in bit_widths
-    }
+    """Bit-width b → ‖Q_b(W_i) − W_i‖²₂ of one block, summed over its weights.
+
+    Args:
+        weights: the layers that hold the weights (`hawq.blocks.block_layers`), or tensors (out, in, ...) as they are.
+        quantizer: decides Q_b.
+        bit_widths: of 1 to 8 bits each.
+    """
+    return {bits: sum(_weight_error(weight, quantizer, bits) for weight in weights) for bits in bit_widths}
+
+
+def _weight_error(weight: Tensor | nn.Module, quantizer: Quantizer, bits: int) -> float:
+    if isinstance(weight, nn.Module):
+        return _squared_error(weight_of(weight), weight_quantizer_for(weight, quantizer, bits))
+    return _squared_error(weight, quantizer.weight(bits))
 
 
 def activation_errors(
@@ -164,57 +151,40 @@ def activation_errors(
     quantizer: Quantizer,
     bit_widths: Sequence[int] = BIT_WIDTHS,
 ) -> dict[str, dict[int, float]]:
-    """Block → mean over samples of ‖Q_b(a) − a‖²₂ for each width b, a the inputs of its layers (the image is not one).
+    """Block → bit-width b → mean over samples of ‖Q_b(a) − a‖²₂, a what enters its layers (the image is not counted).
 
-    Ranges and errors come from an even subsample of the values in `inputs`, batches (N, ...) of the network's input.
+    Ranges come from a random sample of the values and their extremes, errors from the sample.
+
+    Args:
+        model: the float network; left unchanged.
+        blocks: traced.
+        inputs: batches of the network's inputs (N, ...).
+        quantizer: decides Q_b.
+        bit_widths: of 1 to 8 bits each.
+
+    Raises:
+        UserError: what enters a layer is not finite.
     """
     counted = {block.name: [name for name in block.layers if name not in block.image_layers] for block in blocks}
     names = [name for members in counted.values() for name in members]
     layers = dict(model.named_modules())
-    values = _observe_inputs(model, {name: layers[name] for name in names}, inputs)
-    elements = trace_layers(model, names, inputs[0][:1])
+    with opened_attention(model):
+        samples = observe_inputs(model, {name: layers[name] for name in names}, inputs)
+        elements = trace_layers(model, names, inputs[0][:1])
 
     def error(name: str, bits: int) -> float:
-        mean_square = _squared_error(values[name], quantizer.activation(bits)) / values[name].numel()
-        return mean_square * elements[name].num_activations
+        values = samples[name].values()
+        total = _squared_error(values, quantizer.activation(bits), samples[name].values_and_extremes())
+        return total / values.numel() * elements[name].num_activations
 
     return {
-        block: {bits: sum(error(name, bits) for name in members if name in values) for bits in bit_widths}
+        block: {bits: sum(error(name, bits) for name in members if name in samples) for bits in bit_widths}
         for block, members in counted.items()
     }
 
 
 @torch.no_grad()
-def _squared_error(weight: Tensor, quantizer: FakeQuantizer) -> float:
-    quantizer.to(weight.device).initialise(weight)
-    return float((quantizer(weight) - weight).double().square().sum())
-
-
-def _quantize_input(layer: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Any, ...]:
-    return (layer.input_quantizer(inputs[0]), *inputs[1:])  # type: ignore[operator]
-
-
-@torch.no_grad()
-def _observe_inputs(model: nn.Module, layers: dict[str, nn.Module], calibration: Sequence[Tensor]) -> dict[str, Tensor]:
-    """An even subsample of each layer's input values, in eval mode; without layers that are never called."""
-    values: dict[str, list[Tensor]] = {name: [] for name in layers}
-    share = _CALIBRATION_VALUES // max(len(calibration), 1)
-    handles = [
-        layer.register_forward_pre_hook(_collector(values[name], share), prepend=True) for name, layer in layers.items()
-    ]
-    try:
-        with eval_mode(model):
-            for inputs in calibration:
-                model(inputs)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return {name: torch.cat(parts) for name, parts in values.items() if parts}
-
-
-def _collector(parts: list[Tensor], share: int) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-    def collect(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        flat = inputs[0].reshape(-1)
-        parts.append(flat[:: max(flat.numel() // share, 1)].clone())
-
-    return collect
+def _squared_error(x: Tensor, quantizer: FakeQuantizer, seen: Tensor | None = None) -> float:
+    """‖Q(x) − x‖² with the range that the quantiser chooses from `seen`, or from x."""
+    quantizer.to(x.device).initialise(x.detach() if seen is None else seen)
+    return float((quantizer(x) - x).double().square().sum())

@@ -20,12 +20,15 @@ class PACT:
 
     @property
     def name(self) -> str:
+        """The option of the group `quantizer` that it stands for."""
         return "pact"
 
     def weight(self, bits: int) -> FakeQuantizer:
+        """A new quantiser for weights (out, in, ...), of 1 to 8 bits."""
         return SquashedQuantizer(bits)
 
     def activation(self, bits: int) -> FakeQuantizer:
+        """A new quantiser for layer inputs (N, ...), of 1 to 8 bits."""
         return LearnedClip(bits)
 
 
@@ -46,14 +49,17 @@ class LearnedClip(FakeQuantizer):
 
     @torch.no_grad()
     def initialise(self, x: Tensor) -> None:
+        """Chooses the range from `x` and switches the quantiser on."""
         self.alpha.data = x.abs().max().reshape(1)
         self.low = torch.full_like(self.alpha, lowest_signed(self.bits) if bool((x < 0).any()) else 0)
         self.high = self.low + 2**self.bits - 1
         self.enabled = True
 
     def grid(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(scale, lo, hi) for `x`, each broadcastable against it."""
         tiny = torch.finfo(self.alpha.dtype).tiny
         return (self.alpha.abs() / self.high).clamp_min(tiny), self.low, self.high
 
     def forward(self, x: Tensor) -> Tensor:
+        """x on the grid, of the shape of x; x itself while switched off."""
         return fake_quantize(x, *self.grid(x), clip_only=True) if self.enabled else x

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from hawq.checks import check_range
 from hawq.components import component
 from hawq.quantization.fake_quantize import FakeQuantizer
 from hawq.quantization.ranges import lowest_signed
@@ -15,9 +16,9 @@ from hawq.quantization.ranges import lowest_signed
 @component("quantizer/rvquant")
 @dataclass(frozen=True)
 class RVQuant:
-    """Values up to T in equal steps, larger ones as they are (1804.07802, §3); T leaves out `large_percent` of |x|.
+    """Values up to T in equal steps, larger ones unchanged (1804.07802, §3); `large_percent` of |x| lie above T.
 
-    The quantised copy of the backward pass, which saves memory in training, is not made. W-Comp does not count the
+    The quantised copy for the backward pass, which saves memory in training, is not made. W-Comp does not count the
     large values, as in the papers' tables; the packed file stores them.
 
     Args:
@@ -30,22 +31,24 @@ class RVQuant:
     large_percent: float = 2.0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.large_percent <= 50:
-            raise ValueError(f"quantizer.large_percent={self.large_percent} is out of range: give 0 to 50")
+        check_range("large_percent", self.large_percent, least=0, most=50)
 
     @property
     def name(self) -> str:
+        """The option of the group `quantizer` that it stands for."""
         return "rvquant"
 
     def weight(self, bits: int) -> FakeQuantizer:
+        """A new quantiser for weights (out, in, ...), of 1 to 8 bits."""
         return ValueAware(bits, self.large_percent)
 
     def activation(self, bits: int) -> FakeQuantizer:
+        """A new quantiser for layer inputs (N, ...), of 1 to 8 bits."""
         return ValueAware(bits, self.large_percent)
 
 
 class ValueAware(FakeQuantizer):
-    """A grid over [−T, T], or [0, T] for values that are never negative; what lies above T in magnitude is kept."""
+    """A grid over [−T, T], or [0, T] for values that are never negative; values above T in magnitude are kept."""
 
     keeps_large = True
     scale: Tensor
@@ -61,6 +64,7 @@ class ValueAware(FakeQuantizer):
 
     @torch.no_grad()
     def initialise(self, x: Tensor) -> None:
+        """Chooses the range from `x` and switches the quantiser on."""
         magnitudes = x.abs().reshape(-1)
         kept = magnitudes.numel() - round(magnitudes.numel() * self.large_percent / 100)
         threshold = magnitudes.kthvalue(max(kept, 1)).values.reshape(1)
@@ -70,4 +74,5 @@ class ValueAware(FakeQuantizer):
         self.enabled = True
 
     def grid(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(scale, lo, hi) for `x`, each broadcastable against it."""
         return self.scale, self.low, self.high

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from hawq.checks import check_choice, check_range
 from hawq.components import component
 from hawq.quantization.fake_quantize import FakeQuantizer
 from hawq.quantization.ranges import (
@@ -29,9 +30,9 @@ class Uniform:
         weight_range: "minmax" covers every value (V1), "percentile" all but the outermost ones; "mse" clips to the
             range with the least squared error.
         activation_range: the same choice for layer inputs, made once from calibration data.
-        per_channel: one weight range for each output channel instead of one for each tensor.
+        per_channel: one weight range per output channel instead of one per tensor.
         symmetric: weight grid −2^(b−1) … 2^(b−1)−1 instead of one with a zero point.
-        percentile: each end of a "percentile" range leaves out 100 − `percentile` % of the values.
+        percentile: a "percentile" range leaves out 100 − `percentile` % of the values at each end; above 50 to 100.
 
     Raises:
         ValueError: an unknown range, a percentile outside 50 … 100.
@@ -44,22 +45,23 @@ class Uniform:
     percentile: float = 99.9
 
     def __post_init__(self) -> None:
-        for key, value in (("weight_range", self.weight_range), ("activation_range", self.activation_range)):
-            if value not in RANGES:
-                raise ValueError(f"quantizer.{key}={value!r} is unknown: give one of {', '.join(RANGES)}")
-        if not 50 < self.percentile <= 100:
-            raise ValueError(f"quantizer.percentile={self.percentile} is out of range: give more than 50, up to 100")
+        check_choice("weight_range", self.weight_range, RANGES)
+        check_choice("activation_range", self.activation_range, RANGES)
+        check_range("percentile", self.percentile, above=50, most=100)
 
     @property
     def name(self) -> str:
+        """The option of the group `quantizer` that it stands for."""
         return "uniform"
 
     def weight(self, bits: int) -> FakeQuantizer:
+        """A new quantiser for weights (out, in, ...), of 1 to 8 bits."""
         axis = 0 if self.per_channel else None
         covered = self._covered(self.weight_range)
         return UniformQuantizer(bits, axis, percentile=covered, symmetric=self.symmetric, fixed=False)
 
     def activation(self, bits: int) -> FakeQuantizer:
+        """A new quantiser for layer inputs (N, ...), of 1 to 8 bits."""
         covered = self._covered(self.activation_range)
         return UniformQuantizer(bits, None, percentile=covered, symmetric=False, fixed=True)
 
@@ -68,7 +70,7 @@ class Uniform:
 
 
 class UniformQuantizer(FakeQuantizer):
-    """Range of the tensor, each end times a ratio; `fixed` freezes the range of the data it was initialised with.
+    """The range of the tensor, each end times a ratio; `fixed` freezes the range of the data it was initialised with.
 
     The ratios clip to a percentile of that data, or, where `percentile` is None, to the least squared error.
     """
@@ -89,6 +91,7 @@ class UniformQuantizer(FakeQuantizer):
 
     @torch.no_grad()
     def initialise(self, x: Tensor) -> None:
+        """Chooses the range from `x` and switches the quantiser on."""
         least, most = self._range(x)
         if self.fixed:
             self.fixed_range = torch.stack([least, most]).reshape(2, 1)
@@ -104,6 +107,7 @@ class UniformQuantizer(FakeQuantizer):
         self.enabled = True
 
     def grid(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(scale, lo, hi) for `x`, each broadcastable against it."""
         least, most = (self.fixed_range[0], self.fixed_range[1]) if self.fixed else self._range(x.detach())
         least, most = least * self.low_ratio, most * self.high_ratio
         low, high = integer_limits(self.bits, least, most, symmetric=self.symmetric)
@@ -115,5 +119,5 @@ class UniformQuantizer(FakeQuantizer):
 
 
 def _ratio(part: Tensor, whole: Tensor, empty: Tensor) -> Tensor:
-    """part / whole, from 0 to 1; 1 where there is nothing to divide by, and where `empty`."""
+    """part / whole, from 0 to 1; 1 where the denominator is 0, and where `empty`."""
     return torch.where(empty | (whole == 0), 1.0, part / whole).clamp(0, 1)

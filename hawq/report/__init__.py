@@ -1,4 +1,4 @@
-"""Tables and figures."""
+"""Tables, figures and recorded results."""
 
 from hawq.report.figures import (
     convergence_figure,
@@ -13,11 +13,12 @@ from hawq.report.results import (
     Recorded,
     RecordedRow,
     RecordedRun,
+    full_results,
     read_result,
     read_results,
-    readme_results,
     recorded_accuracy,
     recorded_rows,
+    summary_table,
     write_result,
 )
 from hawq.report.tables import (
@@ -29,6 +30,7 @@ from hawq.report.tables import (
     result_row,
     results_table,
     sensitivity_rows,
+    sensitivity_table,
     size_label,
     validation_rows,
     validation_table,
@@ -47,6 +49,7 @@ __all__ = [
     "convergence_figure",
     "finetuning_figure",
     "frontier_figure",
+    "full_results",
     "git_commit",
     "hardware",
     "limits_table",
@@ -55,7 +58,6 @@ __all__ = [
     "read_result",
     "read_results",
     "read_table",
-    "readme_results",
     "recorded_accuracy",
     "recorded_rows",
     "result_cells",
@@ -63,7 +65,9 @@ __all__ = [
     "results_table",
     "sensitivity_figure",
     "sensitivity_rows",
+    "sensitivity_table",
     "size_label",
+    "summary_table",
     "validation_figure",
     "validation_rows",
     "validation_table",

@@ -1,23 +1,21 @@
-"""Figures of a run."""
+"""Figures of a run. Matplotlib is loaded when the first one is drawn."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import cycle
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib import colormaps
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 
 from hawq.allocation import Frontier
-from hawq.records import BitPlan, Sensitivity
+from hawq.records import WEIGHTS, BitPlan, LossIncrease, Score, Sensitivity, Validated
 from hawq.report.results import RecordedRow, phase_borders
-from hawq.validation import LossIncrease, Score, Validated
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 _INK, _BLUE, _ORANGE, _GREY = "#222222", "#2b6cb0", "#d9730d", "#9aa0a6"
 _SERIES = (_BLUE, _ORANGE, "#2f855a", "#b83280", "#6b46c1", "#718096")
@@ -25,22 +23,34 @@ _DPI = 160
 
 
 def sensitivity_figure(sensitivity: Sensitivity, plan: BitPlan, path: Path) -> Path:
-    """λ_i (or what stands for it) and S_i of every block on logarithmic axes, above the bits each block got."""
-    names = [row.block.name for row in sensitivity.rows]
-    figure = Figure(figsize=(max(6.4, 0.42 * len(names) + 1.6), 6.4), layout="constrained")
+    """What decided the bits of each block, on logarithmic axes, above these bits.
+
+    For a score by curvature that is λ_i (or what stands in for it) and S_i, else the predicted increase of the loss at
+    the planned bits and S_i. Writes `path` and returns it. Raises UserError when the analysis lacks the plan's score.
+    """
+    names = [block.name for block in sensitivity.blocks]
+    figure = _figure(max(6.4, 0.42 * len(names) + 1.6), 6.4)
     top, middle, bottom = figure.subplots(3, 1, sharex=True, height_ratios=(3, 3, 2))
-    estimates = [row.curvature(plan.weighting) for row in sensitivity.rows]
-    symbol = {"eigenvalue": "λ", "trace": "Tr H", "proxy": "c", "none": "1"}[plan.weighting]
-    _log_points(top, [e.value for e in estimates], [e.error for e in estimates], _BLUE)
-    top.set_ylabel(f"{symbol} (weighting: {plan.weighting})")
+    score, ranks = plan.score, sensitivity.table(plan.score).ranks
+    found = [row.curvature(score) for row in sensitivity.rows]
+    measured = [one for one in found if one is not None]
+    symbol = {"eigenvalue": "λ", "trace": "Tr H", "proxy": "c"}.get(score, "Ω")
+    if len(measured) < len(found):
+        bits_of = plan.weight_bits()
+        pairs = [(block, bits_of[block.name]) for block in sensitivity.blocks]
+        increases = [sensitivity.predicted(score, block, WEIGHTS, bits) for block, bits in pairs]
+        _log_points(top, [one.value for one in increases], [one.error for one in increases], _BLUE)
+    else:
+        _log_points(top, [one.value for one in measured], [one.error for one in measured], _BLUE)
+    top.set_ylabel(f"{symbol} (score: {score})")
     top.set_title(f"Sensitivity and bits per block — {plan.method}, W-Comp {plan.cost.w_comp:.2f}×", loc="left")
     _log_points(
         middle,
-        [row.score_by(plan.weighting) for row in sensitivity.rows],
-        [row.curvature(plan.weighting).error / row.block.num_weights for row in sensitivity.rows],
+        [sensitivity.rank(score, block) for block in sensitivity.blocks],
+        [ranks[name].error if name in ranks else 0.0 for name in names],
         _INK,
     )
-    middle.set_ylabel(f"S = {symbol} / weights")
+    middle.set_ylabel("S" if symbol == "Ω" else f"S = {symbol} / weights")
     bits = list(plan.weight_bits().values())
     bars = bottom.bar(range(len(names)), bits, color=_ORANGE, width=0.65)
     bottom.bar_label(bars, fontsize=8, color=_INK)
@@ -53,7 +63,7 @@ def sensitivity_figure(sensitivity: Sensitivity, plan: BitPlan, path: Path) -> P
 
 
 def _log_points(axes: Axes, values: Sequence[float], errors: Sequence[float], color: str) -> None:
-    """Points with error bars on a logarithmic axis, which has no place for values of zero and below."""
+    """Points with error bars on a logarithmic axis; values of zero and below cannot be shown."""
     positive = [
         (place, value, error) for place, (value, error) in enumerate(zip(values, errors, strict=True)) if value > 0
     ]
@@ -66,8 +76,14 @@ def _log_points(axes: Axes, values: Sequence[float], errors: Sequence[float], co
 
 
 def finetuning_figure(histories: Mapping[str, Sequence[Mapping[str, Any]]], float_accuracy: float, path: Path) -> Path:
-    """Accuracy over fine-tuning steps above the training loss, with the borders of the phases."""
-    figure = Figure(figsize=(7.2, 5.2), layout="constrained")
+    """Accuracy over fine-tuning steps above the training loss, with the borders of the phases.
+
+    Args:
+        histories: method → rows with step, phase, loss and, where it was measured, accuracy (%).
+        float_accuracy: of the float network, in percent.
+        path: a .png or .svg to write.
+    """
+    figure = _figure(7.2, 5.2)
     top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
     for (method, history), color in zip(histories.items(), (_BLUE, _ORANGE, _INK), strict=False):
         points = [(row["step"], row["accuracy"]) for row in history if "accuracy" in row]
@@ -87,8 +103,11 @@ def finetuning_figure(histories: Mapping[str, Sequence[Mapping[str, Any]]], floa
 
 
 def frontier_figure(frontier: Frontier, plan: BitPlan, path: Path) -> Path:
-    """Σ Ω over the budget on logarithmic axes, with the plan's own place."""
-    figure = Figure(figsize=(6.4, 4.4), layout="constrained")
+    """Σ Ω, the predicted increase of the loss, over the budget on logarithmic axes, with the plan itself marked.
+
+    Writes `path` and returns it.
+    """
+    figure = _figure(6.4, 4.4)
     axes = figure.subplots()
     shown = [point for point in frontier.points if point.objective > 0]
     axes.plot([p.target for p in shown], [p.objective for p in shown], "o-", color=_BLUE, ms=4, linewidth=1)
@@ -98,7 +117,7 @@ def frontier_figure(frontier: Frontier, plan: BitPlan, path: Path) -> Path:
         axes.set_yscale("log")
         axes.legend(frameon=False, fontsize=8)
     axes.set_xlabel(frontier.unit)
-    axes.set_ylabel(f"Σ Ω ({frontier.weighting})")
+    axes.set_ylabel(f"Σ Ω ({frontier.score})")
     axes.set_title("Least Σ Ω at each budget", loc="left")
     return _save(figure, (axes,), path)
 
@@ -108,10 +127,16 @@ def convergence_figure(
 ) -> Path:
     """Accuracy over fine-tuning steps of several runs (the papers' figures 4 and 5), whole and from the last phase on.
 
-    `rows` holds one row a seed under each label: the mean is drawn, and the range as a band. Dots stand where a further
-    block is quantised; the numbers at the right are those of the packed files on all test images.
+    Dots mark where a further block is quantised; the numbers at the right are those of the packed files on all test
+    images.
+
+    Args:
+        rows: label → one row per seed; the mean is drawn, and the range as a band.
+        float_accuracy: of the float network, in percent.
+        curve_images: test images that the curves were measured on, None for all.
+        path: a .png or .svg to write.
     """
-    figure = Figure(figsize=(11.5, 4.8), layout="constrained")
+    figure = _figure(11.5, 4.8)
     whole, ending = figure.subplots(1, 2, width_ratios=(1, 1))
     last_phase = max((row.borders[-1] for seeds in rows.values() for row in seeds if row.borders), default=0)
     ends = {}
@@ -149,7 +174,7 @@ def _common_points(seeds: Sequence[RecordedRow]) -> tuple[np.ndarray, np.ndarray
 
 
 def _label_ends(axes: Axes, ends: Mapping[str, tuple[float, float, str]]) -> None:
-    """Each line's name beside its end, moved apart where they would touch; beside the axes, so that none is cut."""
+    """Each line's name next to its end, outside the axes, moved apart where two would touch."""
     low, high = axes.get_ylim()
     apart, place = 0.055 * (high - low), -np.inf
     for label, (_, y, color) in sorted(ends.items(), key=lambda item: item[1][1]):
@@ -168,51 +193,68 @@ def _label_ends(axes: Axes, ends: Mapping[str, tuple[float, float, str]]) -> Non
 
 
 def validation_figure(result: Validated, path: Path) -> Path:
-    """Predicted Ω against the true rise of the loss on logarithmic axes, one panel a score, one colour a width.
+    """Predicted Ω against the true increase of the loss on logarithmic axes: a panel per score, a colour per bit-width.
 
-    Where the loss did not rise a hollow mark stands below the points; bars are standard errors.
+    A hollow mark below the points shows that the loss did not increase; bars are standard errors. Writes `path` and
+    returns it.
     """
+    from matplotlib import colormaps
+    from matplotlib.lines import Line2D
+
     panels = result.scores
     columns = min(4, len(panels))
     rows = -(-len(panels) // columns)
-    figure = Figure(figsize=(2.9 * columns + 0.6, 2.7 * rows + 0.9), layout="constrained")
+    figure = _figure(2.9 * columns + 0.6, 2.7 * rows + 0.9)
     grid = figure.subplots(rows, columns, squeeze=False).reshape(-1)
     whole = {(found.kind, found.score): found for found in result.correlations if found.bits is None}
-    bit_widths = list(dict.fromkeys(rise.bits for rise in result.truth.increases))
+    increases = result.truth.increases
+    bit_widths = list(dict.fromkeys(row.bits for row in increases))
     colors = dict(zip(bit_widths, colormaps["viridis"](np.linspace(0.0, 0.9, len(bit_widths))), strict=True))
     for axes, score in zip(grid, panels, strict=False):
-        _rises_over_score(axes, score, [rise for rise in result.truth.increases if rise.kind == score.kind], colors)
+        _increases_over_score(axes, score, [row for row in increases if row.kind == score.kind], colors)
         rho = whole[score.kind, score.name].spearman
         of = "" if score.kind == "weights" else f", {score.kind}"
         axes.set_title(f"{score.name}{of}: ρ = {'–' if rho is None else f'{rho:.2f}'}", loc="left", fontsize=10)
     for axes in grid[len(panels) :]:
         axes.set_visible(False)
     figure.supxlabel("predicted Ω", fontsize=10)
-    figure.supylabel(f"true rise of the loss, {result.truth.num_samples} held-out images", fontsize=10)
+    figure.supylabel(f"true increase of the loss, {result.truth.num_samples} held-out images", fontsize=10)
     marks = [Line2D([], [], marker="o", ls="none", color=color, label=f"{bits} bits") for bits, color in colors.items()]
-    marks.append(Line2D([], [], marker="v", ls="none", mfc="none", color=_GREY, label="no rise"))
+    marks.append(Line2D([], [], marker="v", ls="none", mfc="none", color=_GREY, label="no increase"))
     figure.legend(handles=marks, loc="outside upper center", ncols=len(marks), frameon=False, fontsize=9)
     return _save(figure, list(grid[: len(panels)]), path)
 
 
-def _rises_over_score(axes: Axes, score: Score, increases: Sequence[LossIncrease], colors: Mapping[int, Any]) -> None:
-    positive = [rise.loss for rise in increases if rise.loss > 0]
+def _increases_over_score(
+    axes: Axes, score: Score, increases: Sequence[LossIncrease], colors: Mapping[int, Any]
+) -> None:
+    positive = [row.loss for row in increases if row.loss > 0]
     floor = min(positive, default=1.0) / 3
     for bits, color in colors.items():
-        shown = [(score.omegas[rise.block][bits], rise) for rise in increases if rise.bits == bits]
-        up = [(omega, rise.loss, rise.loss_error) for omega, rise in shown if rise.loss > 0 < omega]
+        shown = [(score.omegas[row.block][bits], row) for row in increases if row.bits == bits]
+        up = [(omega, row.loss, row.loss_error) for omega, row in shown if row.loss > 0 < omega]
         if up:
             x, y, errors = zip(*up, strict=True)
             below = [min(error, 0.9 * value) for _, value, error in up]
             axes.errorbar(x, y, [below, errors], fmt="o", ms=4, elinewidth=0.8, color=color)
-        rest = [omega for omega, rise in shown if rise.loss <= 0 < omega]
+        rest = [omega for omega, row in shown if row.loss <= 0 < omega]
         axes.plot(rest, [floor] * len(rest), "v", ms=4, mfc="none", color=color)
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.tick_params(labelsize=8)
 
 
+def _figure(width: float, height: float) -> Figure:
+    """An empty figure, in inches."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained")
+
+
 def _save(figure: Figure, axes: Sequence[Axes], path: Path) -> Path:
+    """The finished figure in a file."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
     for one in axes:
         one.spines[["top", "right"]].set_visible(False)
         one.grid(axis="y", color="#e5e7eb", linewidth=0.7)

@@ -1,4 +1,4 @@
-"""The papers' tables (docs/papers/*.yaml), printed beside our own costs and results."""
+"""The papers' tables (docs/papers/*.yaml), printed next to our own costs and results."""
 
 from __future__ import annotations
 
@@ -19,9 +19,15 @@ NOT_RUN = "not run here"
 class PaperRow:
     """One printed row.
 
-    `mark` says what stands behind it (PDF, REPO, ABS, SEC, CALC, RECALLED; NONE: nothing is printed), `recalled` which
-    figures stand on memory alone. `overrides` are what `train.py` is given to run it, None for systems that are not
-    here. `layer_bits` are published widths of all layers but the first and the last, which have 8 bits.
+    Args:
+        id: by which it is run.
+        method, weights, activations: as printed.
+        mark: the source: PDF, REPO, ABS, SEC, CALC, RECALLED; NONE where nothing is printed.
+        accuracy, w_comp, a_comp, size_mb, bops_g: the printed figures, in percent, ratios, MB and 10⁹.
+        recalled: figures that were quoted from memory.
+        overrides: what `train.py` is given to run it; None for systems that are not implemented here.
+        layer_bits: published bit-widths of all layers but the first and the last, which have 8.
+        note: for the reader.
     """
 
     id: str
@@ -42,7 +48,7 @@ class PaperRow:
 
 @dataclass(frozen=True)
 class PaperTable:
-    """A table of a paper; `experiment` is the option of conf/experiment that its rows start from."""
+    """A table of a paper; `experiment` is the option of conf/experiment on which its rows build."""
 
     title: str
     experiment: str
@@ -50,20 +56,20 @@ class PaperTable:
     rows: tuple[PaperRow, ...]
 
     def row(self, name: str) -> PaperRow:
-        """Raises ValueError, with all names, for an unknown one."""
+        """The row with this id. Raises ValueError, with all ids, for an unknown one."""
         rows = {row.id: row for row in self.rows}
         if name not in rows:
             raise ValueError(f"row {name!r} is unknown: give {', '.join(rows)}")
         return rows[name]
 
     def overrides(self, row: PaperRow) -> list[str] | None:
-        """What `train.py` is given to run a row, None where it cannot."""
+        """What `train.py` is given to run a row; None where that is not possible."""
         return None if row.overrides is None else [f"experiment={self.experiment}", *row.overrides]
 
 
 @dataclass(frozen=True)
 class Ours:
-    """What this code has to say about a row: its cost, or the limit that the allocation works under."""
+    """What this code has for a row: its cost, or the limit that the allocation is given."""
 
     cost: Cost | None = None
     size_mib: float | None = None
@@ -72,14 +78,15 @@ class Ours:
 
 
 def read_table(path: Path) -> PaperTable:
-    """Raises ValueError naming what is wrong in the file."""
+    """The table in a YAML file. Raises ValueError naming what is wrong in it."""
     return from_dict(yaml.safe_load(path.read_text()), PaperTable)
 
 
 def comparison(table: PaperTable, ours: Mapping[str, Ours]) -> str:
-    """Every row with the paper's figure beside ours, for each figure that the table prints; recalled ones say so.
+    """Each row with the paper's figures next to ours (row id → ours), for each figure that the table prints.
 
-    A table that prints none, as that of our own ablations, shows accuracy and W-Comp of ours alone.
+    Recalled figures are marked. A table without printed figures, such as that of our own ablations, shows only our
+    accuracy and W-Comp.
     """
     figures = [name for name in _FIGURES if any(getattr(row, name) is not None for row in table.rows)]
     columns = ["row", "method", "w-bits", "a-bits"]

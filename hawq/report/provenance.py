@@ -7,8 +7,10 @@ import re
 import subprocess
 from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 _PACKAGES = ("torch", "torchvision", "timm", "hydra-core", "omegaconf", "scipy", "safetensors")
 
@@ -20,7 +22,9 @@ def versions() -> dict[str, str]:
 
 
 def hardware(device: torch.device) -> str:
-    """The GPU by its name, or the processor and how many threads are in use."""
+    """Name of the GPU, or of the processor with the number of threads in use."""
+    import torch
+
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     found = re.search(r"^model name\s*: (.+)$", _text(Path("/proc/cpuinfo")), flags=re.MULTILINE)
@@ -34,7 +38,7 @@ def _text(path: Path) -> str:
 
 
 def git_commit(repository: Path) -> str | None:
-    """Commit of the code, with "+changes" when files differ from it; None outside a repository."""
+    """Commit of the code in `repository`, with "+changes" when files differ from it; None outside a repository."""
     try:
         commit = _git(repository, "rev-parse", "HEAD")
         return commit + ("+changes" if _git(repository, "status", "--porcelain") else "")

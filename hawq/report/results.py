@@ -1,4 +1,4 @@
-"""Results that were recorded (docs/results/*.json), and the table of the README that is made of them."""
+"""Recorded results (docs/results/*.json), and the tables of README and docs that are made from them."""
 
 from __future__ import annotations
 
@@ -21,10 +21,13 @@ _ACCURACY = RESULT_COLUMNS.index("accuracy %")
 
 @dataclass(frozen=True)
 class RecordedRow:
-    """One network: its line of the results table, and how it got there.
+    """One network: its line of the results table, and its fine-tuning.
 
-    `steps` of fine-tuning, `curve` the (step, accuracy in percent) pairs on the way, `borders` the last step of each
-    phase but the last one: at all but the last of them a further block was quantised.
+    Args:
+        result: the line of the table.
+        steps: of fine-tuning.
+        curve: (step, accuracy in percent) pairs measured during it.
+        borders: the last step of each phase but the last one; a further block was quantised at all but the last one.
     """
 
     result: ResultRow
@@ -35,7 +38,7 @@ class RecordedRow:
 
 @dataclass(frozen=True)
 class RecordedRun:
-    """One run; `packed` names the file, beside the record, that holds its last network."""
+    """One run; `packed` names the file, next to the record, that holds its last network."""
 
     seed: int
     hours: float
@@ -46,13 +49,19 @@ class RecordedRun:
 
 @dataclass(frozen=True)
 class Recorded:
-    """What one command gave, with each seed that it was run with.
+    """The results of one command, with each seed that it was run with.
 
-    `epochs` is None where steps were counted instead; `curve_images` is the number of test images that the curves were
-    measured on, None for all; `place` orders the records in the README, None leaves one out;
-    `fills` maps a method to the paper's row that it stands for, as table/row.
+    Args:
+        network, command, hardware, date, versions, note: as shown to the reader.
+        batch_size: of fine-tuning.
+        epochs: None where steps were given instead.
+        curve_images: number of test images that the curves were measured on, None for all.
+        runs: one per seed.
+        place: order in the tables of results; None leaves the record out.
+        fills: method → the paper's row that it corresponds to, as table/row.
 
-    Raises ValueError without runs, or when they are not about the same networks.
+    Raises:
+        ValueError: no runs, or runs that are not about the same networks.
     """
 
     network: str
@@ -74,7 +83,7 @@ class Recorded:
             raise ValueError(f"runs of one record need the same methods, here they are {sorted(methods) or 'none'}")
 
     def cells(self) -> list[tuple[str, ...]]:
-        """By `RESULT_COLUMNS`, one line a method; of several seeds the mean, of accuracy ± the standard deviation."""
+        """Cells as in `RESULT_COLUMNS`, one line per method: means over the seeds, accuracy ± standard deviation."""
         return [_cells([row.result for row in rows]) for rows in zip(*(run.rows for run in self.runs), strict=True)]
 
     def cells_for(self, row: str) -> dict[str, str]:
@@ -108,7 +117,15 @@ def _cells(results: Sequence[ResultRow]) -> tuple[str, ...]:
 
 
 def recorded_rows(folder: Path, report: RunReport) -> tuple[RecordedRow, ...]:
-    """The float network of a finished run, then every fine-tuned one with its history; the plan's own stands last."""
+    """The float network of a finished run, then each fine-tuned one with its history; the plan's own comes last.
+
+    Args:
+        folder: of the run.
+        report: read from it.
+
+    Raises:
+        OSError: a history that is not there.
+    """
     places = [folder / "direct", folder][-(len(report.rows) - 1) :]
     rows = [RecordedRow(report.rows[0])]
     for place, result in zip(places, report.rows[1:], strict=True):
@@ -120,7 +137,7 @@ def recorded_rows(folder: Path, report: RunReport) -> tuple[RecordedRow, ...]:
 
 
 def thinned(curve: Sequence[tuple[int, float]], most: int = 100) -> Sequence[tuple[int, float]]:
-    """At most `most` points, evenly taken, the first and the last among them."""
+    """At most `most` (step, accuracy) points, evenly spaced, including the first and the last."""
     if len(curve) <= most:
         return curve
     return [curve[round(place * (len(curve) - 1) / (most - 1))] for place in range(most)]
@@ -133,7 +150,7 @@ def phase_borders(history: Sequence[Mapping[str, Any]]) -> list[int]:
 
 
 def read_result(path: Path) -> Recorded:
-    """One record. Raises ValueError naming the file that is none."""
+    """One record. Raises ValueError, naming the file, for anything else."""
     try:
         content = json.loads(path.read_text())
     except ValueError as error:
@@ -144,13 +161,16 @@ def read_result(path: Path) -> Recorded:
 
 
 def read_results(folder: Path) -> list[Recorded]:
-    """All records, in their order; those without a place come last. Raises ValueError naming the file that is none."""
+    """All records of a folder in their order, those without a place last.
+
+    Raises ValueError naming a file that is no record.
+    """
     found = [read_result(path) for path in sorted(folder.glob("*.json"))]
     return sorted(found, key=lambda recorded: (recorded.place is None, recorded.place))
 
 
 def recorded_accuracy(path: Path) -> tuple[float, str] | None:
-    """Accuracy in percent that the record beside a packed file states for it, and which run that was."""
+    """Accuracy in percent that a record next to a packed file states for it, and which run; None if none does."""
     for record in sorted(path.resolve().parent.glob("*.json")):
         try:
             runs = read_result(record).runs
@@ -163,21 +183,38 @@ def recorded_accuracy(path: Path) -> tuple[float, str] | None:
 
 
 def write_result(path: Path, recorded: Recorded) -> Path:
-    """Indented JSON, each list of numbers on one line."""
+    """Writes a record as indented JSON, each list of numbers on one line; returns `path`."""
     text = json.dumps({"schema": SCHEMA, **to_dict(recorded)}, indent=2, allow_nan=False, ensure_ascii=False)
     text = re.sub(r'"(?:[^"\\]|\\.)*"|\[[-\d.,\s\[\]]+\]', _on_one_line, text)
     return write_whole(path, (text + "\n").encode())
 
 
 def _on_one_line(found: re.Match[str]) -> str:
-    """A list of numbers without line breaks; a string as it is."""
+    """A list of numbers without line breaks; a string unchanged."""
     return found[0] if found[0].startswith('"') else re.sub(r"\s+", "", found[0]).replace(",", ", ")
 
 
-def readme_results(results: Sequence[Recorded]) -> str:
-    """The README's table, and a numbered note for each record; the packed files are linked.
+def summary_table(results: Sequence[Recorded], most: int = 6) -> str:
+    """The README's table: a line for each of the first `most` records with a place, with a link to its packed file.
 
-    Records that follow each other and share a network and its float row show that row once.
+    A line shows the last, quantised network of its record, and the accuracy of the float network that it began as.
+    """
+    columns = ("network, data", "method", "w-bits", "a-bits", "float %", "quantised %", "W-Comp", "packed file")
+    lines = []
+    for recorded in [one for one in results if one.place is not None][:most]:
+        cells = recorded.cells()
+        method, weights, activations, accuracy, w_comp, size, _ = cells[-1]
+        packed = recorded.runs[0].packed
+        file = f"[{size}](docs/results/{packed})" if packed else size
+        parent = cells[0][_ACCURACY].removesuffix(" ± 0.00")  # all seeds began at one float network
+        lines.append((recorded.network, method, weights, activations, parent, accuracy, w_comp, file))
+    return markdown(columns, lines)
+
+
+def full_results(results: Sequence[Recorded]) -> str:
+    """The table of docs/results.md, and a numbered note for each record; packed files are linked.
+
+    Consecutive records that share a network and its float row show that row once.
     """
     cells, notes = [], []
     parent: tuple[str, tuple[str, ...]] | None = None
@@ -185,7 +222,7 @@ def readme_results(results: Sequence[Recorded]) -> str:
         lines = recorded.cells()
         packed = recorded.runs[0].packed
         if packed:
-            lines[-1] = (f"[{lines[-1][0]}](docs/results/{packed})", *lines[-1][1:])
+            lines[-1] = (f"[{lines[-1][0]}](results/{packed})", *lines[-1][1:])
         shown = lines[1:] if parent == (recorded.network, lines[0]) else lines
         parent = (recorded.network, lines[0])
         labels = [f"{recorded.network} ({number})"] + [""] * (len(shown) - 1)

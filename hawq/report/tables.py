@@ -8,14 +8,13 @@ from dataclasses import fields
 from typing import Any
 
 from hawq.costs import paper_size_mib
-from hawq.records import BitPlan, Estimate, ResultRow, Sensitivity
-from hawq.validation import Validated
+from hawq.records import FLOAT_BITS, WEIGHTS, BitPlan, Estimate, ResultRow, Sensitivity, Validated
 
 RESULT_COLUMNS = ("method", "w-bits", "a-bits", "accuracy %", "W-Comp", "size", "A-Comp")
 
 
 def bits_label(bits: Sequence[int]) -> str:
-    """The papers' notation: one width as it is, a mix as its lowest width and "MP"."""
+    """The papers' notation: a single bit-width as it is, a mix as its lowest bit-width and "MP"."""
     return str(bits[0]) if len(set(bits)) == 1 else f"{min(bits)} MP"
 
 
@@ -25,7 +24,14 @@ def size_label(size_bytes: int) -> str:
 
 
 def result_row(plan: BitPlan, accuracy: float, size_bytes: int, float_bytes: int) -> ResultRow:
-    """The row of a packed network: `size_bytes` on disk, `float_bytes` those of the published float checkpoint."""
+    """The row of a packed network.
+
+    Args:
+        plan: of the network.
+        accuracy: in percent.
+        size_bytes: of the packed file on disk.
+        float_bytes: of the published float checkpoint.
+    """
     return ResultRow(
         method=plan.method,
         weight_bits=bits_label([precision.weight_bits for precision in plan.precisions.values()]),
@@ -39,11 +45,11 @@ def result_row(plan: BitPlan, accuracy: float, size_bytes: int, float_bytes: int
 
 
 def result_cells(row: ResultRow) -> tuple[str, ...]:
-    """One row of the results table, by `RESULT_COLUMNS`."""
+    """The cells of one row of the results table, as in `RESULT_COLUMNS`."""
     return (
         row.method,
-        row.weight_bits,
-        row.activation_bits,
+        _with_mean(row.weight_bits, row.w_comp),
+        _with_mean(row.activation_bits, row.a_comp),
         f"{row.accuracy:.2f}",
         f"{row.w_comp:.2f}×",
         size_label(row.size_bytes),
@@ -51,60 +57,63 @@ def result_cells(row: ResultRow) -> tuple[str, ...]:
     )
 
 
+def _with_mean(label: str, compression: float | None) -> str:
+    """A mix of bit-widths with its mean, because the papers' notation names the lowest one alone."""
+    if not compression or not label.endswith("MP"):
+        return label
+    return f"{label} (mean {FLOAT_BITS / compression:.1f})"
+
+
 def results_table(rows: Sequence[ResultRow]) -> str:
+    """The results table as text."""
     return markdown(RESULT_COLUMNS, [result_cells(row) for row in rows])
 
 
 def sensitivity_rows(sensitivity: Sensitivity, plan: BitPlan | None) -> tuple[tuple[str, ...], list[tuple[Any, ...]]]:
-    """Columns and rows: block, n_i, λ_i (or what the plan weighs with), its error and cost, S_i, and with a plan
-    bits and Ω_i.
+    """Columns and rows: block, n_i, what was measured for the score (λ_i, say) with error and cost, S_i.
+
+    With a plan also its bits and the increase that the score predicts for the weights at these. What was measured is
+    left out for a score that needs no curvature. Raises UserError when the analysis lacks the plan's score or bits.
     """
-    weighting = plan.weighting if plan else sensitivity.weighting()
-    columns: tuple[str, ...] = ("block", "weights", weighting, "error", "products", "gradients", "score")
-    rows: list[tuple[Any, ...]] = [
-        (
-            row.block.name,
-            row.block.num_weights,
-            row.curvature(weighting).value,
-            row.curvature(weighting).error,
-            row.curvature(weighting).products,
-            _cost(row.curvature(weighting)),
-            row.score_by(weighting),
-        )
-        for row in sensitivity.rows
-    ]
-    if plan is None:
-        return columns, rows
-    extra = [
-        (bits.weight_bits, bits.activation_bits, row.omega(bits.weight_bits, weighting))
-        for row in sensitivity.rows
-        for bits in [plan.precisions[row.block.name]]
-    ]
-    return (*columns, "bits", "a-bits", "omega"), [(*row, *more) for row, more in zip(rows, extra, strict=True)]
+    score = plan.score if plan else sensitivity.score_name()
+    known = all(row.curvature(score) is not None for row in sensitivity.rows)
+    columns = ("block", "weights", *((score, "error", "products", "gradients") if known else ()), "score")
+    columns += ("bits", "a-bits", "omega") if plan else ()
+    rows: list[tuple[Any, ...]] = []
+    for row in sensitivity.rows:
+        block, found = row.block, row.curvature(score)
+        cells = (found.value, found.error, found.products, _cost(found)) if known and found else ()
+        planned: tuple[Any, ...] = ()
+        if plan:
+            bits = plan.precisions[block.name]
+            omega = sensitivity.predicted(score, block, WEIGHTS, bits.weight_bits).value
+            planned = (bits.weight_bits, bits.activation_bits, omega)
+        rows.append((block.name, block.num_weights, *cells, sensitivity.rank(score, block), *planned))
+    return columns, rows
 
 
 def limits_table(plan: BitPlan) -> str:
-    """What the plan reaches of each limit, how near it is to the optimum, and how sure it is."""
+    """What the plan reaches of each limit, how close it is to the optimum, and how certain it is."""
     rows = [[use.unit, *(f"{value:.6g}" for value in (use.target, use.reached, use.slack))] for use in plan.limits]
     lines = [markdown(("limit", "target", "reached", "slack"), rows)] if rows else []
     if plan.objective is not None:
         proven = {None: "", 0.0: ", proven to be the least"}.get(
             plan.gap, f", at most {plan.gap or 0:.2g} above the least"
         )
-        lines.append(f"{plan.method}: Σ Ω = {plan.objective:.6g} ({plan.weighting}){proven}")
+        lines.append(f"{plan.method}: Σ Ω = {plan.objective:.6g} ({plan.score}){proven}")
     if plan.confidence is not None:
         lines.append(str(plan.confidence))
     return "\n".join(lines)
 
 
 def plans_table(first: BitPlan, second: BitPlan) -> str:
-    """Two plans beside each other: the blocks whose bits differ, then the cost in every unit.
+    """Two plans side by side: the blocks whose bits differ, then the cost in each unit.
 
     Raises ValueError when they are not about the same blocks.
     """
     if first.precisions.keys() != second.precisions.keys():
         odd = sorted(first.precisions.keys() ^ second.precisions.keys())
-        raise ValueError(f"the plans are about different networks: blocks {odd} stand in one of them only")
+        raise ValueError(f"the plans are about different networks: blocks {odd} are in one of them only")
     rows = [
         (name, f"{a.weight_bits} / {a.activation_bits}", f"{b.weight_bits} / {b.activation_bits}")
         for name, a in first.precisions.items()
@@ -119,15 +128,15 @@ def plans_table(first: BitPlan, second: BitPlan) -> str:
 
 
 def validation_rows(result: Validated) -> tuple[tuple[str, ...], list[tuple[Any, ...]]]:
-    """Columns and rows: each score, its ρ at each width and over all, its gain over the plain error, and its cost."""
-    widths = list(dict.fromkeys(rise.bits for rise in result.truth.increases))
-    columns = ("score of", "solver", "weighting", *(f"ρ {bits} bits" for bits in widths))
+    """Columns and rows: each score, its ρ at each bit-width and overall, its gain over the plain error, its cost."""
+    bit_widths = list(dict.fromkeys(row.bits for row in result.truth.increases))
+    columns = ("score of", "solver", "weighting", *(f"ρ {bits} bits" for bits in bit_widths))
     columns += ("ρ all", "low", "high", "gain", "gain low", "gain high", "seconds", "gradients")
     known = {(found.kind, found.score, found.bits): found for found in result.correlations}
     rows = []
     for score in result.scores:
         whole = known[score.kind, score.name, None]
-        each = [known[score.kind, score.name, bits].spearman for bits in widths]
+        each = [known[score.kind, score.name, bits].spearman for bits in bit_widths]
         about, cost = (score.kind, score.name, score.weighting), (score.seconds, score.gradient_equivalents)
         nothing = (None, None)
         gain = (whole.gain, *(whole.gain_interval or nothing))
@@ -136,27 +145,27 @@ def validation_rows(result: Validated) -> tuple[tuple[str, ...], list[tuple[Any,
 
 
 def validation_table(result: Validated) -> str:
-    """The correlations of all scores, and below them what they were held against."""
+    """The correlations of all scores, and below them a summary of the true increases."""
     truth = result.truth
     title = (
-        f"Spearman's ρ of predicted Ω with the true rise of the loss on {truth.num_samples} held-out images "
+        f"Spearman's ρ of predicted Ω with the true increase of the loss on {truth.num_samples} held-out images "
         f"(float network: loss {truth.loss:.4g}, accuracy {truth.accuracy:.2f} %); gain: over the plain error; "
         "low and high: 95 % of the resamples of the blocks"
     )
     columns, rows = validation_rows(result)
     scores = markdown(columns, [[_short(cell) for cell in row] for row in rows])
     increases = []
-    for kind, bits in dict.fromkeys((rise.kind, rise.bits) for rise in truth.increases):
-        own = [rise for rise in truth.increases if (rise.kind, rise.bits) == (kind, bits)]
-        losses, sure = [rise.loss for rise in own], sum(rise.is_sure for rise in own)
+    for kind, bits in dict.fromkeys((row.kind, row.bits) for row in truth.increases):
+        own = [row for row in truth.increases if (row.kind, row.bits) == (kind, bits)]
+        losses, sure = [row.loss for row in own], sum(row.is_sure for row in own)
         ends = (f"{end:.2g}" for end in (min(losses), statistics.median(losses), max(losses)))
-        increases.append((kind, bits, *ends, f"{sure} of {len(own)}", f"{max(rise.accuracy for rise in own):.2f}"))
-    seen = ("rise of", "bits", "least", "median", "largest", "above 2 standard errors", "largest fall of accuracy")
+        increases.append((kind, bits, *ends, f"{sure} of {len(own)}", f"{max(row.accuracy for row in own):.2f}"))
+    seen = ("quantised", "bits", "least", "median", "largest", "above 2 standard errors", "largest loss of accuracy")
     return "\n\n".join((title, scores, markdown(seen, increases)))
 
 
 def _short(cell: Any) -> str:
-    """Two decimals for a number."""
+    """A cell as text; two decimals for a number."""
     return "–" if cell is None else f"{cell:.2f}" if isinstance(cell, float) else str(cell)
 
 
@@ -164,14 +173,22 @@ def _number(value: float | None) -> str:
     return "–" if value is None else f"{value:.6g}"
 
 
+def sensitivity_table(sensitivity: Sensitivity, plan: BitPlan | None) -> str:
+    """`sensitivity_rows` as a table for the console."""
+    columns, rows = sensitivity_rows(sensitivity, plan)
+    shown = [[f"{cell:.3g}" if isinstance(cell, float) else str(cell) for cell in row] for row in rows]
+    return markdown(columns, shown)
+
+
 def markdown(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """A table that reads well as plain text and as Markdown."""
+    """A table that reads well as plain text and as Markdown, cells padded to the longest of their column."""
     cells = [[str(cell) for cell in row] for row in (columns, *rows)]
-    widths = [max(len(row[index]) for row in cells) for index in range(len(columns))]
+    lengths = [max(len(row[index]) for row in cells) for index in range(len(columns))]
     lines = [
-        "| " + " | ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)) + " |" for row in cells
+        "| " + " | ".join(f"{cell:<{length}}" for cell, length in zip(row, lengths, strict=True)) + " |"
+        for row in cells
     ]
-    return "\n".join([lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:]])
+    return "\n".join([lines[0], "|" + "|".join("-" * (length + 2) for length in lengths) + "|", *lines[1:]])
 
 
 def _cost(estimate: Estimate) -> float | str:

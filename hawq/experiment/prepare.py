@@ -1,0 +1,228 @@
+"""What a run starts from: data, a float network and its blocks, or a sensitivity file; checked before any work."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hawq.experiment.artifacts import Store
+from hawq.experiment.config.build import component_section
+from hawq.experiment.config.options import Settings
+from hawq.records import (
+    Block,
+    FloatPart,
+    Normalization,
+    Preprocessing,
+    Sensitivity,
+    read_sensitivity,
+    to_dict,
+)
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+    from hawq.data import ImageData, Images, Splits, TrainBatches
+    from hawq.models import FloatModel
+    from hawq.progress import Progress
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Data, network and blocks of a run, all there and fitting each other; nothing has been computed yet."""
+
+    dataset: ImageData
+    splits: Splits
+    data_facts: dict[str, Any]
+    model_name: str
+    model: FloatModel
+    normalization: Normalization
+    blocks: tuple[Block, ...]
+    float_parts: tuple[FloatPart, ...]
+    overhead_bytes: int
+    about: dict[str, Any]
+    device: torch.device
+    workers: int
+    store: Store
+
+    @property
+    def network(self) -> nn.Module:
+        """The float network, on its device."""
+        return self.model.network
+
+    def prepare_image(self, *, augmented: bool = False) -> Callable[[Any], Tensor]:
+        """The function that makes a network's input (3, H, W) of an image of the data set."""
+        return self.dataset.prepare(self.model.preprocessing, self.normalization, augmented=augmented)
+
+    def train_images(self, *, augmented: bool) -> Images:
+        """Training images as network inputs (3, H, W) with labels; `augmented` ones are asked for by (index, seed)."""
+        from hawq.data import Images
+
+        augment = self.prepare_image(augmented=True) if augmented else None
+        return Images(self.splits.train_images, self.splits.train_labels, self.prepare_image(), augment)
+
+    def test_images(self) -> Images:
+        """Test images as network inputs (3, H, W) with labels."""
+        from hawq.data import Images
+
+        return Images(self.splits.test_images, self.splits.test_labels, self.prepare_image())
+
+    def training_data(self, batch_size: int, seed: int) -> TrainBatches:
+        """Augmented batches of `batch_size` training images, a function of seed and step."""
+        from hawq.data import TrainBatches
+
+        return TrainBatches(self.train_images(augmented=True), batch_size, seed, self.device, workers=self.workers)
+
+    def fixed_batches(self, num_samples: int, batch_size: int, seed: int) -> list[tuple[Tensor, Tensor]]:
+        """`num_samples` training images drawn by the seed, not augmented, in batches; this process' share of them."""
+        from hawq.data import fixed_batches, sample_indices
+        from hawq.distributed import rank, shard, world_size
+
+        images = self.train_images(augmented=False)
+        indices = sample_indices(len(images), num_samples, seed)
+        own = indices[shard(len(indices), rank(), world_size())]
+        return fixed_batches(images, own, batch_size, self.device)
+
+    def calibration(self, num_samples: int, batch_size: int, seed: int) -> list[Tensor]:
+        """Inputs of `num_samples` training images, not augmented, the same for every process."""
+        from hawq.data import fixed_batches, sample_indices
+
+        images = self.train_images(augmented=False)
+        indices = sample_indices(len(images), num_samples, seed)
+        return [inputs for inputs, _ in fixed_batches(images, indices, batch_size, self.device)]
+
+    def example(self) -> Tensor:
+        """The first test image, (1, 3, H, W)."""
+        from hawq.data import fixed_batches
+
+        return fixed_batches(self.test_images(), [0], 1, self.device)[0][0]
+
+    def test_accuracy(
+        self, network: nn.Module, num_images: int | None = None, progress: Progress | None = None, title: str = ""
+    ) -> float:
+        """Accuracy in percent on the first `num_images` test images, or on all."""
+        from torch.utils.data import Subset
+
+        from hawq.evaluation import accuracy_on
+        from hawq.progress import SILENT
+
+        count = min(num_images or len(self.splits.test_images), len(self.splits.test_images))
+        images = Subset(self.test_images(), range(count))
+        return accuracy_on(network, images, self.device, self.workers, progress or SILENT, title)
+
+
+def prepare(settings: Settings) -> Inputs | Sensitivity:
+    """Opens what the run starts from: a sensitivity file where one is given, else data and network.
+
+    Raises ValueError or FileNotFoundError, with one sentence, for whatever does not fit.
+    """
+    if settings.allocation.sensitivity is None:
+        return prepare_network(settings)
+    path = Path(settings.allocation.sensitivity)
+    if tuple(settings.options.stages) != ("allocation",):
+        raise ValueError(
+            f"allocation.sensitivity={path} stands for model and data, so stages={list(settings.options.stages)} "
+            "cannot be done: give stages=[allocation]"
+        )
+    if not path.is_file():
+        raise FileNotFoundError(f"allocation.sensitivity={path} does not exist: give the sensitivity.json of a run")
+    sensitivity = read_sensitivity(path)
+    if not sensitivity.rows:
+        raise ValueError(f"allocation.sensitivity={path} names no block: give one row per block (docs/formats.md)")
+    with component_section("bits", settings.bits):
+        settings.bits.check(sensitivity.blocks, sensitivity.overhead_bytes)
+    return sensitivity
+
+
+def prepare_network(settings: Settings) -> Inputs:
+    """Opens the data, builds the network, finds its blocks, and checks that the bits fit them.
+
+    Raises ValueError or FileNotFoundError, with one sentence, for whatever does not fit.
+    """
+    import torch
+
+    from hawq.export import packed_overhead
+
+    options = settings.options
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+    with component_section("dataset", settings.dataset):
+        splits = settings.dataset.open()
+    torch.manual_seed(options.seed)
+    with component_section("model", settings.model):
+        model = settings.model.build(splits.num_classes)
+    _refuse_absent_training_images(settings, splits, model)
+    device = options.torch_device()
+    model.network.to(device)
+    if settings.model.channels_last:
+        model.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    normalization = model.normalization or settings.dataset.normalization
+    prepare_image = settings.dataset.prepare(model.preprocessing, normalization)
+    example = prepare_image(splits.test_images[0])[None].to(device)
+    with component_section("model", settings.model):
+        model.check_input(example)
+    blocks, float_parts = _blocks(settings, model, example)
+    about = _about(settings, normalization, model.preprocessing, example)
+    overhead_bytes = packed_overhead(model.network, blocks, settings.quantizer, about)
+    with component_section("bits", settings.bits):
+        settings.bits.check(blocks, overhead_bytes)
+    return Inputs(
+        dataset=settings.dataset,
+        splits=splits,
+        data_facts={
+            "data": splits.identity(),
+            "normalization": to_dict(normalization),
+            "preprocessing": to_dict(model.preprocessing),
+        },
+        model_name=settings.model.name,
+        model=model,
+        normalization=normalization,
+        blocks=blocks,
+        float_parts=float_parts,
+        overhead_bytes=overhead_bytes,
+        about=about,
+        device=device,
+        workers=options.workers,
+        store=Store(Path(options.outputs) / "cache"),
+    )
+
+
+def _refuse_absent_training_images(settings: Settings, splits: Splits, model: FloatModel) -> None:
+    stages = settings.options.stages
+    if not len(splits.train_images) and (stages or model.normalization is None):
+        raise ValueError(
+            f"{settings.dataset.name} has no training images here, which {', '.join(stages) or 'training'} "
+            "needs: add them, or evaluate a checkpoint alone with stages=[]"
+        )
+
+
+def _blocks(settings: Settings, model: FloatModel, example: Tensor) -> tuple[tuple[Block, ...], tuple[FloatPart, ...]]:
+    """The network's blocks, traced with `example` (1, 3, H, W), and what stays float outside them."""
+    from hawq.blocks import find_blocks
+    from hawq.unquantized import unquantized
+
+    try:
+        blocks = find_blocks(model.network, example, granularity=settings.model.blocks)
+        return blocks, unquantized(model.network, blocks, example)
+    except (RuntimeError, AssertionError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(
+            f"model {settings.model.name} cannot be analysed with images of {tuple(example.shape[2:])} ({reason}): "
+            "give model.input_size or another model"
+        ) from error
+
+
+def _about(
+    settings: Settings, normalization: Normalization, preprocessing: Preprocessing, example: Tensor
+) -> dict[str, Any]:
+    """What the packed file says about its network: enough to measure it again; `example` is one input (1, 3, H, W)."""
+    own = dataclasses.replace(preprocessing, size=example.shape[-1])  # images in memory keep their own size
+    names: dict[str, Any] = {"model": settings.model.name, "dataset": settings.dataset.name}
+    if settings.model.source == "torchvision":
+        names["source"] = settings.model.source
+    if preprocessing.fixed_size:  # small embedded images were resized twice
+        names["small_input_size"] = settings.model.small_input_size
+    return {**names, **to_dict(normalization), "preprocessing": to_dict(own)}

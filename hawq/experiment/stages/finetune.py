@@ -1,0 +1,138 @@
+"""Fine-tuning: the plan's network, and before it the uniform baseline that it is compared with."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from hawq.allocation import UniformBits, direct_baseline
+from hawq.distributed import broadcast, broadcast_parameters
+from hawq.experiment.artifacts import Artifact
+from hawq.experiment.prepare import Inputs
+from hawq.experiment.run import Run
+from hawq.experiment.stages.cache import Files, KeyedSettings, cached
+from hawq.experiment.stages.float_network import FloatNetwork, kept_file
+from hawq.files import write_whole
+from hawq.finetuning import FineTuning, Row, make_phases
+from hawq.finetuning import finetune as finetune_blocks
+from hawq.quantization import Quantizer, attach
+from hawq.records import PLAN_SCHEMA, BitPlan, Sensitivity, dump_record, to_dict
+
+MAIN = "hawq"
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """A quantised, fine-tuned network, its history, and its artifact."""
+
+    network: nn.Module
+    plan: BitPlan
+    history: list[Row]
+    artifact: Artifact
+
+
+def finetune(run: Run, float_network: FloatNetwork, analysis: Sensitivity, allocation: BitPlan) -> dict[str, Tuned]:
+    """Name → network: "hawq" follows the plan, "direct" is uniform and trained jointly for the same number of steps."""
+    tuned = {}
+    for name, plan in _plans(run, analysis, allocation).items():
+        own = run.settings.finetune if name == MAIN else replace(run.settings.finetune, order="joint")
+        tuned[name] = _tune(run.with_settings(finetune=own), float_network, analysis, plan, label("finetune", name))
+        _copy(tuned[name], name, network_folder(run.folder, name))
+    return tuned
+
+
+def label(stage: str, name: str) -> str:
+    """What records and metrics call a stage of one network; that of the plan itself needs no name."""
+    return stage if name == MAIN else f"{stage}/{name}"
+
+
+def network_folder(folder: Path, name: str) -> Path:
+    """Where a run keeps the results of one network; those of the plan itself stand in the run folder."""
+    return folder if name == MAIN else folder / name
+
+
+def _plans(run: Run, analysis: Sensitivity, plan: BitPlan) -> dict[str, BitPlan]:
+    if run.settings.options.baseline == "none" or isinstance(run.settings.bits, UniformBits):
+        return {MAIN: plan}
+    return {"direct": direct_baseline(analysis, plan), MAIN: plan}
+
+
+def _tune(run: Run, float_network: FloatNetwork, analysis: Sensitivity, plan: BitPlan, stage: str) -> Tuned:
+    """One quantised network, fine-tuned by the run's settings."""
+    settings, seed = run.settings.finetune, run.settings.options.seed
+    steps = settings.num_steps(run.inputs.training_data(settings.batch_size, seed).steps_per_epoch)
+    phases = make_phases(analysis, plan, settings.block_order(), steps, settings.lr, seed)
+    facts = {"bits": to_dict(plan.precisions), "phases": [to_dict(phase) for phase in phases]}
+    make, reads = partial(_train, run, analysis, plan, stage), ("finetune", "quantizer", "seed")
+    weights = float_network.weights_hash
+    artifact = cached(run, "finetune", make, reads=reads, network=weights, facts=facts, label=stage)
+    network = attach(float_network.network, run.inputs.blocks, plan, run.settings.quantizer)
+    path = kept_file(artifact, settings, "network.pt", "best.pt")
+    network.load_state_dict(torch.load(path, map_location=run.inputs.device, weights_only=True))
+    history = artifact.read_json("history.json")
+    run.log.replay(stage, history)
+    return Tuned(network.eval(), plan, history, artifact)
+
+
+def _train(
+    run: Run, analysis: Sensitivity, plan: BitPlan, stage: str, settings: KeyedSettings, artifact: Artifact
+) -> Files:
+    best: dict[str, Any] = {}
+    own = {"settings": settings.finetune, "quantizer": settings.quantizer, "seed": settings.seed}
+    network, history = broadcast(partial(shared_tuning, sensitivity=analysis, plan=plan, **own))(
+        run.inputs,
+        evaluate=lambda candidate: run.inputs.test_accuracy(candidate, settings.finetune.eval_samples),
+        checkpoint=artifact.partial,
+        on_row=partial(run.log.row, stage),
+        on_best=best.update,
+        progress=run.progress,
+        title=f"fine-tuning ({plan.method})",
+    )
+    files = {"network.pt": _to_bytes(network.state_dict()), "history.json": json.dumps(history).encode()}
+    return files | ({"best.pt": _to_bytes(best)} if best else {})
+
+
+def shared_tuning(
+    inputs: Inputs,
+    sensitivity: Sensitivity,
+    plan: BitPlan,
+    settings: FineTuning,
+    quantizer: Quantizer,
+    seed: int,
+    **callbacks: Any,
+) -> tuple[nn.Module, list[Row]]:
+    """Fine-tunes the first process' network. Every process calls this; callbacks are given to the first one alone."""
+    broadcast_parameters(inputs.network)
+    return finetune_blocks(
+        inputs.network,
+        sensitivity,
+        plan,
+        inputs.training_data(settings.batch_size, seed),
+        inputs.calibration(settings.calibration_batches * settings.batch_size, settings.batch_size, seed),
+        settings,
+        quantizer=quantizer,
+        seed=seed,
+        **callbacks,
+    )
+
+
+def _copy(tuned: Tuned, name: str, target: Path) -> None:
+    """The run folder gets its own copy of every result."""
+    if name != MAIN:
+        write_whole(target / "plan.json", dump_record(PLAN_SCHEMA, tuned.plan))
+    for path in tuned.artifact.files():
+        write_whole(target / "finetune" / path.name, path.read_bytes())
+
+
+def _to_bytes(state: Mapping[str, Any]) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(dict(state), buffer)
+    return buffer.getvalue()

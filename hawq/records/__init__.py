@@ -1,0 +1,53 @@
+"""The nouns: frozen records that each stage hands to the next, and that round-trip through JSON."""
+
+from hawq.records.blocks import Block, FloatPart, Normalization, Preprocessing
+from hawq.records.conversion import Record, from_dict, to_dict
+from hawq.records.derived import MEASURED
+from hawq.records.files import PLAN_SCHEMA, SENSITIVITY_SCHEMA, dump_record, read_record, read_sensitivity
+from hawq.records.kinds import BIT_WIDTHS, FLOAT_BITS, IMAGE_BITS
+from hawq.records.plans import BitPlan, Confidence, Cost, LimitUse, Phase, Precision
+from hawq.records.reports import ResultRow, RunReport, StageRecord
+from hawq.records.scores import ACTIVATIONS, SCORES, WEIGHTS, Prediction, ScoreTable
+from hawq.records.sensitivity import BlockSensitivity, Estimate, Sensitivity
+from hawq.records.validation import Correlation, LossIncrease, LossIncreases, Score, Validated
+
+__all__ = [
+    "ACTIVATIONS",
+    "BIT_WIDTHS",
+    "FLOAT_BITS",
+    "IMAGE_BITS",
+    "MEASURED",
+    "PLAN_SCHEMA",
+    "SCORES",
+    "SENSITIVITY_SCHEMA",
+    "WEIGHTS",
+    "BitPlan",
+    "Block",
+    "BlockSensitivity",
+    "Confidence",
+    "Correlation",
+    "Cost",
+    "Estimate",
+    "FloatPart",
+    "LimitUse",
+    "LossIncrease",
+    "LossIncreases",
+    "Normalization",
+    "Phase",
+    "Precision",
+    "Prediction",
+    "Preprocessing",
+    "Record",
+    "ResultRow",
+    "RunReport",
+    "Score",
+    "ScoreTable",
+    "Sensitivity",
+    "StageRecord",
+    "Validated",
+    "dump_record",
+    "from_dict",
+    "read_record",
+    "read_sensitivity",
+    "to_dict",
+]

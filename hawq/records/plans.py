@@ -1,0 +1,126 @@
+"""What allocation decides: bits for each block, their cost, and the phases that fine-tuning makes of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from hawq.records.kinds import Amount, Bits, Count, Name, Number, Operations, Share, Spread
+
+
+@dataclass(frozen=True)
+class Precision:
+    """Bit-widths of one block's weights and input activations; 32 means float."""
+
+    weight_bits: Bits
+    activation_bits: Bits
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a plan costs in each unit (definitions in `hawq.costs`).
+
+    `a_comp`, `bops` and `peak_activation_bytes` (bytes, one sample) are None where no forward pass was traced,
+    `packed_bytes` where the packed file's overhead is unknown.
+    """
+
+    num_weights: Count
+    weight_bytes: Count
+    average_bits: Amount
+    w_comp: Amount
+    a_comp: Amount | None
+    bops: Operations | None
+    packed_bytes: Count | None = None
+    peak_activation_bytes: Amount | None = None
+
+
+@dataclass(frozen=True)
+class LimitUse:
+    """How much of a limit a plan uses: the target, what the plan reaches and the slack between them, in `unit`."""
+
+    unit: Name
+    target: Number
+    reached: Number
+    slack: Number
+
+
+@dataclass(frozen=True)
+class Confidence:
+    """Whether the plan holds within the errors of the curvature.
+
+    Args:
+        draws: how often the plan was recomputed with each value moved by ± its error.
+        changes: for each block that did not always keep its bits, "weight/activation bits" → number of draws.
+        proven: whether it is shown that no curvature within the errors makes another plan better; None where that was
+            not examined.
+    """
+
+    draws: Count
+    changes: dict[Name, dict[Name, Count]]
+    proven: bool | None = None
+
+    def __str__(self) -> str:
+        if self.proven:
+            return "no curvature within its error changes a bit-width (proven)"
+        if not self.changes:
+            return f"no bit-width changes in {self.draws} draws of the curvature ± its error"
+        parts = [
+            f"{name} " + ", ".join(f"{bits} ({count}×)" for bits, count in counts.items())
+            for name, counts in self.changes.items()
+        ]
+        return f"bit-widths in {self.draws} draws of the curvature ± its error: {'; '.join(parts)}; the others stay"
+
+
+@dataclass(frozen=True)
+class BitPlan:
+    """Which block gets how many bits, in network order, with its cost and how it was found.
+
+    Args:
+        precisions: block name → bits.
+        method: the name in tables.
+        cost: in each unit.
+        objective: Σ of the increases of the loss that `weighting` predicts.
+        gap: proven relative distance from the optimum; None where the method does not minimise.
+        weighting: the score that decided; "none" in old files is the plain error.
+        limits: how much of each limit the plan uses.
+        confidence: whether the plan holds within the errors of the curvature; None where that was not examined.
+    """
+
+    precisions: dict[Name, Precision]
+    method: Name
+    cost: Cost
+    objective: Spread | None = None
+    gap: Share | None = None
+    weighting: Name = "eigenvalue"
+    limits: tuple[LimitUse, ...] = ()
+    confidence: Confidence | None = None
+
+    def __str__(self) -> str:
+        rows = [f"  {name:<24} {p.weight_bits:>2} / {p.activation_bits:>2}" for name, p in self.precisions.items()]
+        return "\n".join([f"{self.method}: W-Comp {self.cost.w_comp:.2f} (weight / activation bits)", *rows])
+
+    @property
+    def score(self) -> str:
+        """The score that decided, by its present name."""
+        return "error" if self.weighting == "none" else self.weighting
+
+    def weight_bits(self) -> dict[str, int]:
+        """Block name → bit-width of its weights, in network order."""
+        return {name: precision.weight_bits for name, precision in self.precisions.items()}
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One step of ordered fine-tuning.
+
+    Args:
+        enters: blocks that become quantised now.
+        quantized: all blocks that are quantised during the phase.
+        steps: optimiser steps.
+        lr, final_lr: learning rate at the start and at the end of the phase.
+    """
+
+    enters: tuple[Name, ...]
+    quantized: tuple[Name, ...]
+    steps: Count
+    lr: Amount
+    final_lr: Amount

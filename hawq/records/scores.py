@@ -1,0 +1,80 @@
+"""Predicted increases of the loss: what each score says that quantising a block costs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+from hawq.records.kinds import BitsKey, Name, Product, Spread
+
+WEIGHTS, ACTIVATIONS = "weights", "activations"
+SCORES = {
+    "eigenvalue": "λ_i · ‖ΔW_i‖² (HAWQ)",
+    "trace": "Tr(H_i)/n_i · ‖ΔW_i‖² (HAWQ-V2)",
+    "proxy": "a stand-in for λ_i, times ‖ΔW_i‖²",
+    "given": "numbers from elsewhere",
+    "error": "‖ΔW_i‖²",
+    "relative_error": "Σ ‖ΔW‖²/‖W‖² over the layers of the block",
+}
+"""Score → its formula, in the order in which "auto" prefers those that an analysis has found."""
+
+ByBits = dict[BitsKey, "Prediction"]
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """By how much the loss is predicted to rise, with its error; below zero where the measured curvature was."""
+
+    value: Product
+    error: Spread = 0.0
+
+    def moved(self, sign: int) -> Prediction:
+        """One error up or down, as `sign` says (1 or −1)."""
+        return replace(self, value=self.value + sign * self.error)
+
+
+NOTHING = Prediction(0.0)
+
+
+@dataclass(frozen=True)
+class ScoreTable:
+    """What one score predicts for every block, kind and bit-width.
+
+    Args:
+        score: its name, mostly one of `SCORES`.
+        weights: block → bits → the increase if the block's weights alone are quantised.
+        activations: the same for its input activations; without entries where they were not analysed.
+        ranks: block → S_i, by which the published orders rank blocks: λ_i/n_i (HAWQ), Tr(H_i)/n_i (HAWQ-V2), else the
+            increase per weight at the fewest bits.
+        one_factor: whether the predictions of a block are one measured factor times known numbers, so that their errors
+            are one error.
+    """
+
+    score: Name
+    weights: dict[Name, ByBits]
+    activations: dict[Name, ByBits] = field(default_factory=dict)
+    ranks: dict[Name, Prediction] = field(default_factory=dict)
+    one_factor: bool = True
+
+    def of(self, kind: str) -> dict[str, ByBits]:
+        """Block → bits → prediction, for one kind."""
+        return self.weights if kind == WEIGHTS else self.activations
+
+    @property
+    def is_flat(self) -> bool:
+        """Whether nothing is predicted to raise the loss."""
+        tables = (self.weights, self.activations)
+        return not any(one.value > 0 for rows in tables for row in rows.values() for one in row.values())
+
+    def moved(self, sign: Callable[[], int]) -> ScoreTable:
+        """Every measured number one error up or down, as `sign` says (1 or −1) whenever it is asked."""
+
+        def move(row: ByBits) -> ByBits:
+            common = sign()
+            return {bits: one.moved(common if self.one_factor else sign()) for bits, one in row.items()}
+
+        weights, activations = ({name: move(row) for name, row in self.of(kind).items()} for kind in KINDS)
+        return replace(self, weights=weights, activations=activations)
+
+
+KINDS = (WEIGHTS, ACTIVATIONS)
