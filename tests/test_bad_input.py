@@ -98,6 +98,8 @@ MISTAKES = {
         f"model.checkpoint={{tmp}}/other.pt model.mean={HALF} model.std={HALF}",
         ["{tmp}/other.pt", "missing names", "fc.bias", "unexpected names", "head.bias"],
     ),
+    "path that is too long": ("bits.latency=" + "x" * 5000, ["bits names a path that cannot be read", "too long"]),
+    "checkpoint with a path that is too long": ("model.checkpoint=" + "x" * 5000, ["cannot be read", "too long"]),
     "latency table in another format": ("bits.latency={tmp}/text.npz", ["{tmp}/text.npz is not a latency table"]),
     "sensitivity in another format": (f"{ALONE}{{tmp}}/plan.json", ["{tmp}/plan.json cannot be used", "schema"]),
     "sensitivity and further stages": (

@@ -38,11 +38,13 @@ def main(config: DictConfig) -> None:
     try:
         settings = build_settings(config)
         inputs = prepare(settings)
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, OSError) as error:
         if not speaks():  # the first process says it
             raise SystemExit(1) from error
         leave_no_empty_folder()
-        raise SystemExit(f"error: {error}") from error
+        unreadable = isinstance(error, OSError) and error.filename is not None
+        text = f"{str(error.filename)[:80]} cannot be read: {error.strerror}" if unreadable else str(error)  # type: ignore
+        raise SystemExit(f"error: {text}") from error
     try:
         if speaks():
             run_stages(settings, inputs)

@@ -169,7 +169,13 @@ def _build_dataclass(name: str, cls: Any, values: dict[str, Any]) -> Any:
             raise ValueError(wrong_type(prefix, key, value, hints[key]))
     arguments = {key: as_annotated(value, hints[key]) for key, value in values.items()}
     with in_section(name, names if name else ()):
-        return cls(**arguments)
+        try:
+            return cls(**arguments)
+        except FileNotFoundError:
+            raise
+        except OSError as error:  # a path that the file system cannot even look up
+            given = str(error.filename)[:80]
+            raise ValueError(f"{name} names a path that cannot be read: {given}: {error.strerror}") from error
 
 
 def component_section(name: str, component: Any) -> Any:
