@@ -3,6 +3,7 @@
 import re
 
 import pytest
+import torch
 
 from hawq.experiment import progress
 from hawq.experiment.progress import BlockBars
@@ -86,3 +87,23 @@ def test_on_a_terminal_each_block_has_a_bar(monkeypatch, capsys):
     assert bars == {"stem": (50, "1 ± 0.1"), "head": (100, "2 ± 0.02")}
     text = capsys.readouterr().err
     assert "stem" in text and "head" in text and "blocks" not in text
+
+
+@pytest.mark.parametrize("draws", [60, 200, 700])
+def test_the_time_of_a_trace_is_right_within_a_factor_of_two(draws, monkeypatch, capsys):
+    """Hutchinson's standard error falls with the root of the draws, one second each."""
+    now = [0.0]
+    monkeypatch.setattr("hawq.experiment.progress.time.monotonic", lambda: now[0])
+    monkeypatch.setattr(progress, "_LINE_EVERY_SECONDS", 0.0)
+    values = torch.randn(draws, generator=torch.Generator().manual_seed(draws)) + 3.0
+    tolerance = float(values.std()) / draws**0.5 / 3.0
+    with BlockBars(["a"], tolerance) as shown:
+        for seen in range(2, draws):
+            now[0] = float(seen)
+            mean, error = values[:seen].mean(), values[:seen].std() / seen**0.5
+            shown.show("a", Estimate(float(mean), float(error), seen, False, confidence=0.68), False)
+    told = [(seen, re.search(r"about (\d+) s left", line)) for seen, line in enumerate(lines(capsys), start=2)]
+    said = [(seen, int(found.group(1))) for seen, found in told if found and seen > draws / 5 and draws - seen > 5]
+    assert len(said) > draws / 2
+    slack = 0.05 * draws  # near the end a small difference of the errors is a large one of what is left
+    assert all((draws - seen) / 2 - slack <= left <= 2 * (draws - seen) + slack for seen, left in said)

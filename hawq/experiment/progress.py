@@ -14,7 +14,8 @@ from tqdm import tqdm
 from hawq.records import Estimate
 
 _LINE_EVERY_SECONDS = 15.0
-_TELLING = 0.05  # share of the work below which a remaining time would be a guess
+_BOUND = 0.9  # of `Estimate.confidence`: below it an error is a standard error
+_TELLING = 0.2  # share of the work below which a remaining time would be a guess
 
 
 def speaks() -> bool:
@@ -101,9 +102,13 @@ class BlockBars:
             self._print()
 
     def _share(self, estimate: Estimate) -> float:
-        """0 at an error as large as the value, 1 at the tolerance, by orders of magnitude."""
+        """0 at an error as large as the value, 1 at the tolerance: by orders of magnitude, as iterations converge, or
+        by the draws that a standard error takes.
+        """
         if self._tolerance is None or not estimate.value or not 0 < estimate.error < abs(estimate.value):
             return 0.0
+        if estimate.confidence is not None and estimate.confidence < _BOUND:  # a standard error falls with √draws
+            return min((self._tolerance * abs(estimate.value) / estimate.error) ** 2, 0.99)
         return min(math.log(abs(estimate.value) / estimate.error) / -math.log(self._tolerance), 0.99)
 
     def _print(self) -> None:
