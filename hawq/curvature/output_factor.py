@@ -133,7 +133,9 @@ def _spectra(operator: BlockOperator) -> Iterator[Chunk]:
             ]
             stacked = torch.stack(rows, dim=1)
             if not bool(stacked.isfinite().all()):
-                raise UserError("the curvature of the loss by the outputs is not finite: check the weights and the loss")
+                raise UserError(
+                    "the curvature of the loss by the outputs is not finite: check the weights and the loss"
+                )
             values, vectors = torch.linalg.eigh(stacked)
             yield first + begin, values, vectors
         first += len(leaf)
