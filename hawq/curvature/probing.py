@@ -70,12 +70,12 @@ def nothing_known() -> State:
 
 
 def random_probe(
-    subspace: State, like: Tensor, seed: int, part: str, scale: float, risk: float, rows: Tensor | None = None
+    known: Sequence[Tensor], like: Tensor, seed: int, part: str, scale: float, risk: float, rows: Tensor | None = None
 ) -> State:
     """A probe from a random vector (n,) of the complement, whose least overlap holds with probability 1 − risk.
 
     Args:
-        subspace: whose basis is left out.
+        known: orthonormal vectors (n,) that are left out, the first of the subspace.
         like: any vector (n,) of the same type.
         seed: of the random vector.
         part, scale: of H.
@@ -84,12 +84,12 @@ def random_probe(
     """
     vector = torch.randn(len(like), generator=torch.Generator().manual_seed(seed), dtype=like.dtype).to(like.device)
     for _ in range(2):
-        for known in subspace["basis"]:
-            vector -= known.dot(vector) * known
-    probe = probe_from(vector, len(subspace["basis"]), part, scale, risk)
+        for other in known:
+            vector -= other.dot(vector) * other
+    probe = probe_from(vector, len(known), part, scale, risk)
     if rows is None:
         return probe
-    basis = torch.stack(subspace["basis"])
+    basis = torch.stack(list(known))
     outside = rows - (rows @ basis.T) @ basis
     return probe | {"rows": rows, "known": float(torch.linalg.eigvalsh(outside @ outside.T)[-1].clamp_min(0))}
 
