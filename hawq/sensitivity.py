@@ -15,6 +15,7 @@ from hawq.components import component
 from hawq.curvature import (
     OPERATORS,
     Batch,
+    BlockOperator,
     CurvatureCheckpoint,
     Lanczos,
     Loss,
@@ -195,12 +196,23 @@ def measure_curvature(
 
         found = solve_blocks(operator, solver, seed, checkpoint, save_every_seconds, listen, enough)
     if activations:
-        if any(block.macs is None for block in blocks):
-            blocks = trace_blocks(model, blocks, batches[0][0][:1])
-        layers = {b.name: [layer for layer in b.layers if layer not in b.image_layers] for b in blocks}
-        traces = activation_traces(operator, layers, _ACTIVATION_TOLERANCE, _ACTIVATION_DRAWS, seed)
-        found = {name: {**found[name], "activation_trace": trace} for name, trace in traces.items()}
+        found = _with_activation_traces(found, operator, blocks, batches, seed)
     return Curvature(found, solver.name, operator.num_samples, operator.mean_loss, detached)
+
+
+def _with_activation_traces(
+    found: Mapping[str, dict[str, Estimate]],
+    operator: BlockOperator,
+    blocks: Sequence[Block],
+    batches: Sequence[Batch],
+    seed: int,
+) -> dict[str, dict[str, Estimate]]:
+    """The estimates of each block, and the trace of the Hessian by its input activations."""
+    if any(block.macs is None for block in blocks):
+        blocks = trace_blocks(operator.model, blocks, batches[0][0][:1])
+    layers = {b.name: [layer for layer in b.layers if layer not in b.image_layers] for b in blocks}
+    traces = activation_traces(operator, layers, _ACTIVATION_TOLERANCE, _ACTIVATION_DRAWS, seed)
+    return {name: {**found[name], "activation_trace": trace} for name, trace in traces.items()}
 
 
 def _for_any_shape(solver: Solver) -> Solver:

@@ -7,12 +7,13 @@ import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 from torch import Tensor, nn
 
-from hawq.checks import check_choice
+from hawq.checks import check_choice, check_range
 from hawq.deployment.grids import ActivationGrid
 from hawq.deployment.measuring import LabelledImages, measure
 from hawq.deployment.parity import check_weight_codes, layer_parity, reference_codes, refuse_wrong_layers
@@ -70,30 +71,18 @@ def deploy(
         ValueError: the network cannot be written, or a check fails; the sentence names the layer.
     """
     check_choice("profile", profile, PROFILES)
-    if opset not in OPSETS:
-        raise ValueError(f"opset={opset} is out of range: give {OPSETS[0]} to {OPSETS[-1]}")
+    check_range("opset", opset, least=OPSETS[0], most=OPSETS[-1])
     quantized = _in_profile(_loaded(model, network), profile, calibration)
     traced = trace(quantized, example, opset)
     written = write_graph(traced)
-    check_weight_codes(written.model, traced.weights, written.weights)
-    path = Path(path)
     images = example[:_PARITY_IMAGES]
     codes = reference_codes(quantized, images, traced.activations)
     chosen = available() if runtimes is None else list(runtimes)
-    plain = OnnxRuntime(optimized=False)
-    found = {one.name: layer_parity(written, one, images.cpu().numpy(), codes) for one in [plain, *chosen]}
-    refuse_wrong_layers(found[plain.name], plain.name)
-    for one in chosen:
-        if one != OnnxRuntime():  # rounds biases to whole steps, so codes may differ by more than rounding
-            refuse_wrong_layers(found[one.name], one.name, most=_MOST_IN_RUNTIMES)
+    found = _checked_layers(traced, written, chosen, images, codes)
     data_bytes = written.model.SerializeToString()
     float_bytes = float_model(quantized, example, opset)
-    records = [
-        measure(
-            one, quantized, written, data_bytes, float_bytes, found[one.name], data, timed_batches, images, progress
-        )
-        for one in chosen
-    ]
+    same = (quantized, written, data_bytes, float_bytes)
+    records = [measure(one, *same, found[one.name], data, timed_batches, images, progress) for one in chosen]
     deployed = Deployed(
         profile=profile,
         opset=opset,
@@ -103,12 +92,31 @@ def deploy(
         runtimes=tuple(records),
         versions=runtime_versions(),
     )
-    write_whole(path, data_bytes)
-    summary = {"schema": DEPLOYED_SCHEMA, **to_dict(deployed)}
-    write_whole(path.with_name("deploy.json"), json.dumps(summary, indent=1).encode())
+    _write(Path(path), data_bytes, deployed)
     for record in records:
         _warn(record)
     return deployed
+
+
+def _write(path: Path, data: bytes, deployed: Deployed) -> None:
+    """The file, and what was found of it beside it."""
+    write_whole(path, data)
+    summary = {"schema": DEPLOYED_SCHEMA, **to_dict(deployed)}
+    write_whole(path.with_name("deploy.json"), json.dumps(summary, indent=1).encode())
+
+
+def _checked_layers(
+    traced: Any, written: Any, runtimes: Sequence[Runtime], images: Tensor, codes: Any
+) -> dict[str, Any]:
+    """Runtime → parity of every layer, ONNX Runtime without optimisations too. Raises ValueError for a wrong one."""
+    check_weight_codes(written.model, traced.weights, written.weights)
+    plain = OnnxRuntime(optimized=False)
+    found = {one.name: layer_parity(written, one, images.cpu().numpy(), codes) for one in [plain, *runtimes]}
+    refuse_wrong_layers(found[plain.name], plain.name)
+    for one in runtimes:
+        if one != OnnxRuntime():  # rounds biases to whole steps, so codes may differ by more than rounding
+            refuse_wrong_layers(found[one.name], one.name, most=_MOST_IN_RUNTIMES)
+    return found
 
 
 def float_model(model: nn.Module, example: Tensor, opset: int) -> bytes:
