@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from torch import Tensor, nn
@@ -19,15 +19,13 @@ from hawq.curvature import (
     CurvatureCheckpoint,
     Lanczos,
     Loss,
-    LowRank,
     Solver,
     activation_traces,
     check_forms,
     check_loss,
     check_network,
-    detached_blocks,
+    detached_layers,
     fixed,
-    have_one_shape,
     refuse_short_weights,
     solve_blocks,
 )
@@ -169,9 +167,6 @@ def measure_curvature(
         ValueError: as `BlockOperator`, `check_network` and `solve_blocks` do.
     """
     _refuse_made_weights(model, blocks)
-    if not have_one_shape(batches) and (plainer := _for_any_shape(solver)) is not solver:
-        warn(f"the samples differ in size, so {solver.name} cannot choose among them and starts from the gradient")
-        solver = plainer
     refuse_short_weights(model)
     _check_forms(model, batches, loss, solver)
     for text in check_network(model, batches, loss, twice=solver.reads in ("products", "rows")):
@@ -179,9 +174,10 @@ def measure_curvature(
     limit = solver.memory_limit_gib
     kind = OPERATORS[solver.curvature]
     parameters = {block.name: block_weights(model, block) for block in blocks}
-    detached = _detached(model, parameters, batches, loss, solver, detached_bits)
+    detached = _detached(model, blocks, batches, loss, solver, detached_bits)
     operator = kind(model, parameters, batches, loss, None if limit is None else limit * 2**30)
-    for text in check_loss(operator):
+    doubts = check_loss(operator)
+    for text in doubts:
         warn(text)
     with progress.blocks(operator.names, solver.tolerance) as task:
 
@@ -195,6 +191,8 @@ def measure_curvature(
             return settled(Curvature(found, solver.name, operator.num_samples, operator.mean_loss, detached))
 
         found = solve_blocks(operator, solver, seed, checkpoint, save_every_seconds, listen, enough)
+    if not doubts and (text := _flat(found, detached)):
+        warn(text)
     if activations:
         found = _with_activation_traces(found, operator, blocks, batches, seed)
     return Curvature(found, solver.name, operator.num_samples, operator.mean_loss, detached)
@@ -215,13 +213,6 @@ def _with_activation_traces(
     return {name: {**found[name], "activation_trace": trace} for name, trace in traces.items()}
 
 
-def _for_any_shape(solver: Solver) -> Solver:
-    """The solver itself, or one that puts no samples of different batches together."""
-    if isinstance(solver, LowRank):
-        solver = solver.otherwise()
-    return replace(solver, start_from="gradient") if solver.start_from == "subset" else solver  # type: ignore
-
-
 def _check_forms(model: nn.Module, batches: Sequence[Batch], loss: Loss, solver: Solver) -> None:
     """Raises UserError, before any work, for outputs or a loss of a form that the solver cannot work with."""
     if batches and solver.reads != "nothing":
@@ -231,23 +222,42 @@ def _check_forms(model: nn.Module, batches: Sequence[Batch], loss: Loss, solver:
 
 def _detached(
     model: nn.Module,
-    weights: Mapping[str, Sequence[Tensor]],
+    blocks: Sequence[Block],
     batches: Sequence[Batch],
     loss: Loss,
     solver: Solver,
     bits: int | None,
 ) -> dict[str, int]:
-    """Blocks that no gradient reaches → the bit-width that they keep. Raises UserError where none is given."""
+    """Blocks with a layer that no gradient reaches → the bit-width that they keep. Raises UserError where none is
+    given.
+    """
     if not batches or solver.reads == "nothing":
         return {}
-    names = detached_blocks(model, weights, batches[0][0][:_FEW], batches[0][1][:_FEW], loss)
+    modules = dict(model.named_modules())
+    weights = {layer: weight_of(modules[layer]) for block in blocks for layer in block.layers}
+    names = detached_layers(model, weights, batches[0][0][:_FEW], batches[0][1][:_FEW], loss)
     if names and bits is None:
         raise UserError(
             f"no gradient of the loss reaches {', '.join(names)} (no_grad, detach, round or argmax on the way), so "
             "curvature says nothing of them: let gradients through, or give the width that they keep, say "
             "analysis.detached_bits=8"
         )
-    return dict.fromkeys(names, bits) if bits is not None else {}
+    found = [block.name for block in blocks if set(block.layers) & set(names)]
+    return dict.fromkeys(found, bits) if bits is not None else {}
+
+
+def _flat(found: Mapping[str, Mapping[str, Estimate]], detached: Collection[str]) -> str:
+    """A sentence about blocks whose curvature is exactly zero; empty where there are none."""
+    main = {name: next(iter(estimates.values())) for name, estimates in found.items() if name not in detached}
+    names = [name for name, estimate in main.items() if estimate.value == 0.0]
+    if not names:
+        return ""
+    which = "no block has" if len(names) == len(main) else f"{', '.join(names)} have no"
+    any_ = "any curvature" if len(names) == len(main) else "curvature"
+    return (
+        f"{which} {any_} at the analysed samples (a layer behind that starts at zero, or units that are all off?): "
+        "their widths follow the plain error alone"
+    )
 
 
 def combine(

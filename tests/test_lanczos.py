@@ -62,11 +62,11 @@ HARD = {  # spectra of 40 eigenvalues, with a top that is easy or hard to see
     "power law": lambda rng: 1 / np.arange(1, 41),
     "negative dominates": lambda rng: [*rng.uniform(-3, 0.5, 39), 1.0],
 }
-SEEDS = 50
+SEEDS = 35
 
 
 def cases():
-    """(spectrum, seed, basis): 250 in all; each is run in five ways, so that more than a thousand are counted."""
+    """(spectrum, seed, basis); each is run in five ways, for one end or both."""
     for place, made in enumerate(HARD.values()):
         for seed in range(SEEDS):
             rng = np.random.default_rng([place, seed])
@@ -101,7 +101,7 @@ def test_errors_hold_as_often_as_they_say_over_a_thousand_runs():
                 held += abs(estimate.value - truth) <= estimate.error + 1e-12
                 close += abs(estimate.value - truth) <= 0.05 * np.abs(values).max()
                 counted += 1
-    assert counted == 6 * 250
+    assert counted == 6 * 5 * SEEDS > 1000
     assert held >= 0.99 * counted and close >= 0.99 * counted
 
 

@@ -109,6 +109,10 @@ class Small:
 ERRORS = {
     "gpu": torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
     "cpu": RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: not enough memory: you tried"),
+    "linux": RuntimeError(
+        "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to "
+        "allocate 4000000000000 bytes. Error code 12 (Cannot allocate memory)"
+    ),
 }
 READINGS = {
     "products": lambda operator, vectors: operator.products(vectors),
@@ -169,3 +173,25 @@ def test_other_errors_are_left_alone():
     with pytest.raises(RuntimeError, match="something else"):
         operator.products({"head": torch.ones(12, dtype=torch.float64)})
     assert isinstance(operator, BlockHessian) and operator.samples.largest_batch == 4
+
+
+TEXTS = {
+    "std::bad_alloc": True,
+    "could not create a memory object": True,
+    "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`": True,
+    "CUDA error: out of memory": True,
+    "Expected all tensors to be on the same device": False,
+}
+
+
+@pytest.mark.parametrize(("text", "expected"), TEXTS.items())
+def test_texts_of_allocators(text, expected):
+    assert is_out_of_memory(RuntimeError(text)) == expected
+    assert is_out_of_memory(MemoryError()) and not is_out_of_memory(ValueError("out of memory"))
+
+
+def test_what_this_machine_says():
+    """Four terabytes: the text of the CPU's allocator as it is."""
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(10**12)
+    assert is_out_of_memory(caught.value)

@@ -28,7 +28,7 @@ def test_a_line_says_what_is_known_and_how_long_it_takes(talkative, capsys):
         shown.show("a", estimate(200.0, 20.0), False)  # half the orders of magnitude of one block of two
         shown.show("b", estimate(3.0, 0.01), True)
     first, second = lines(capsys)
-    assert re.fullmatch(r"analysis: 0/2 blocks, about \d+ s left; a 200 ± 2e\+01", first)
+    assert re.fullmatch(r"analysis: 0/2 blocks, \d+ s so far; a 200 ± 2e\+01", first)  # nothing is known of b
     assert re.fullmatch(r"analysis: 1/2 blocks, about \d+ s left; a 200 ± 2e\+01", second)
 
 
@@ -60,7 +60,7 @@ def test_remaining_time_comes_from_the_pace(monkeypatch, capsys):
         now[0] += 20.0
         shown.show("b", estimate(1.0, 0.5), True)
     (line,) = lines(capsys)
-    assert "about 10 s left" in line  # three quarters of the way in 30 seconds
+    assert "about 15 s left" in line  # each took half of the 30 seconds, and one is half way
 
 
 def test_an_error_that_grows_again_is_no_step_back(talkative, capsys):
@@ -107,3 +107,33 @@ def test_the_time_of_a_trace_is_right_within_a_factor_of_two(draws, monkeypatch,
     assert len(said) > draws / 2
     slack = 0.05 * draws  # near the end a small difference of the errors is a large one of what is left
     assert all((draws - seen) / 2 - slack <= left <= 2 * (draws - seen) + slack for seen, left in said)
+
+
+@pytest.mark.parametrize("needs", [(40, 400), (30, 60, 900), (100, 110, 120, 130)], ids=str)
+def test_the_time_of_blocks_that_need_different_draws(needs, monkeypatch, capsys):
+    """All draw in step, a second each, until each has what it needs: what is left is that of the slowest alone."""
+    now = [0.0]
+    monkeypatch.setattr("hawq.experiment.progress.time.monotonic", lambda: now[0])
+    monkeypatch.setattr(progress, "_LINE_EVERY_SECONDS", 0.0)
+    total, said = float(sum(needs)), []
+    with BlockBars([str(place) for place in range(len(needs))], 0.05) as shown:
+        for drawn in range(2, max(needs) + 1):
+            for place, need in enumerate(needs):
+                if drawn <= need:
+                    now[0] += 1.0
+                    error = 0.05 * (need / drawn) ** 0.5
+                    found = Estimate(1.0, error, drawn, False, float(drawn), confidence=0.68)
+                    shown.show(str(place), found, drawn == need)
+                    line = lines(capsys)[-1]
+                    told = re.search(r"about (\d+) s left", line)
+                    if told and total - now[0] > 10:
+                        said.append((total - now[0], int(told.group(1))))
+    assert len(said) > total / 2 and all(true / 2 <= left <= 2 * true for true, left in said)
+
+
+def test_no_time_is_told_of_a_bound(talkative, capsys):
+    """It falls by factors of ten at the end: no pace foretells it."""
+    with BlockBars(["a"], 0.01) as shown:
+        for error in (float("inf"), 0.9, 0.3, 0.02):
+            shown.show("a", Estimate(1.0, error, 1, False, confidence=0.99), False)
+    assert all("so far" in line and "left" not in line for line in lines(capsys))

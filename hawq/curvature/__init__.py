@@ -4,7 +4,7 @@ from hawq.curvature.activations import activation_traces
 from hawq.curvature.block_solver import CurvatureCheckpoint, solve_blocks
 from hawq.curvature.first_order import GradientNorm, RandomScore
 from hawq.curvature.fisher import Fisher
-from hawq.curvature.forms import check_forms, detached_blocks, fixed, have_one_shape
+from hawq.curvature.forms import check_forms, detached_layers, fixed
 from hawq.curvature.gauss_newton import BlockGaussNewton
 from hawq.curvature.hessian import BlockHessian
 from hawq.curvature.hutchinson import Hutchinson
@@ -38,9 +38,8 @@ __all__ = [
     "check_forms",
     "check_loss",
     "check_network",
-    "detached_blocks",
+    "detached_layers",
     "fixed",
-    "have_one_shape",
     "refuse_short_weights",
     "solve",
     "solve_blocks",

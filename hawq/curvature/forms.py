@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from itertools import islice
 from typing import Any
 
 import torch
@@ -15,7 +14,11 @@ from hawq.errors import UserError
 from hawq.modes import analysis_mode
 from hawq.structures import described, pair_of, tensors_in
 
-_MOST_BATCHES = 10_000  # of an iterable without a length: one that never ends is told from a long one
+_MOST_BATCHES, _MOST_BYTES = (
+    10_000,
+    2**33,
+)  # of an iterable without a length: one that never ends is told from a long one
+_FLAT = tuple(f"{name}Backward" for name in ("Round", "Floor", "Ceil", "Trunc", "Sign", "Sgn", "Heaviside"))
 
 
 def fixed(batches: Iterable[Any]) -> list[Batch]:
@@ -41,13 +44,25 @@ def fixed(batches: Iterable[Any]) -> list[Batch]:
 
 
 def _read(batches: Iterable[Any]) -> list[Batch]:
-    read = [_checked(batch) for batch in islice(batches, _MOST_BATCHES)]
-    if len(read) == _MOST_BATCHES:
-        raise UserError(
-            f"the batches have not ended after {_MOST_BATCHES}: give those to analyse, say "
-            "list(itertools.islice(batches, 8))"
-        )
+    read, size_bytes = [], 0
+    for batch in batches:
+        read.append(_checked(batch))
+        size_bytes += sum(part.numel() * part.element_size() for part in read[-1])
+        if (len(read) == _MOST_BATCHES or size_bytes > _MOST_BYTES) and not _has_length(batches):
+            raise UserError(
+                f"the batches have not ended after {len(read)} ({size_bytes / 2**20:.0f} MiB): give those to analyse, "
+                "say list(itertools.islice(batches, 8))"
+            )
     return read
+
+
+def _has_length(batches: Iterable[Any]) -> bool:
+    """Whether an iterable says how long it is; a loader of an endless data set has `__len__`, and fails in it."""
+    try:
+        len(batches)  # type: ignore[arg-type]
+    except TypeError:
+        return False
+    return True
 
 
 def _checked(batch: Any) -> Batch:
@@ -59,12 +74,6 @@ def _checked(batch: Any) -> Batch:
     if targets.dim() == 0 or len(targets) != len(inputs):
         raise UserError(f"a batch has inputs {tuple(inputs.shape)} and targets {tuple(targets.shape)}: give one each")
     return inputs, targets
-
-
-def have_one_shape(batches: Sequence[Batch]) -> bool:
-    """Whether the samples of all batches can stand in one batch."""
-    shapes = {(inputs.shape[1:], targets.shape[1:]) for inputs, targets in batches}
-    return len(shapes) <= 1
 
 
 def check_forms(model: nn.Module, inputs: Tensor, targets: Tensor, loss: Loss, *, one_tensor: bool) -> None:
@@ -92,28 +101,53 @@ def check_forms(model: nn.Module, inputs: Tensor, targets: Tensor, loss: Loss, *
         raise UserError(f"the loss gives a value {form}: one number is needed, the mean over the batch")
 
 
-def detached_blocks(
-    model: nn.Module, weights: Mapping[str, Sequence[Tensor]], inputs: Tensor, targets: Tensor, loss: Loss
+def detached_layers(
+    model: nn.Module, weights: Mapping[str, Tensor], inputs: Tensor, targets: Tensor, loss: Loss
 ) -> list[str]:
-    """Blocks whose weights the outputs depend on, and whose gradient never arrives: no_grad, detach, round or argmax.
+    """Layers that take part in the forward pass, and whose weight no gradient of the loss reaches.
 
-    Their curvature comes out as zero, which says nothing of what quantising them does.
+    That is so behind no_grad, detach or argmax, and behind round and its like, whose slope is zero everywhere. Their
+    curvature comes out as zero, which says nothing of what quantising them does.
 
     Args:
         model: any module.
-        weights: block → its weights.
-        inputs, targets: a few samples.
+        weights: qualified name of a layer → its weight.
+        inputs, targets: a few samples (N, ...).
         loss: mean loss of (outputs, targets).
     """
-    flat = [weight for own in weights.values() for weight in own]
-    with analysis_mode(model, flat):
-        value = loss(model(inputs), targets)
-        found: Sequence[Tensor | None] = [None] * len(flat)
-        if value.requires_grad:
-            found = torch.autograd.grad(value, flat, allow_unused=True)
-    reached = {id(weight) for weight, gradient in zip(flat, found, strict=True) if gradient is not None}
-    without = [name for name, own in weights.items() if not any(id(weight) in reached for weight in own)]
-    return [name for name in without if _matters(model, weights[name], inputs)]
+    called: set[str] = set()
+    modules = dict(model.named_modules())
+    handles = [
+        modules[name].register_forward_pre_hook(lambda *_, name=name: called.add(name))  # type: ignore[misc]
+        for name in weights
+    ]
+    try:
+        with analysis_mode(model, list(weights.values())):
+            reached = _leaves(loss(model(inputs), targets).grad_fn)
+    finally:
+        for handle in handles:
+            handle.remove()
+    without = [name for name, weight in weights.items() if id(weight) not in reached]
+    return [name for name in without if name in called or _matters(model, [weights[name]], inputs)]
+
+
+def _leaves(node: Any) -> set[int]:
+    """The tensors (by `id`) that a graph leads to, not counting edges whose slope is zero everywhere."""
+    waiting, seen, leaves = [node], set(), set()
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen or _is_flat(node):
+            continue
+        seen.add(node)
+        if hasattr(node, "variable"):
+            leaves.add(id(node.variable))
+        waiting += [following for following, _ in node.next_functions]
+    return leaves
+
+
+def _is_flat(node: Any) -> bool:
+    """Whether an operation of the graph has no slope: its gradient is not missing, it is zero."""
+    return node.name().startswith(_FLAT) or bool(getattr(node, "_saved_rounding_mode", None))
 
 
 @torch.no_grad()

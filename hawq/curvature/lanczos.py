@@ -27,10 +27,8 @@ from hawq.curvature.solver import ALL, MOST_READINGS, REST, SUBSET, Reading, Sta
 from hawq.curvature.steering import NOTHING, PLAIN, SUBSPACE, WHOLE, next_product
 from hawq.records import Estimate
 
-_RISK = 0.5 * (1 - CONFIDENCE)  # half of what is stated: the bounds are sharp enough to be missed as often as they may
-_RISKS = {
-    part: share * (1 - CONFIDENCE) for part, share in ((SUBSET, 0.25), (REST, 0.6), (ALL, 0.15))
-}  # of a split matrix
+_RISK = 0.5 * (1 - CONFIDENCE)  # half of what is stated: the bounds are sharp, and missed as often as they may be
+_RISKS = {SUBSET: 0.5 * _RISK, REST: 1.2 * _RISK, ALL: 0.3 * _RISK}  # of a split matrix: what is stated, in all
 _WITH_ROWS = 0.5  # of the risk, for the probe of what rows leave; the other half for one without them
 _GAP = 0.1  # of the eigenvalue, to the next one: what the search reckons with, as long as it is not known
 _SHARPER = 0.3  # of the tolerance: on the subset
@@ -220,11 +218,11 @@ class Lanczos(Reading):
 
     def _ended(self, state: State, *, converged: bool) -> State:
         """The last state: what was found, without the vectors that led there."""
-        ended = state | {"done": True, "converged": converged, "found": self._findings(state), "rows": None}
+        ended = state | {"done": True, "converged": converged, "found": self._findings(state, ended=True), "rows": None}
         return ended | {"search": None, "subspace": nothing_known(), "probes": [], "part": ALL}
 
-    def _findings(self, state: State) -> dict[str, tuple[float, float, float | None]]:
-        """Quantity → value, error and its confidence."""
+    def _findings(self, state: State, *, ended: bool = False) -> dict[str, tuple[float, float, float | None]]:
+        """Quantity → value, error and its confidence; a search that has `ended` alone states its residual."""
         names = ("eigenvalue", "smallest") if self.both_ends else ("eigenvalue",)
         krylov = state["search"]
         found: list[tuple[float, float, float | None]]
@@ -237,6 +235,8 @@ class Lanczos(Reading):
             floor = 10 * torch.finfo(krylov["vector"].dtype).eps * max(abs(pairs[0].value), abs(pairs[-1].value))
             sure = 1.0 if exact else None
             found = [(pair.value, max(pair.error, floor), sure) for pair in (pairs[-1], pairs[0])]
+            if not (exact or ended):  # what the probe will say is not known yet
+                found = [(value, math.inf, None) for value, _, _ in found]
         else:
             found = [(math.nan, math.inf, None)] * 2
         return dict(zip(names, found, strict=False))
@@ -280,7 +280,7 @@ class _OnSubset(Lanczos):
         return super()._risk(SUBSET, split=True)
 
     def _ended(self, state: State, *, converged: bool) -> State:
-        return state | {"done": True, "converged": converged, "found": self._findings(state), "rows": None}
+        return state | {"done": True, "converged": converged, "found": self._findings(state, ended=True), "rows": None}
 
 
 def _asks(state: State, asked: Any) -> State:

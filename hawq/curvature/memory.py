@@ -13,6 +13,15 @@ from torch.utils._pytree import tree_leaves
 
 from hawq.errors import UserError
 
+_OUT_OF_MEMORY = (  # of the allocators of PyTorch, the C++ library, oneDNN and CUDA's libraries
+    "not enough memory",
+    "can't allocate memory",
+    "cannot allocate memory",
+    "out of memory",
+    "bad_alloc",
+    "could not create a memory object",
+    "alloc_failed",
+)
 _MARGIN = 0.6  # of what is free: allocators keep what they once had, and kernels have buffers of their own (measured)
 
 
@@ -77,6 +86,8 @@ def samples_that_fit(limit_bytes: float, in_use_bytes: float, needs: dict[int, i
     return int(free // each)
 
 
-def is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether an error says that memory ran out: PyTorch has a class for it on GPUs, and only a text on CPUs."""
-    return isinstance(error, torch.OutOfMemoryError) or "not enough memory" in str(error)
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out: PyTorch has a class for it on GPUs, and only texts on CPUs."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and any(phrase in str(error).lower() for phrase in _OUT_OF_MEMORY)

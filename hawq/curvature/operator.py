@@ -277,7 +277,7 @@ class BlockOperator(ABC):
         while True:
             try:
                 return work()
-            except RuntimeError as error:
+            except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
                 if self.samples.largest_batch <= 1:

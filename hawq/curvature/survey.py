@@ -59,7 +59,8 @@ def survey(model: nn.Module, loss: Loss, samples: Samples, device: torch.device)
         raise UserError(
             f"the mean loss of the analysed samples is {float(total)}: a Hessian needs a finite one, check the weights"
         )
-    return Survey(float(total), influence, residual, torch.cat(rows) if rows else None)
+    one_width = len({row.shape[1] for row in rows}) == 1
+    return Survey(float(total), influence, residual, torch.cat(rows) if one_width else None)
 
 
 def _output_curvature(loss: Loss, outputs: Tensor, targets: Tensor) -> tuple[Tensor | None, Tensor | None]:

@@ -84,8 +84,9 @@ class BlockBars:
     def __init__(self, names: Sequence[str], tolerance: float | None) -> None:
         self._tolerance, self._started = tolerance, time.monotonic()
         self._printed = self._started
-        self._shares = dict.fromkeys(names, 0.0)
+        self._shares, self._spent = dict.fromkeys(names, 0.0), dict.fromkeys(names, 0.0)
         self._notes: dict[str, str] = {}
+        self._unpaced: set[str] = set()
         self._shown = speaks()
         fits = self._shown and sys.stderr.isatty() and len(names) < get_terminal_size().lines - 1
         self._bars = {name: _block_bar(name, place) for place, name in enumerate(names)} if fits else {}
@@ -93,7 +94,11 @@ class BlockBars:
     def show(self, name: str, estimate: Estimate, done: bool) -> None:
         """The newest estimate of one block."""
         self._shares[name] = 1.0 if done else max(self._shares[name], self._share(estimate))
-        self._notes[name] = f"{estimate.value:.4g} ± {estimate.error:.1g}"
+        self._spent[name] = self._spent[name] + 1.0 if estimate.seconds is None else estimate.seconds
+        error = f" ± {estimate.error:.1g}" if math.isfinite(estimate.error) else ""
+        self._notes[name] = f"{estimate.value:.4g}{error}"
+        if estimate.confidence is not None and estimate.confidence >= _BOUND:  # it falls at no pace that one could know
+            self._unpaced.add(name)
         if name in self._bars:
             bar = self._bars[name]
             bar.set_postfix_str(self._notes[name], refresh=False)
@@ -111,10 +116,20 @@ class BlockBars:
             return min((self._tolerance * abs(estimate.value) / estimate.error) ** 2, 0.99)
         return min(math.log(abs(estimate.value) / estimate.error) / -math.log(self._tolerance), 0.99)
 
+    def _remaining(self) -> float | None:
+        """Seconds until all blocks are done: what each has taken by now, over its share; None while that is a guess."""
+        waiting = [name for name, share in self._shares.items() if share < 1.0]
+        if any(self._shares[name] == 0.0 or name in self._unpaced for name in waiting):
+            return None
+        elapsed = self._printed - self._started
+        seconds = elapsed / (sum(self._spent.values()) or 1.0)  # also what is done beside the readings
+        left = seconds * sum(self._spent[name] * (1 / self._shares[name] - 1) for name in waiting)
+        return left if elapsed >= _TELLING * (elapsed + left) else None
+
     def _print(self) -> None:
         self._printed = time.monotonic()
-        seconds, share = self._printed - self._started, sum(self._shares.values()) / len(self._shares)
-        left = f"about {seconds * (1 - share) / share:.0f} s left" if share > _TELLING else f"{seconds:.0f} s so far"
+        seconds, remaining = self._printed - self._started, self._remaining()
+        left = f"{seconds:.0f} s so far" if remaining is None else f"about {remaining:.0f} s left"
         open_ones = ", ".join(f"{name} {self._notes[name]}" for name, s in self._shares.items() if 0 < s < 1)
         ready = sum(share == 1.0 for share in self._shares.values())
         line = f"analysis: {ready}/{len(self._shares)} blocks, {left}{open_ones and '; '}{open_ones}"
@@ -131,5 +146,5 @@ class BlockBars:
 
 
 def _block_bar(name: str, place: int) -> tqdm[None]:
-    form = "{desc} {percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}"
+    form = "{desc} {percentage:3.0f}%|{bar}| {elapsed}{postfix}"
     return tqdm(total=100, desc=f"{name:<16}", position=place, leave=False, dynamic_ncols=True, bar_format=form)
