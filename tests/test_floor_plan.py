@@ -16,7 +16,9 @@ FLOORS = (
     ("unquantized",),
     ("blocks",),
     ("curvature", "quantization"),
-    ("sensitivity", "allocation", "finetuning", "export", "models", "data", "evaluation", "validation"),
+    ("trials",),
+    ("sensitivity", "allocation", "finetuning", "export", "models", "data", "evaluation"),
+    ("validation", "reconstruction", "search"),
     ("report", "deployment"),
     ("hawq",),  # the library's front door, hawq/__init__.py
     # ---------- the library ends here: nothing above this line imports hawq.experiment ----------

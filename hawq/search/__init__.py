@@ -1,0 +1,1 @@
+"""Search for plans by measurement: refinement, and searches by evaluation to compare with."""
