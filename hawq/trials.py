@@ -94,14 +94,23 @@ class Trials:
 
     def outcomes(self, network: nn.Module) -> Outcomes:
         """Outcomes of any network with the same outputs. Raises UserError where they are not finite."""
-        kl, loss, hits = [], [], []
+        return _joined(list(self.by_batch(network)))
+
+    def by_batch(self, network: nn.Module) -> Iterator[Outcomes]:
+        """`outcomes`, one batch of images after the other, each computed when it is asked for."""
         for outputs, expected, (_, labels) in zip(self._outputs(network), self._float, self._images, strict=True):
             found = self._log_probabilities(outputs)
-            kl.append(self._temperature**2 * (expected.exp() * (expected - found)).sum(1).clamp(min=0.0).cpu())
+            kl = self._temperature**2 * (expected.exp() * (expected - found)).sum(1).clamp(min=0.0).cpu()
+            loss = hits = None
             if labels is not None:
-                loss.append(nn.functional.cross_entropy(outputs, labels, reduction="none").double().cpu())
-                hits.append((outputs.argmax(1) == labels).double().cpu())
-        return Outcomes(torch.cat(kl), torch.cat(loss) if loss else None, torch.cat(hits) if hits else None)
+                loss = nn.functional.cross_entropy(outputs, labels, reduction="none").double().cpu()
+                hits = (outputs.argmax(1) == labels).double().cpu()
+            yield Outcomes(kl, loss, hits)
+
+    @property
+    def batch_sizes(self) -> tuple[int, ...]:
+        """Images in each batch."""
+        return tuple(len(inputs) for inputs, _ in self._images)
 
     def _outputs(self, network: nn.Module) -> Iterator[Tensor]:
         """Outputs (N, classes) of each batch, in eval mode and full float32."""
@@ -115,6 +124,16 @@ class Trials:
     def _log_probabilities(self, outputs: Tensor) -> Tensor:
         """log softmax(z/T) of (N, classes), float64."""
         return nn.functional.log_softmax(outputs.double() / self._temperature, dim=1)
+
+
+def _joined(parts: Sequence[Outcomes]) -> Outcomes:
+    losses = [part.loss for part in parts if part.loss is not None]
+    hits = [part.hits for part in parts if part.hits is not None]
+    return Outcomes(
+        torch.cat([part.kl for part in parts]),
+        torch.cat(losses) if losses else None,
+        torch.cat(hits) if hits else None,
+    )
 
 
 def paired(values: Tensor, others: Tensor) -> tuple[float, float]:

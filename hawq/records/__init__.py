@@ -5,7 +5,7 @@ from hawq.records.conversion import Record, from_dict, to_dict
 from hawq.records.derived import MEASURED
 from hawq.records.files import PLAN_SCHEMA, SENSITIVITY_SCHEMA, dump_record, read_record, read_sensitivity
 from hawq.records.kinds import BIT_WIDTHS, FLOAT_BITS, IMAGE_BITS
-from hawq.records.plans import BitPlan, Confidence, Cost, LimitUse, Phase, Precision
+from hawq.records.plans import BitPlan, Confidence, Cost, Judgement, LimitUse, Phase, Precision, Searched
 from hawq.records.reports import ResultRow, RunReport, StageRecord
 from hawq.records.scores import ACTIVATIONS, SCORES, WEIGHTS, Prediction, ScoreTable
 from hawq.records.sensitivity import BlockSensitivity, Estimate, Sensitivity
@@ -29,6 +29,7 @@ __all__ = [
     "Cost",
     "Estimate",
     "FloatPart",
+    "Judgement",
     "LimitUse",
     "LossIncrease",
     "LossIncreases",
@@ -42,6 +43,7 @@ __all__ = [
     "RunReport",
     "Score",
     "ScoreTable",
+    "Searched",
     "Sensitivity",
     "StageRecord",
     "Validated",
