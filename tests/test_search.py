@@ -20,6 +20,8 @@ from hawq.allocation.limits import AT_LEAST
 from hawq.errors import UserError
 from hawq.records import Block, Precision
 from hawq.search.additive import Additive
+from hawq.search.haq import Haq
+from hawq.search.layer_facts import LayerFacts
 from hawq.search.objective import Objective
 from hawq.search.plans import Plan, Plans
 from hawq.search.random_search import RandomSearch
@@ -195,6 +197,9 @@ def searches(seed: int) -> dict[str, Callable[[Objective, Plans], Found]]:
             objective, plans, plans.plan(plans.cheapest), scores_of(plans, fair)
         ),
         "random": lambda objective, plans: RandomSearch(seed=seed).search(objective, plans, ()),
+        "haq": lambda objective, plans: Haq(evaluations=14, warmup=8, seed=seed).search(
+            objective, plans, [LayerFacts(False, 3, 8, 1, 3, 5 + at, 64) for at in range(len(plans.members))]
+        ),
     }
 
 
