@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from hawq.finetuning import FineTuning, finetune
     from hawq.quantization import LSQ, Uniform, quantize, reestimate_batch_norm
     from hawq.records import BitPlan, Block, Estimate, Phase, Precision, RunReport, Sensitivity
+    from hawq.search import Haq, OptunaSearch, RandomSearch, refine, search_plan
     from hawq.sensitivity import analyze
 
 __version__ = "0.1.0"
@@ -31,6 +32,7 @@ _HOMES = {
     "hawq.finetuning": ("FineTuning", "finetune"),
     "hawq.quantization": ("LSQ", "Uniform", "quantize", "reestimate_batch_norm"),
     "hawq.records": ("BitPlan", "Block", "Estimate", "Phase", "Precision", "RunReport", "Sensitivity"),
+    "hawq.search": ("Haq", "OptunaSearch", "RandomSearch", "refine", "search_plan"),
     "hawq.sensitivity": ("analyze",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
@@ -51,10 +53,12 @@ __all__ = [
     "LowRank",
     "Manual",
     "Monotone",
+    "OptunaSearch",
     "Phase",
     "PowerIteration",
     "Precision",
     "RandomScore",
+    "RandomSearch",
     "RunReport",
     "Sensitivity",
     "Uniform",
@@ -69,7 +73,9 @@ __all__ = [
     "packed_overhead",
     "quantize",
     "reestimate_batch_norm",
+    "refine",
     "save",
+    "search_plan",
 ]
 
 
