@@ -46,6 +46,7 @@ __all__ = [
     "FineTuning",
     "Fisher",
     "GradientNorm",
+    "Haq",
     "HawqV3",
     "Hutchinson",
     "IntegerProgram",
