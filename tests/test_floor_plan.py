@@ -46,6 +46,7 @@ KNOWN_TO = {
     "onnx": {"deployment"},
     "onnxruntime": {"deployment"},
     "openvino": {"deployment"},
+    "brevitas": {"deployment"},
 }
 
 FILES = sorted([*REPOSITORY.glob("hawq/**/*.py"), REPOSITORY / "train.py", *REPOSITORY.glob("scripts/*.py")])
