@@ -1,0 +1,8 @@
+"""Scores that are measured for each block and bit-width, beside those that follow from curvature."""
+
+from hawq.scoring.kl import kl_score
+from hawq.scoring.output_shift import output_shift_score
+from hawq.scoring.quadratic import quadratic_score
+from hawq.scoring.work import Conditions
+
+__all__ = ["Conditions", "kl_score", "output_shift_score", "quadratic_score"]
