@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from hawq.modes import eval_mode
+from hawq.progress import SILENT, Task, counted
 
 Statistics = dict[_BatchNorm, tuple[Tensor, Tensor]]  # layer → running mean (C,), running variance (C,)
 
@@ -41,22 +42,28 @@ class CarriedBatchNorm:
     Args:
         model: before the change.
         batches: inputs (N, ...); those of a single sample are ignored.
+        task: advanced by every sample of every pass.
     """
 
-    def __init__(self, model: nn.Module, batches: Sequence[Tensor]) -> None:
-        self._model = model
+    def __init__(self, model: nn.Module, batches: Sequence[Tensor], task: Task = SILENT) -> None:
+        self._model, self._task = model, task
         self._batches = [inputs for inputs in batches if len(inputs) > 1]  # a single sample has no statistics
         self._known = {norm: (mean.clone(), var.clone()) for norm, (mean, var) in _known(model).items()}
-        self._before = _measure(model, self._batches)
+        self._before = _measure(model, counted(self._batches, task))
 
     def follow(self) -> None:
         """Adapts the running statistics to the network as it is now."""
         carried: Statistics = {}
-        for norm, (mean, var) in _measure(self._model, self._batches).items():
+        for norm, (mean, var) in _measure(self._model, counted(self._batches, self._task)).items():
             (known_mean, known_var), (mean_before, var_before) = self._known[norm], self._before[norm]
             ratio = (var + norm.eps) / (var_before + norm.eps)
             carried[norm] = known_mean + mean - mean_before, known_var * ratio
         _put(carried)
+
+
+def has_batch_norm(model: nn.Module) -> bool:
+    """Whether a network has a batch norm with running statistics."""
+    return bool(_known(model))
 
 
 def _known(model: nn.Module) -> Statistics:
