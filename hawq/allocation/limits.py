@@ -109,10 +109,11 @@ def make_limits(
         if unit == "latency_ms" and latency is None:
             raise UserError(f"{name}={target:g} (latency_ms) needs times: give latency=table.json or latency=table.csv")
         _refuse_untraced(name, unit, blocks)
+        between, ends = _as_uniform(name, blocks) if unit == "uniform_bits" else (0, 0.0)
         cost, scale, offset = {
             "w_comp": (weight_bits, FLOAT_BITS * weights, 0),
             "average_bits": (weight_bits, weights, 0),
-            "uniform_bits": (weight_bits, *_as_uniform(name, blocks)) if unit == "uniform_bits" else (),
+            "uniform_bits": (weight_bits, between, ends),
             "bytes": (weight_bits, 8, overhead_bytes or 0),
             "bops": (bops, 1, 0),
             "a_comp": (activation_bits, FLOAT_BITS * activations, 0),
@@ -124,7 +125,7 @@ def make_limits(
     return tuple(limits)
 
 
-def _as_uniform(name: str, blocks: Sequence[Block]) -> tuple[float, float]:
+def _as_uniform(name: str, blocks: Sequence[Block]) -> tuple[int, float]:
     """Scale and offset of the bits that a uniform network of the same size has between its ends.
 
     Raises UserError where there is nothing between the ends.

@@ -33,7 +33,8 @@ def check_demands(parts: Mapping[str, Any]) -> None:
     if score in MEASURED and score not in _FINDS.get(name, MEASURED):
         others, chosen = ", ".join((*_FINDS[name], *BEYOND_CURVATURE, "error")), name.removeprefix("solver/")
         raise ValueError(
-            f"bits.score={score} is not found by solver={chosen}: give {_REMEDY[score]}, or one of {others} as bits.score"
+            f"bits.score={score} is not found by solver={chosen}: give {_REMEDY[score]}, "
+            f"or one of {others} as bits.score"
         )
     if any(component_name(type(one)) == "solver/none" for one in parts["compared"].values()):
         raise ValueError("validate.solvers names none, which has no score: leave it out")
