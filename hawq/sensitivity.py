@@ -39,7 +39,7 @@ _ACTIVATION_TOLERANCE, _ACTIVATION_DRAWS = 0.05, 100
 _FEW = 2  # samples that the forms are checked on
 
 
-@component("analysis/analysis", not_in_key=("batch_size", "save_every_seconds"))
+@component("analysis/analysis", not_in_key=("batch_size", "landscape", "save_every_seconds"))
 @dataclass(frozen=True)
 class Analysis:
     """How much data the Hessian sees.
@@ -51,6 +51,7 @@ class Analysis:
         detached_bits: bit-width of blocks that no gradient of the loss reaches (a backbone under no_grad, say); None
             refuses them.
         stop_when_settled: ends as soon as no curvature within its error can change a bit-width (bits=mixed).
+        landscape: whether the loss is measured along the top eigenvector of the three blocks of largest curvature.
         save_every_seconds: how often a half-done analysis is stored, so that a killed run can resume.
 
     Raises:
@@ -62,6 +63,7 @@ class Analysis:
     activations: bool = False
     detached_bits: int | None = None
     stop_when_settled: bool = False
+    landscape: bool = False
     save_every_seconds: float = 20.0
 
     def __post_init__(self) -> None:

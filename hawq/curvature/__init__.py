@@ -9,6 +9,7 @@ from hawq.curvature.gauss_newton import BlockGaussNewton
 from hawq.curvature.hessian import BlockHessian
 from hawq.curvature.hutchinson import Hutchinson
 from hawq.curvature.lanczos import Lanczos
+from hawq.curvature.landscape import Slice, landscape
 from hawq.curvature.low_rank import LowRank
 from hawq.curvature.operator import Batch, BlockOperator, Loss
 from hawq.curvature.power import PowerIteration
@@ -32,6 +33,7 @@ __all__ = [
     "LowRank",
     "PowerIteration",
     "RandomScore",
+    "Slice",
     "Solver",
     "State",
     "activation_traces",
@@ -40,6 +42,7 @@ __all__ = [
     "check_network",
     "detached_layers",
     "fixed",
+    "landscape",
     "refuse_short_weights",
     "solve",
     "solve_blocks",

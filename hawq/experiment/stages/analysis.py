@@ -19,6 +19,7 @@ from hawq.experiment.prepare import Inputs
 from hawq.experiment.run import Run
 from hawq.experiment.stages.cache import Files, KeyedSettings, cached
 from hawq.experiment.stages.float_network import FloatNetwork
+from hawq.experiment.stages.landscape import write_landscape
 from hawq.files import write_whole
 from hawq.progress import SILENT, Progress
 from hawq.records import SENSITIVITY_SCHEMA, Estimate, Sensitivity, dump_record, read_record
@@ -33,6 +34,8 @@ def analysis(run: Run, float_network: FloatNetwork) -> Sensitivity:
     curvature = measured_curvature(run, float_network, "analysis")
     sensitivity = _combined(run, curvature)
     write_whole(run.folder / "sensitivity.json", dump_record(SENSITIVITY_SCHEMA, sensitivity))
+    if run.settings.analysis.landscape:
+        write_landscape(run, float_network, sensitivity)
     if not run.wants("allocation"):
         print("\n" + sensitivity_table(sensitivity, None))
     return sensitivity
