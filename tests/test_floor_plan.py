@@ -44,6 +44,9 @@ KNOWN_TO = {
     "timm": {"models", "data", "finetuning"},
     "torchvision": {"models", "data"},
     "matplotlib": {"report"},
+    "jinja2": {"report"},
+    "rich": {"experiment.progress", "experiment.console"},
+    "tensorboard": {"experiment.tracking"},
     "onnx": {"deployment"},
     "onnxruntime": {"deployment"},
     "openvino": {"deployment"},
@@ -123,6 +126,8 @@ def test_plan_names_every_room_and_no_other() -> None:
         ("export", "import onnx.helper", "onnx"),
         ("experiment.stages", "from onnxruntime import InferenceSession", "onnxruntime"),
         ("report", "import openvino", "openvino"),
+        ("experiment.stages", "from jinja2 import Template", "jinja2"),
+        ("report", "import rich.table", "rich"),
         ("experiment.tracking", "import matplotlib.pyplot as plt", "matplotlib"),
     ],
 )

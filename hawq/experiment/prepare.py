@@ -131,14 +131,22 @@ class Inputs:
         self, network: nn.Module, num_images: int | None = None, progress: Progress | None = None, title: str = ""
     ) -> float:
         """Accuracy in percent on the first `num_images` test images, or on all."""
+        from hawq.evaluation import percent
+
+        return percent(self.test_hits(network, num_images, progress, title))
+
+    def test_hits(
+        self, network: nn.Module, num_images: int | None = None, progress: Progress | None = None, title: str = ""
+    ) -> Tensor:
+        """Whether each of the first `num_images` test images, or of all, gets its label: (N,) bool."""
         from torch.utils.data import Subset
 
-        from hawq.evaluation import accuracy_on
+        from hawq.evaluation import hits_on
         from hawq.progress import SILENT
 
         count = min(num_images or len(self.splits.test_images), len(self.splits.test_images))
         images = Subset(self.test_images(), range(count))
-        return accuracy_on(network, images, self.device, self.workers, progress or SILENT, title)
+        return hits_on(network, images, self.device, self.workers, progress or SILENT, title)
 
 
 def prepare(settings: Settings) -> Inputs | Sensitivity:

@@ -18,7 +18,9 @@ _MOST_TEMPERATURE = 1000.0
 
 @component(
     "analysis/analysis",
-    not_in_key=("batch_size", "save_every_seconds", "scores", "images", "kl_temperature", "loss", "temperature"),
+    not_in_key=(
+        *("batch_size", "landscape", "save_every_seconds", "scores", "images", "kl_temperature", "loss", "temperature"),
+    ),
 )
 @dataclass(frozen=True)
 class Analysis:
@@ -39,6 +41,7 @@ class Analysis:
         detached_bits: bit-width of blocks that no gradient of the loss reaches (a backbone under no_grad, say); None
             refuses them.
         stop_when_settled: ends as soon as no curvature within its error can change a bit-width (bits=mixed).
+        landscape: whether the loss is measured along the top eigenvector of the three blocks of largest curvature.
         save_every_seconds: how often a half-done analysis is stored, so that a killed run can resume.
 
     Raises:
@@ -55,6 +58,7 @@ class Analysis:
     temperature: float = 4.0
     detached_bits: int | None = None
     stop_when_settled: bool = False
+    landscape: bool = False
     save_every_seconds: float = 20.0
 
     def __post_init__(self) -> None:

@@ -18,6 +18,7 @@ from hawq.experiment.prepare import Inputs
 from hawq.experiment.run import Run
 from hawq.experiment.stages.cache import Files, KeyedSettings, cached
 from hawq.experiment.stages.float_network import FloatNetwork
+from hawq.experiment.stages.landscape import write_landscape
 from hawq.files import write_whole
 from hawq.progress import SILENT, Progress
 from hawq.quantization import Quantizer
@@ -46,6 +47,8 @@ def analysis(run: Run, float_network: FloatNetwork) -> Sensitivity:
     scores = [measured_score(run, float_network, name) for name in wanted_scores(run.settings)]
     sensitivity = _combined(run, curvature).with_scores(scores)
     write_whole(run.folder / "sensitivity.json", dump_record(SENSITIVITY_SCHEMA, sensitivity))
+    if run.settings.analysis.landscape:
+        write_landscape(run, float_network, sensitivity)
     if not run.wants("allocation"):
         print("\n" + sensitivity_table(sensitivity, None))
     return sensitivity
