@@ -27,7 +27,7 @@ STAGES = (
     Stage("float_network", (), "the float network: loaded, or trained first; always there"),
     Stage("analysis", ("float_network",), "sensitivity of every block", ("solver",)),
     Stage("validate", ("float_network", "analysis"), "how well each score predicts the truth", ("solver",)),
-    Stage("allocation", ("analysis",), "bit-widths of every block", ("bits",)),
+    Stage("allocation", ("float_network", "analysis"), "bit-widths of every block", ("bits", "search")),
     Stage("finetune", ("float_network", "analysis", "allocation"), "quantised, fine-tuned networks"),
     Stage("export", ("float_network", "finetune"), "packed files, and their accuracy"),
     Stage("deploy", ("float_network", "finetune", "export"), "files that a runtime computes in integers"),

@@ -5,7 +5,7 @@ from hawq.records.conversion import Record, from_dict, to_dict
 from hawq.records.derived import MEASURED
 from hawq.records.files import PLAN_SCHEMA, SENSITIVITY_SCHEMA, dump_record, read_record, read_sensitivity
 from hawq.records.kinds import BIT_WIDTHS, FLOAT_BITS, IMAGE_BITS
-from hawq.records.plans import BitPlan, Confidence, Cost, LimitUse, Phase, Precision
+from hawq.records.plans import BitPlan, Confidence, Cost, Judgement, LimitUse, Phase, Precision, Searched
 from hawq.records.reports import Difference, Measured, ResultRow, RunReport, StageRecord
 from hawq.records.scores import ACTIVATIONS, BEYOND_CURVATURE, SCORES, WEIGHTS, Prediction, ScoreTable
 from hawq.records.sensitivity import BlockSensitivity, Estimate, Sensitivity
@@ -31,6 +31,7 @@ __all__ = [
     "Difference",
     "Estimate",
     "FloatPart",
+    "Judgement",
     "LimitUse",
     "LossIncrease",
     "LossIncreases",
@@ -45,6 +46,7 @@ __all__ = [
     "RunReport",
     "Score",
     "ScoreTable",
+    "Searched",
     "Sensitivity",
     "StageRecord",
     "Validated",

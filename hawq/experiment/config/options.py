@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from hawq.finetuning import FineTuning, Training
     from hawq.models import ModelSpec
     from hawq.quantization import Quantizer
+    from hawq.search import Search
     from hawq.sensitivity import Analysis
     from hawq.validation import Validation
 
@@ -32,6 +33,7 @@ COMPONENTS = (
     "solver",
     "validate",
     "bits",
+    "search",
     "allocation",
     "quantizer",
     "finetune",
@@ -135,3 +137,4 @@ class Settings:
     export: PackedExport = None  # type: ignore[assignment]
     deploy: NoDeployment | OnnxDeployment | DyadicReport = None  # type: ignore[assignment]
     compared: dict[str, Solver] = None  # type: ignore[assignment]
+    search: Search = None  # type: ignore[assignment]

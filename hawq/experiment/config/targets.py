@@ -34,6 +34,7 @@ _NEEDED: Mapping[str, tuple[str, ...]] = {
     "solver": ("name", "reads", "memory_limit_gib", "start", "update", "estimates"),
     "validate": ("num_samples", "batch_size"),
     "bits": ("check", "allocate"),
+    "search": ("images", "num_images", "judge"),
     "allocation": ("sensitivity",),
     "quantizer": ("name", "weight", "activation"),
     "finetune": ("num_steps", "block_order"),
