@@ -23,6 +23,8 @@ FLOORS = (
     ("hawq",),  # the library's front door, hawq/__init__.py
     # ---------- the library ends here: nothing above this line imports hawq.experiment ----------
     ("experiment.artifacts", "experiment.progress", "experiment.table"),
+    ("experiment.jobs",),
+    ("experiment.console",),
     ("experiment.tracking",),
     ("experiment.metrics",),
     ("experiment.config",),

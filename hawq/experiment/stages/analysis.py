@@ -15,6 +15,7 @@ from hawq.components import component_facts
 from hawq.curvature import CurvatureCheckpoint, Solver
 from hawq.distributed import broadcast, broadcast_parameters
 from hawq.experiment.artifacts import Artifact
+from hawq.experiment.console import LESS, table
 from hawq.experiment.prepare import Inputs
 from hawq.experiment.run import Run
 from hawq.experiment.stages.cache import Files, KeyedSettings, cached
@@ -23,7 +24,7 @@ from hawq.experiment.stages.landscape import write_landscape
 from hawq.files import write_whole
 from hawq.progress import SILENT, Progress
 from hawq.records import SENSITIVITY_SCHEMA, Estimate, Sensitivity, dump_record, read_record
-from hawq.report import sensitivity_table
+from hawq.report import sensitivity_rows
 from hawq.sensitivity import Analysis, Curvature, combine, measure_curvature
 
 CURVATURE_SCHEMA = "hawq.curvature/2"
@@ -37,7 +38,7 @@ def analysis(run: Run, float_network: FloatNetwork) -> Sensitivity:
     if run.settings.analysis.landscape:
         write_landscape(run, float_network, sensitivity)
     if not run.wants("allocation"):
-        print("\n" + sensitivity_table(sensitivity, None))
+        print("\n" + table(*sensitivity_rows(sensitivity, None), drop=LESS))
     return sensitivity
 
 
