@@ -46,6 +46,7 @@ KNOWN_TO = {
     "torchvision": {"models", "data"},
     "matplotlib": {"report"},
     "jinja2": {"report"},
+    "playwright": {"scripts"},
     "rich": {"experiment.progress", "experiment.console"},
     "tensorboard": {"experiment.tracking"},
     "onnx": {"deployment"},

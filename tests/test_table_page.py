@@ -9,8 +9,10 @@ from typing import Any
 
 import pytest
 from browsing import DESKTOP, PHONE, axe_violations, browser, opened
+from browsing import chromium as chromium_of_this_system
+from PIL import Image
 from run_folders import IMAGES, made_run, measured
-from runs import read_json, run_script
+from runs import REPOSITORY, read_json, run_script
 
 from hawq.report import Entry, write_page, write_table
 
@@ -46,21 +48,21 @@ def test_lines_are_folded_sorted_and_filtered(sweep: Path) -> None:
     with browser() as chromium, opened(chromium, sweep / "table.html") as found:
         page = found.page
         lines = lines_of(page)
-        assert [line[0].split()[0] for line in lines] == ["float", "direct", "HAWQ", "direct", "HAWQ"]
+        assert [line[1].split()[0] for line in lines] == ["float", "direct", "HAWQ", "direct", "HAWQ"]
         accuracies = [100 * (1 - wrong / IMAGES) for (target, _), wrong in WRONG.items() if target == 10.0]
-        folded = next(line for line in lines if "bits.target=10" in line[1] and line[0].startswith("HAWQ"))
-        assert folded[2] == f"{mean(accuracies):.2f} ± {stdev(accuracies):.2f}" and folded[8] == "3"
-        assert folded[9] == "0, 1, 2" and "seed=" not in folded[1]
+        folded = next(line for line in lines if "bits.target=10" in line[2] and line[1].startswith("HAWQ"))
+        assert folded[3] == f"{mean(accuracies):.2f} ± {stdev(accuracies):.2f}" and folded[9] == "3"
+        assert folded[10] == "0, 1, 2" and "seed=" not in folded[2]
         failed = page.locator("#failed").inner_text()
         assert "bits.target=15 seed=0: failed, the loss <is> not finite" in failed
         accuracy = page.locator("#lines th[data-key=accuracy]")
         for order, sign in (("ascending", 1), ("descending", -1)):
             accuracy.locator("button").click()
             assert accuracy.get_attribute("aria-sort") == order
-            values = [float(line[2].split()[0]) for line in lines_of(page)]
+            values = [float(line[3].split()[0]) for line in lines_of(page)]
             assert values == sorted(values, key=lambda value: sign * value)
         page.locator("#filter").fill("hawq target=13")
-        assert [line[1] for line in lines_of(page)] == ["bits.target=13"]
+        assert [line[2] for line in lines_of(page)] == ["bits.target=13"]
         assert page.locator("#shown").inner_text() == "1 of 5"
         page.locator("#filter").fill("")
         page.locator("#lines tbody a").first.click()
@@ -91,3 +93,15 @@ def test_runs_are_compared_by_hand(sweep: Path, tmp_path: Path, capsys: pytest.C
     text = (tmp_path / "table.html").read_text(encoding="utf-8")
     for folder in folders:
         assert f'href="{folder.name}/report.html"' in text and read_json(folder / "report.json")["command"] in text
+
+
+def test_records_are_drawn_beside_runs(sweep: Path, tmp_path: Path) -> None:
+    """The picture of the README: each network of a record with its interval, shared ones once."""
+    chromium_of_this_system()
+    records = sorted((REPOSITORY / "docs" / "results").glob("ablation_[dh]*.json"))
+    out = tmp_path / "picture.png"
+    assert run_script("pictures.py", *records, sweep / "job-13-0", "--images", 10_000, "--out", out) is None
+    with Image.open(out) as drawn:
+        assert drawn.width > 1000 and len(set(drawn.convert("L").resize((50, 50)).tobytes())) > 5
+    message = run_script("pictures.py", tmp_path / "absent", "--out", out)
+    assert message is not None and message.startswith("error: ") and "absent" in message

@@ -341,9 +341,17 @@ def test_offline_run_holds_the_figures(offline_run: tuple[Path, str], history: l
     assert sent == {path.read_bytes() for path in (folder / "figures").glob("*.png")}
 
 
+def test_offline_run_shows_the_report(offline_run: tuple[Path, str], history: list[dict[str, Any]]) -> None:
+    """The same page, so the same figures from the same data."""
+    folder, _ = offline_run
+    (path,) = shown(history, "html-file").values()
+    assert (wandb_folder(folder) / "files" / path).read_text() == (folder / "report.html").read_text()
+
+
 def test_no_key_is_logged_as_two_kinds_of_media(history: list[dict[str, Any]]) -> None:
     """W&B draws one panel for a key: a picture logged under a table's key takes the table's place."""
     assert set(shown(history, "table-file")) & set(shown(history, "image-file")) == set()
+    assert set(shown(history, "html-file")) & {*shown(history, "table-file"), *shown(history, "image-file")} == set()
 
 
 def test_offline_run_holds_artifacts_and_summary(offline_run: tuple[Path, str], records: dict[str, list[Any]]) -> None:

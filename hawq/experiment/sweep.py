@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,8 @@ class SweepTable(Callback):
             jobs.append((overrides, run_name(job)))
         common = set.intersection(*(set(overrides) for overrides, _ in jobs)) if len(jobs) > 1 else set()
         labels = [" ".join(word for word in overrides if word not in common) for overrides, _ in jobs]
+        if str(config.hydra.launcher._target_).endswith(".LocalLauncher"):
+            _share_cores(len(jobs))
         write_jobs(sweep, [(label, name) for label, (_, name) in zip(labels, jobs, strict=True)])
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
@@ -70,6 +73,15 @@ class SweepTable(Callback):
             count = f"{len(failed)} of {len(jobs)} jobs failed"
             first = f"{failed[0].label}: {failed[0].error or failed[0].state}"
             raise SystemExit(f"error: {count}, first {first}; the same command runs these alone")
+
+
+def _share_cores(jobs: int) -> None:
+    """Gives each of several processes that start at once its share of the cores, unless the environment says otherwise.
+
+    PyTorch would take all cores in each of them, and all would wait for each other. (Joblib does the same by itself.)
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // max(1, jobs))))
 
 
 def _settled_folder(config: DictConfig) -> Path:

@@ -13,7 +13,8 @@ from typing import Any
 from hawq.files import write_whole
 from hawq.records import ResultRow
 from hawq.report.intervals import wilson
-from hawq.report.page import render
+from hawq.report.page import render, title_of
+from hawq.report.results import Recorded
 from hawq.report.run_folder import RunFolder, read_run
 from hawq.report.tables import size_label
 from hawq.report.wording import signed
@@ -35,6 +36,7 @@ class Entry:
 class _Line:
     """Networks that differ only in the seed."""
 
+    network: str
     method: str
     label: str
     command: str
@@ -44,13 +46,13 @@ class _Line:
     reference: bool = False
 
 
-def write_table(path: Path, entries: Sequence[Entry], title: str) -> Path:
+def write_table(path: Path, entries: Sequence[Entry], title: str, recorded: Sequence[Recorded] = ()) -> Path:
     """Writes a self-contained page that lists and plots the networks of many runs, and returns its path.
 
     Runs whose commands differ only in the seed make one line. A run that failed or is not finished is listed as that;
-    float networks and uniform baselines that several runs share are listed once.
+    float networks and uniform baselines that several runs share are listed once. `recorded` results are listed too.
     """
-    lines = [_shown(line, path.parent) for line in _folded(entries)]
+    lines = [_shown(line, path.parent) for line in [*_folded(entries), *_of_records(recorded)]]
     open_ones = [
         {"label": entry.label, "state": entry.state, "error": entry.error, "report": _report(entry.folder, path.parent)}
         for entry in entries
@@ -81,10 +83,25 @@ def _folded(entries: Sequence[Entry]) -> list[_Line]:
                 continue
             seen.add((*key, run.config.get("seed"), row.accuracy))
             label = without_seed(entry.label) if own else ""
-            line = lines.setdefault(key, _Line(row.method, label, run.command, reference=not own))
+            line = lines.setdefault(key, _Line(title_of(run), row.method, label, run.command, reference=not own))
             line.rows.append(row)
             line.bops = _bops(run, own, row) if line.bops is None else line.bops
             line.reports.append((str(run.config.get("seed", "–")), str(entry.folder)))
+    return list(lines.values())
+
+
+def _of_records(recorded: Sequence[Recorded]) -> list[_Line]:
+    """One line per network of each record; those that several records share are listed once."""
+    lines: dict[tuple[Any, ...], _Line] = {}
+    for one in recorded:
+        for place, rows in enumerate(zip(*(run.rows for run in one.runs), strict=True)):
+            results = [row.result for row in rows]
+            key = (one.network, results[0].method, results[0].size_bytes, tuple(result.accuracy for result in results))
+            own = place == len(one.runs[0].rows) - 1
+            line = _Line(one.network, results[0].method, one.note if own else "", one.command, reference=not own)
+            line.rows += results
+            line.reports = []
+            lines.setdefault(key, line)
     return list(lines.values())
 
 
@@ -114,6 +131,7 @@ def _shown(line: _Line, beside: Path) -> dict[str, Any]:
     size = mean(row.size_bytes for row in line.rows)
     differences = [row.difference.value for row in line.rows if row.difference]
     return {
+        "network": line.network,
         "method": line.method,
         "label": line.label,
         "command": line.command,
@@ -148,6 +166,7 @@ def _mark_front(lines: Sequence[dict[str, Any]]) -> None:
             and other["accuracy"] >= line["accuracy"]
             and (other["bytes"], -other["accuracy"]) != (line["bytes"], -line["accuracy"])
             for other in lines
+            if other["network"] == line["network"]
         )
 
 

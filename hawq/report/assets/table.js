@@ -1,27 +1,31 @@
 // Many runs: a scatter with its front, and a table to sort and filter.
 "use strict";
 const LINES = DATA.lines;
-const place = document.querySelector('[data-chart="scatter"]');
-if (place) {
+const scatter = byId("scatter");
+if (scatter) {
   const select = byId("axis");
   const methods = [...new Set(LINES.map((line) => line.method))];
-  const own = [...new Set(LINES.filter((line) => !line.reference).map((line) => line.method))];
-  const color = ({ method }) => (method === "float" ? "var(--soft)" : own.includes(method) ? ["var(--accent)", "var(--good)"][own.indexOf(method) % 2] : "var(--warm)");
+  const fixed = { float: "var(--soft)", HAWQ: "var(--accent)", "direct uniform": "var(--warm)" };
+  const others = methods.filter((method) => !fixed[method]);
+  const color = ({ method }) => fixed[method] ?? ["var(--good)", "var(--violet)", "var(--teal)", "var(--bad)"][others.indexOf(method) % 4];
   byId("plot-legend").replaceChildren(...methods.map((method) => element("span", { class: "key dot", style: `--c:${color({ method })}` }, method)));
   const text = { bytes: (value) => bytes(value).replace(".0 ", " ").replace(".00 ", " "), bops: (value) => `${sig(value / 1e9)} G`, w_comp: (value) => `${sig(value)}×` };
-  const redraw = chart(place, (width) => {
+
+  // One network on accuracy against the chosen cost, with its front.
+  function drawn(lines, width) {
     const key = select.value, better = key === "w_comp" ? -1 : 1;
-    const points = LINES.filter((line) => line[key] !== null);
+    const points = lines.filter((line) => line[key] !== null);
     if (!points.length) return element("p", { class: "lead" }, "No run knows this figure.");
     const front = points
       .filter((a) => !points.some((b) => b[key] * better <= a[key] * better && b.accuracy >= a.accuracy && (b[key] !== a[key] || b.accuracy !== a.accuracy)))
       .sort((a, b) => a[key] - b[key]);
     const [low, high] = d3.extent(points, (line) => line[key]);
     const values = points.flatMap((line) => [line.low ?? line.accuracy, line.high ?? line.accuracy]);
+    const pad = Math.max(0.2, 0.05 * (d3.max(values) - d3.min(values)));
     const plot = Plot.plot({
-      ...PLOT, width, height: Math.min(460, Math.max(320, width * 0.5)), marginLeft: 54, marginRight: 24, marginBottom: 44, marginTop: 26,
-      x: { type: "log", domain: [low / 1.08, high * 1.08], label: select.selectedOptions[0].text, labelAnchor: "center", labelArrow: "none", tickFormat: text[key], ticks: key === "bytes" ? ticks([low, high], width < 480 ? 3 : 6) : decades([low, high], width < 480 ? 4 : 7) },
-      y: { domain: [d3.min(values) - 0.3, Math.min(100.3, d3.max(values) + 0.3)], label: "accuracy %", labelArrow: "none", grid: true, ticks: 6 },
+      ...PLOT, width, height: Math.min(440, Math.max(320, width * 0.5)), marginLeft: 54, marginRight: 24, marginBottom: 44, marginTop: 26,
+      x: { type: "log", domain: [low / 1.12, high * 1.12], label: select.selectedOptions[0].text, labelAnchor: "center", labelArrow: "none", tickFormat: text[key], ticks: key === "bytes" ? ticks([low, high], width < 480 ? 3 : 6) : decades([low, high], width < 480 ? 4 : 7) },
+      y: { domain: [d3.min(values) - pad, Math.min(100 + pad, d3.max(values) + pad)], label: "accuracy %", labelArrow: "none", grid: true, ticks: 6 },
       marks: [
         Plot.line(front, { x: key, y: "accuracy", stroke: "var(--soft)", strokeDasharray: "4 3", curve: better > 0 ? "step-after" : "step-before" }),
         Plot.ruleX(points.filter((line) => line.low !== null), { x: key, y1: "low", y2: "high", stroke: color, strokeOpacity: 0.45, strokeWidth: 3 }),
@@ -35,8 +39,17 @@ if (place) {
       if (report) location.href = report;
     });
     return plot;
-  }, () => `Accuracy against ${select.selectedOptions[0].text} of ${LINES.length} networks`);
-  select.addEventListener("change", redraw);
+  }
+
+  const groups = d3.groups(LINES, (line) => line.network);
+  const redraws = groups.map(([network, lines]) => {
+    const place = element("div", { class: "chart" });
+    scatter.append(element("figure", {}, ...(groups.length > 1 ? [element("h3", {}, network)] : []), place));
+    return chart(place, (width) => drawn(lines, width), () => `Accuracy of ${network} against ${select.selectedOptions[0].text}, ${lines.length} networks`);
+  });
+  if (groups.length === 1) scatter.classList.remove("three");
+  for (const redraw of redraws) redraw();
+  select.addEventListener("change", () => redraws.forEach((redraw) => redraw()));
 }
 
 const body = document.querySelector("#lines tbody");
