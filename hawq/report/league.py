@@ -11,7 +11,7 @@ from statistics import mean, stdev
 from typing import Any
 
 from hawq.files import write_whole
-from hawq.records import ResultRow
+from hawq.records import FLOAT_BITS, ResultRow
 from hawq.report.intervals import wilson
 from hawq.report.page import render, title_of
 from hawq.report.results import Recorded
@@ -76,7 +76,7 @@ def _folded(entries: Sequence[Entry]) -> list[_Line]:
         for place, row in enumerate(rows):
             own = place == len(rows) - 1
             model = (run.config.get("model", {}).get("name"), run.config.get("dataset", {}).get("_target_"))
-            key = (*model, row.method, row.weight_bits, round(row.w_comp, 6), row.activation_bits)
+            key: tuple[Any, ...] = (*model, row.method, row.weight_bits, round(row.w_comp, 6), row.activation_bits)
             if own:
                 key = (*key[:3], without_seed(run.command))
             elif (*key, run.config.get("seed"), row.accuracy) in seen:  # a network that several runs share
@@ -116,9 +116,14 @@ def without_seed(command: str) -> str:
 
 
 def _bops(run: RunFolder, own: bool, row: ResultRow) -> float | None:
-    if own and run.plan:
-        return run.plan.cost.bops
-    return None
+    """Σ w_bits · a_bits · MACs of one network of a run; None where its MACs are not known."""
+    if own:
+        return run.plan.cost.bops if run.plan else None
+    if run.direct and row.method == run.direct.method:
+        return run.direct.cost.bops
+    macs = [block.macs for block in run.sensitivity.blocks] if run.sensitivity else []
+    known = [one for one in macs if one is not None]
+    return FLOAT_BITS**2 * sum(known) if macs and len(known) == len(macs) else None
 
 
 def _shown(line: _Line, beside: Path) -> dict[str, Any]:

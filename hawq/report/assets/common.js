@@ -2,7 +2,6 @@
 "use strict";
 const DATA = JSON.parse(document.getElementById("data").textContent);
 const byId = (id) => document.getElementById(id);
-const PHONE = () => window.innerWidth < 720;
 
 function element(name, attributes = {}, ...children) {
   const made = document.createElement(name);
@@ -77,6 +76,9 @@ function chart(place, draw, label) {
 new ResizeObserver(() => {
   for (const { place, redraw } of CHARTS) if (Math.abs(place.clientWidth - place.dataset.drawn) > 1) redraw();
 }).observe(document.body);
+
+const DARK = matchMedia("(prefers-color-scheme: dark)");
+DARK.addEventListener("change", () => CHARTS.forEach(({ redraw }) => redraw()));
 
 const PLOT = { style: { fontSize: "13px", fontFamily: "inherit", background: "none" } };
 const COLORS = ["var(--accent)", "var(--warm)", "var(--good)", "var(--soft)"];
