@@ -12,11 +12,12 @@ from runs import REPOSITORY
 FLOORS = (
     ("errors", "checks", "components", "measurement", "modes", "distributed", "attention"),
     ("records", "files", "weights", "layers", "structures"),
-    ("progress", "tracing", "costs"),
+    ("progress", "tracing", "costs", "replay"),
     ("unquantized",),
     ("blocks",),
     ("curvature", "quantization"),
-    ("trials",),
+    ("trials", "single_blocks"),
+    ("scoring",),
     ("sensitivity", "allocation", "finetuning", "export", "models", "data", "evaluation"),
     ("validation", "reconstruction", "search"),
     ("report", "deployment"),
@@ -52,6 +53,7 @@ KNOWN_TO = {
     "onnx": {"deployment"},
     "onnxruntime": {"deployment"},
     "openvino": {"deployment"},
+    "brevitas": {"deployment"},
 }
 
 FILES = sorted([*REPOSITORY.glob("hawq/**/*.py"), REPOSITORY / "train.py", *REPOSITORY.glob("scripts/*.py")])

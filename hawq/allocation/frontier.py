@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from hawq.allocation.allocator import CANDIDATES
 from hawq.allocation.integer_program import IntegerProgram
 from hawq.allocation.monotone import Monotone
 from hawq.checks import check_range
@@ -55,6 +56,8 @@ def frontier(sensitivity: Sensitivity, allocator: IntegerProgram | Monotone, num
         ValueError: `num_points` out of range, or the blocks lack what a limit needs.
     """
     check_range("num_points", num_points, least=2, most=MOST_POINTS)
+    if allocator.unit == "uniform_bits":  # which small plans have fewer than none of
+        allocator = replace(allocator, unit="average_bits", target=max(CANDIDATES))
     main = allocator.problem(sensitivity.blocks, sensitivity.overhead_bytes)
     limit = main.limits[0]
     least, most = main.reach(limit)

@@ -2,7 +2,8 @@
 
 from hawq.curvature.activations import activation_traces
 from hawq.curvature.block_solver import CurvatureCheckpoint, solve_blocks
-from hawq.curvature.first_order import GradientNorm, RandomScore
+from hawq.curvature.distillation import DistillationLoss
+from hawq.curvature.first_order import GradientNorm, NoCurvature, RandomScore
 from hawq.curvature.fisher import Fisher
 from hawq.curvature.forms import check_forms, detached_layers, fixed
 from hawq.curvature.gauss_newton import BlockGaussNewton
@@ -25,12 +26,14 @@ __all__ = [
     "BlockHessian",
     "BlockOperator",
     "CurvatureCheckpoint",
+    "DistillationLoss",
     "Fisher",
     "GradientNorm",
     "Hutchinson",
     "Lanczos",
     "Loss",
     "LowRank",
+    "NoCurvature",
     "PowerIteration",
     "RandomScore",
     "Slice",

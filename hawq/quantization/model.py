@@ -12,6 +12,7 @@ from hawq.attention import opened_attention
 from hawq.blocks import trace_blocks
 from hawq.costs import plan_cost
 from hawq.layers import refuse_computed_weights, weight_of
+from hawq.progress import SILENT, Progress, Task
 from hawq.quantization.attaching import (
     Quantization,
     Quantizer,
@@ -23,11 +24,11 @@ from hawq.quantization.attaching import (
     weight_quantizer,
     weight_quantizer_for,
 )
-from hawq.quantization.batch_norm import CarriedBatchNorm
+from hawq.quantization.batch_norm import CarriedBatchNorm, has_batch_norm
 from hawq.quantization.calibration import input_batches, observe_inputs
 from hawq.quantization.fake_quantize import FakeQuantizer
 from hawq.quantization.lsq import LSQ
-from hawq.quantization.residuals import enable_residual_quantizers
+from hawq.quantization.residuals import RESIDUALS, enable_residual_quantizers
 from hawq.records import BIT_WIDTHS, BitPlan, Block
 from hawq.tracing import trace_layers
 
@@ -40,6 +41,7 @@ def quantize(
     quantizer: Quantizer | None = None,
     *,
     carry_batch_norm: bool = True,
+    progress: Progress = SILENT,
 ) -> nn.Module:
     """A fake-quantised copy of `model`: each block's weights and layer inputs on the grids that the plan gives.
 
@@ -52,6 +54,7 @@ def quantize(
             DataLoader, a generator, or one batch.
         quantizer: LSQ unless given.
         carry_batch_norm: adapt batch norm's statistics to what quantisation changes on the calibration batches.
+        progress: advanced by every sample of every pass over them.
 
     Raises:
         ValueError: the plan names other blocks than the model has, the network is quantised already, a weight is
@@ -64,7 +67,7 @@ def quantize(
     if any(block.macs is None for block in blocks):
         blocks, plan = _reached(model, blocks, plan, batches[0][:1])
     quantized = attach(model, blocks, plan, quantizer or LSQ())
-    enable(quantized, list(plan.precisions), batches, carry_batch_norm=carry_batch_norm)
+    enable(quantized, list(plan.precisions), batches, carry_batch_norm=carry_batch_norm, progress=progress)
     return quantized
 
 
@@ -80,7 +83,12 @@ def _reached(
 
 
 def enable(
-    model: nn.Module, names: Sequence[str], calibration: Sequence[Tensor], *, carry_batch_norm: bool = True
+    model: nn.Module,
+    names: Sequence[str],
+    calibration: Sequence[Tensor],
+    *,
+    carry_batch_norm: bool = True,
+    progress: Progress = SILENT,
 ) -> None:
     """Switches on the quantisers of the named blocks, with ranges chosen from weights and from calibration inputs.
 
@@ -91,16 +99,24 @@ def enable(
         model: from `attach`; changed in place.
         names: of blocks; none for no change.
         calibration: batches of inputs (N, ...).
-        carry_batch_norm: see `quantize`.
+        carry_batch_norm, progress: see `quantize`.
 
     Raises:
         UserError: what enters a layer is not finite.
     """
     if not names:
         return
-    carried = CarriedBatchNorm(model, calibration if carry_batch_norm else [])
+    carried_over = calibration if carry_batch_norm else []
+    passes = 1 + 3 * bool(carried_over) * has_batch_norm(model) + hasattr(model, RESIDUALS)
+    with progress.task("calibration", passes * sum(map(len, calibration))) as task:
+        _enable(model, set(names), calibration, CarriedBatchNorm(model, carried_over, task), task)
+
+
+def _enable(
+    model: nn.Module, names: set[str], calibration: Sequence[Tensor], carried: CarriedBatchNorm, task: Task
+) -> None:
     info: Quantization = model.quantization  # type: ignore[assignment]
-    wanted = {layer for block in info.blocks if block.name in set(names) for layer in block.layers}
+    wanted = {layer for block in info.blocks if block.name in names for layer in block.layers}
     layers = {name: module for name, module in model.named_modules() if name in wanted}
     for layer in layers.values():
         quantizer = weight_quantizer(layer)
@@ -108,11 +124,11 @@ def enable(
             quantizer.initialise(original_weight(layer))
     carried.follow()
     grids = {name: grid for name, layer in layers.items() if (grid := input_quantizer(layer)) is not None}
-    for name, sample in observe_inputs(model, {name: layers[name] for name in grids}, calibration).items():
+    for name, sample in observe_inputs(model, {name: layers[name] for name in grids}, calibration, task).items():
         grids[name].initialise(sample.values_and_extremes())
     carried.follow()
     if all(quantizer.enabled for quantizer in _quantizers(model, info)):
-        enable_residual_quantizers(model, calibration)
+        enable_residual_quantizers(model, calibration, task)
 
 
 def _quantizers(model: nn.Module, info: Quantization) -> Iterator[FakeQuantizer]:
@@ -142,6 +158,15 @@ def _weight_error(weight: Tensor | nn.Module, quantizer: Quantizer, bits: int) -
     if isinstance(weight, nn.Module):
         return _squared_error(weight_of(weight), weight_quantizer_for(weight, quantizer, bits))
     return _squared_error(weight, quantizer.weight(bits))
+
+
+@torch.no_grad()
+def quantized_weight(layer: nn.Module, quantizer: Quantizer, bits: int) -> Tensor:
+    """Q_b(W) of a layer, of the shape of W, with the range that the quantiser chooses from W."""
+    weight = weight_of(layer).detach()
+    made = weight_quantizer_for(layer, quantizer, bits).to(weight.device)
+    made.initialise(weight)
+    return made(weight)
 
 
 def activation_errors(
