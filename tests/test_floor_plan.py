@@ -24,6 +24,8 @@ FLOORS = (
     ("hawq",),  # the library's front door, hawq/__init__.py
     # ---------- the library ends here: nothing above this line imports hawq.experiment ----------
     ("experiment.artifacts", "experiment.progress", "experiment.table"),
+    ("experiment.jobs",),
+    ("experiment.console",),
     ("experiment.tracking",),
     ("experiment.metrics",),
     ("experiment.config",),
@@ -45,6 +47,7 @@ KNOWN_TO = {
     "torchvision": {"models", "data"},
     "matplotlib": {"report"},
     "jinja2": {"report"},
+    "playwright": {"scripts"},
     "rich": {"experiment.progress", "experiment.console"},
     "tensorboard": {"experiment.tracking"},
     "onnx": {"deployment"},

@@ -18,7 +18,7 @@ from hawq.experiment.run import Run
 from hawq.experiment.table import Stage, wanted_stages
 from hawq.files import write_whole
 from hawq.records import Sensitivity
-from hawq.report import write_page
+from hawq.report import headline, read_run, write_page
 
 
 def run_stages(settings: Settings, inputs: Inputs | Sensitivity) -> dict[str, Any]:
@@ -41,7 +41,7 @@ def run_stages(settings: Settings, inputs: Inputs | Sensitivity) -> dict[str, An
         page = write_page(folder, settings.command)
         log.page("report", page)
     _dismiss_others()
-    print(f"\nReport: {page}")
+    print(f"\n{headline(read_run(folder))}\nReport: {page}")
     return results
 
 

@@ -1,5 +1,6 @@
 """Tables, figures and recorded results."""
 
+from hawq.report.answers import headline
 from hawq.report.figures import (
     convergence_figure,
     finetuning_figure,
@@ -8,6 +9,7 @@ from hawq.report.figures import (
     validation_figure,
 )
 from hawq.report.intervals import paired_difference, wilson
+from hawq.report.league import Entry, write_table
 from hawq.report.page import write_page
 from hawq.report.papers import NOT_RUN, Ours, PaperRow, PaperTable, comparison, read_table
 from hawq.report.provenance import git_commit, hardware, versions
@@ -23,6 +25,7 @@ from hawq.report.results import (
     summary_table,
     write_result,
 )
+from hawq.report.run_folder import RunFolder, read_run
 from hawq.report.tables import (
     RESULT_COLUMNS,
     limits_table,
@@ -41,12 +44,14 @@ from hawq.report.tables import (
 __all__ = [
     "NOT_RUN",
     "RESULT_COLUMNS",
+    "Entry",
     "Ours",
     "PaperRow",
     "PaperTable",
     "Recorded",
     "RecordedRow",
     "RecordedRun",
+    "RunFolder",
     "comparison",
     "convergence_figure",
     "finetuning_figure",
@@ -54,12 +59,14 @@ __all__ = [
     "full_results",
     "git_commit",
     "hardware",
+    "headline",
     "limits_table",
     "markdown",
     "paired_difference",
     "plans_table",
     "read_result",
     "read_results",
+    "read_run",
     "read_table",
     "recorded_accuracy",
     "recorded_rows",
@@ -78,4 +85,5 @@ __all__ = [
     "wilson",
     "write_page",
     "write_result",
+    "write_table",
 ]

@@ -9,7 +9,7 @@ from statistics import median
 from typing import Any
 
 from hawq.errors import UserError
-from hawq.records import FLOAT_BITS, SCORES, WEIGHTS, BitPlan, Block, BlockSensitivity, Precision, Sensitivity
+from hawq.records import FLOAT_BITS, MEASURED, SCORES, WEIGHTS, BitPlan, Block, BlockSensitivity, Precision, Sensitivity
 from hawq.report.run_folder import RunFolder
 from hawq.report.wording import count, number, plural
 
@@ -121,7 +121,9 @@ def _details(
 ) -> list[tuple[str, str]]:
     """What hovering over a block tells."""
     assert run.sensitivity is not None
-    block, curvature = row.block, row.curvature(score)
+    block = row.block
+    kind = next((name for name in (score, *MEASURED) if row.curvature(name)), score)
+    curvature = row.curvature(kind)
     found: list[tuple[str, str]] = []
     if precision:
         widths = f"{of_bits(precision.weight_bits)} weights, {of_bits(precision.activation_bits)} inputs"
@@ -135,7 +137,7 @@ def _details(
     if curvature is not None:
         known = curvature.confidence
         sure = "no bound" if known is None else "certain" if known == 1 else f"{100 * known:.0f} %"
-        found.append((SYMBOLS.get(score, score), f"{number(curvature.value)} ± {number(curvature.error)} ({sure})"))
+        found.append((SYMBOLS.get(kind, kind), f"{number(curvature.value)} ± {number(curvature.error)} ({sure})"))
     found.append(("Weights", count(block.num_weights)))
     if precision:
         found.append(("Bytes of weights", count(math.ceil(block.num_weights * precision.weight_bits / 8))))

@@ -88,7 +88,7 @@ def _context(run: RunFolder) -> dict[str, Any]:
     }
     return {
         "run": run,
-        "title": _title(run),
+        "title": title_of(run),
         "headline": headline(run),
         "facts": _facts(run),
         "answers": answers(run, front),
@@ -102,7 +102,8 @@ def _context(run: RunFolder) -> dict[str, Any]:
     }
 
 
-def _title(run: RunFolder) -> str:
+def title_of(run: RunFolder) -> str:
+    """Network and data of a run, or the name of its folder."""
     model = run.config.get("model", {}).get("name")
     data = run.config.get("dataset", {}).get("_target_", "").rpartition(".")[2]
     return f"{model} on {data}" if model and data else run.path.name

@@ -33,6 +33,7 @@ class RunFolder:
         config: of `config.yaml`.
         command: that made it.
         sensitivity, plan, frontier, report, validation: None for a stage that did not run.
+        direct: the plan of the uniform baseline.
         histories: method → rows of its fine-tuning.
         deployments: network ("" for the plan's own, "direct") → its deploy.json.
         landscape: of `landscape.json`.
@@ -43,6 +44,7 @@ class RunFolder:
     command: str
     sensitivity: Sensitivity | None = None
     plan: BitPlan | None = None
+    direct: BitPlan | None = None
     frontier: Frontier | None = None
     report: RunReport | None = None
     validation: Validated | None = None
@@ -73,6 +75,7 @@ def read_run(folder: Path, command: str = "") -> RunFolder:
         command=report.command if report else command,
         sensitivity=_read(lambda: read_sensitivity(folder / "sensitivity.json")),
         plan=plan,
+        direct=direct,
         frontier=_record(folder / "frontier.json", Frontier),
         report=report,
         validation=_record(folder / "validation.json", Validated),

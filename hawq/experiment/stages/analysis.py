@@ -14,6 +14,7 @@ from hawq.curvature import CurvatureCheckpoint, Solver
 from hawq.distributed import broadcast, broadcast_parameters
 from hawq.experiment.artifacts import Artifact
 from hawq.experiment.config.options import Settings
+from hawq.experiment.console import LESS, table
 from hawq.experiment.prepare import Inputs
 from hawq.experiment.run import Run
 from hawq.experiment.stages.cache import Files, KeyedSettings, cached
@@ -33,7 +34,7 @@ from hawq.records import (
     dump_record,
     read_record,
 )
-from hawq.report import sensitivity_table
+from hawq.report import sensitivity_rows
 from hawq.scoring import Conditions, measure_score
 from hawq.sensitivity import Analysis, Curvature, combine, labelled, measure_curvature
 
@@ -50,7 +51,7 @@ def analysis(run: Run, float_network: FloatNetwork) -> Sensitivity:
     if run.settings.analysis.landscape:
         write_landscape(run, float_network, sensitivity)
     if not run.wants("allocation"):
-        print("\n" + sensitivity_table(sensitivity, None))
+        print("\n" + table(*sensitivity_rows(sensitivity, None), drop=LESS))
     return sensitivity
 
 

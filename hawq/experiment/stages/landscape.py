@@ -7,8 +7,6 @@ from functools import partial
 from math import sqrt
 from typing import Any
 
-from torch import nn
-
 from hawq.curvature import BlockHessian, Slice, landscape
 from hawq.distributed import broadcast, broadcast_parameters
 from hawq.experiment.artifacts import Artifact
@@ -18,7 +16,7 @@ from hawq.experiment.stages.cache import Files, KeyedSettings, cached
 from hawq.experiment.stages.float_network import FloatNetwork
 from hawq.files import write_whole
 from hawq.records import MEASURED, BlockSensitivity, Sensitivity, to_dict
-from hawq.sensitivity import Analysis, block_weights
+from hawq.sensitivity import Analysis, block_weights, labelled
 
 LANDSCAPE_SCHEMA = "hawq.landscape/1"
 _BLOCKS, _BITS = 3, 4
@@ -31,7 +29,7 @@ def write_landscape(run: Run, float_network: FloatNetwork, sensitivity: Sensitiv
     reach = dict(list(reach.items())[:_BLOCKS])
     if not reach:
         return
-    facts = {"result": "landscape", "reach": reach, "bits": _BITS}
+    facts = {"result": "landscape", "reach": reach, "bits": _BITS, **run.settings.analysis.loss_facts()}
     make, weights = partial(_measure, run, reach, sensitivity.loss), float_network.weights_hash
     artifact = cached(
         run, "analysis", make, reads=("analysis", "seed"), network=weights, facts=facts, label="landscape"
@@ -58,6 +56,7 @@ def shared_landscape(inputs: Inputs, reach: dict[str, float], wanted: Analysis, 
     broadcast_parameters(inputs.network)
     network = inputs.network.eval()
     parameters = {block.name: block_weights(network, block) for block in inputs.blocks if block.name in reach}
-    batches = inputs.fixed_batches(wanted.num_samples, wanted.batch_size, seed)
-    operator = BlockHessian(network, parameters, batches, nn.functional.cross_entropy)
+    loss = wanted.loss_function()
+    batches = labelled(network, inputs.fixed_batches(wanted.num_samples, wanted.batch_size, seed), loss)
+    operator = BlockHessian(network, parameters, batches, loss)
     return landscape(operator, reach, seed)

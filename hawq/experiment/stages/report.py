@@ -7,6 +7,7 @@ import time
 from hawq.costs import checkpoint_bytes, paper_size_mib, published_bytes
 from hawq.experiment.artifacts import write_json
 from hawq.experiment.config.names import REPOSITORY
+from hawq.experiment.console import table
 from hawq.experiment.run import Run
 from hawq.experiment.stages.export import Packed
 from hawq.experiment.stages.finetune import MAIN, Tuned
@@ -20,7 +21,6 @@ from hawq.report import (
     paired_difference,
     result_cells,
     result_row,
-    results_table,
     sensitivity_figure,
     versions,
 )
@@ -64,7 +64,7 @@ def report(
     for name, file in (("plan", "plan.json"), ("report", "report.json"), ("model", "model.safetensors")):
         run.log.artifact(f"{folder.name}-{name}", name, folder / file)
     run.log.summary({"float_accuracy": rows[0].accuracy, "accuracy": rows[-1].accuracy, "w_comp": rows[-1].w_comp})
-    print("\n" + results_table(rows))
+    print("\n" + table(RESULT_COLUMNS, [result_cells(row) for row in rows], drop=("A-Comp", "a-bits", "w-bits")))
     return result
 
 

@@ -2,7 +2,6 @@
 "use strict";
 const DATA = JSON.parse(document.getElementById("data").textContent);
 const byId = (id) => document.getElementById(id);
-const PHONE = () => window.innerWidth < 720;
 
 function element(name, attributes = {}, ...children) {
   const made = document.createElement(name);
@@ -78,6 +77,27 @@ new ResizeObserver(() => {
   for (const { place, redraw } of CHARTS) if (Math.abs(place.clientWidth - place.dataset.drawn) > 1) redraw();
 }).observe(document.body);
 
+const DARK = matchMedia("(prefers-color-scheme: dark)");
+DARK.addEventListener("change", () => CHARTS.forEach(({ redraw }) => redraw()));
+
 const PLOT = { style: { fontSize: "13px", fontFamily: "inherit", background: "none" } };
 const COLORS = ["var(--accent)", "var(--warm)", "var(--good)", "var(--soft)"];
 const TIP = { fill: "var(--card)", stroke: "var(--line)" };
+
+// Round values on a logarithmic axis: powers of ten, with 2 and 5 between where these are few.
+function decades(values, most) {
+  const [low, high] = d3.extent(values);
+  const round = (parts) => d3.range(Math.floor(Math.log10(low)), Math.ceil(Math.log10(high)) + 1)
+    .flatMap((power) => parts.map((part) => part * 10 ** power)).filter((value) => value >= low && value <= high);
+  const found = [[1, 2, 5], [1, 3], [1]].map(round).find((all) => all.length <= most) ?? round([1]);
+  return found.filter((_, place) => place % Math.ceil(found.length / most) === 0);
+}
+
+// A few round sizes within what is shown.
+function ticks(values, most) {
+  const [low, high] = d3.extent(values);
+  const found = [];
+  for (let step = 2 ** 10; step < 2 ** 44; step *= 2) for (const part of [1, 1.5]) if (step * part >= low && step * part <= high) found.push(step * part);
+  const every = Math.ceil(found.length / most);
+  return found.length < 2 ? [low, high] : found.filter((_, place) => place % every === 0);
+}

@@ -108,7 +108,7 @@ if (DATA.results.length > 1) {
         Plot.link(rows, { x1: "low", x2: "high", y1: "name", y2: "name", stroke: (d, i) => COLORS[i ? (i === rows.length - 1 ? 0 : 1) : 3], strokeWidth: 9, strokeOpacity: 0.28, strokeLinecap: "round" }),
         Plot.dot(rows, { x: "accuracy", y: "name", r: 6, fill: (d, i) => COLORS[i ? (i === rows.length - 1 ? 0 : 1) : 3], stroke: "var(--card)", strokeWidth: 1.5 }),
         Plot.text(rows, { x: "high", y: "name", text: (row) => `${row.accuracy.toFixed(2)} %`, dx: 12, textAnchor: "start", fill: "var(--ink)", fontWeight: 600 }),
-        ...(narrow ? [Plot.text(rows, { y: "name", frameAnchor: "left", text: "name", dy: -20, fill: "var(--ink)", textAnchor: "start" })] : []),
+        ...(narrow ? [Plot.text(rows, { y: "name", frameAnchor: "left", text: "name", dy: -20, fill: "var(--ink)", stroke: "var(--card)", strokeWidth: 5, textAnchor: "start" })] : []),
       ],
     });
   }, `Accuracy with 95 % intervals. ${words}`);
@@ -162,24 +162,6 @@ if (DATA.frontier) {
   choose(chosen, true);
 }
 
-// Round values on a logarithmic axis: powers of ten, with 2 and 5 between where these are few.
-function decades(values, most) {
-  const [low, high] = d3.extent(values);
-  const round = (parts) => d3.range(Math.floor(Math.log10(low)), Math.ceil(Math.log10(high)) + 1)
-    .flatMap((power) => parts.map((part) => part * 10 ** power)).filter((value) => value >= low && value <= high);
-  const found = [[1, 2, 5], [1, 3], [1]].map(round).find((all) => all.length <= most) ?? round([1]);
-  return found.filter((_, place) => place % Math.ceil(found.length / most) === 0);
-}
-
-// A few round sizes within what is shown.
-function ticks(values, most) {
-  const [low, high] = d3.extent(values);
-  const found = [];
-  for (let step = 2 ** 10; step < 2 ** 44; step *= 2) for (const part of [1, 1.5]) if (step * part >= low && step * part <= high) found.push(step * part);
-  const every = Math.ceil(found.length / most);
-  return found.length < 2 ? [low, high] : found.filter((_, place) => place % every === 0);
-}
-
 // Each score against the measured increase of the loss.
 if (DATA.validation) {
   const select = byId("score");
@@ -192,7 +174,7 @@ if (DATA.validation) {
       ...PLOT, width, height: Math.min(400, Math.max(300, width * 0.8)), marginLeft: 58, marginBottom: 42, marginTop: 26,
       x: { type: "log", label: "predicted increase", labelAnchor: "center", labelArrow: "none", tickFormat: power, ticks: decades(points.map((p) => p.x), width < 420 ? 4 : 6) },
       y: { type: "log", label: "measured increase of the loss", labelArrow: "none", grid: true, tickFormat: power, ticks: decades([floor, ...up.map((p) => p.y)], 6) },
-      color: { type: "ordinal", scheme: undefined, domain: [...new Set(points.map((p) => p.bits))], range: [0, 0.25, 0.5, 0.65, 0.78, 0.85, 0.9, 0.95].map(d3.interpolateViridis), legend: true, style: { fontSize: "13px", fontFamily: "inherit", minHeight: 0 }, label: "bits", tickFormat: (bits) => `${bits} bits` },
+      color: { type: "ordinal", scheme: undefined, domain: [...new Set(points.map((p) => p.bits))], range: [0, 0.25, 0.5, 0.65, 0.78, 0.85, 0.9, 0.95].map((part) => d3.interpolateViridis(DARK.matches ? 0.35 + 0.65 * part : 0.9 * part)), legend: true, style: { fontSize: "13px", fontFamily: "inherit", minHeight: 0 }, label: "bits", tickFormat: (bits) => `${bits} bits` },
       marks: [
         Plot.ruleX(up, { x: "x", y1: low, y2: (p) => p.y + p.e, stroke: "bits", strokeOpacity: 0.5 }),
         Plot.dot(up, { x: "x", y: "y", fill: "bits", r: 4 }),
