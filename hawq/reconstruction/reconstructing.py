@@ -119,9 +119,7 @@ class _Work:
         draws = self.settings.fisher_draws
         if not draws or not units:
             return {}
-        return output_curvature(
-            self.model, units, self.images, draws, self.seed, classes=classes, progress=progress
-        )
+        return output_curvature(self.model, units, self.images, draws, self.seed, classes=classes, progress=progress)
 
     def row(self, index: int, unit: Unit, weights: Tensor | None, task: Task) -> Row:
         """Reconstructs unit number `index`; its row."""

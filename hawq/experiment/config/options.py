@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from hawq.finetuning import FineTuning, Training
     from hawq.models import ModelSpec
     from hawq.quantization import Quantizer
+    from hawq.reconstruction import NoReconstruction, Reconstruction
     from hawq.sensitivity import Analysis
     from hawq.validation import Validation
 
@@ -34,6 +35,7 @@ COMPONENTS = (
     "bits",
     "allocation",
     "quantizer",
+    "reconstruction",
     "finetune",
     "export",
     "deploy",
@@ -131,6 +133,7 @@ class Settings:
     solver: Solver = None  # type: ignore[assignment]
     validate: Validation = None  # type: ignore[assignment]
     quantizer: Quantizer = None  # type: ignore[assignment]
+    reconstruction: NoReconstruction | Reconstruction = None  # type: ignore[assignment]
     finetune: FineTuning = None  # type: ignore[assignment]
     export: PackedExport = None  # type: ignore[assignment]
     deploy: NoDeployment | OnnxDeployment | DyadicReport = None  # type: ignore[assignment]

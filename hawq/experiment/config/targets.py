@@ -36,6 +36,7 @@ _NEEDED: Mapping[str, tuple[str, ...]] = {
     "bits": ("check", "allocate"),
     "allocation": ("sensitivity",),
     "quantizer": ("name", "weight", "activation"),
+    "reconstruction": (),
     "finetune": ("num_steps", "block_order"),
     "export": (),
     "deploy": (),
