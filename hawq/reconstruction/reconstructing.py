@@ -140,6 +140,6 @@ class _Work:
         if count < num_images:
             _LOG.warning("%s: %d of %d images fit into the memory limit", unit.name, count, num_images)
         images = _first(self.images, count, settings.batch_size) if count < num_images else self.images
-        exact = Recorder(self.model, unit, images, halve)
-        inputs = Recorder(self.network, unit, images, halve).inputs()
-        return Data(inputs, exact.inputs() if needs_exact else None, exact.outputs(), weights)
+        recorder = Recorder(self.model, unit, images, halve)
+        exact, targets = recorder.inputs_and_outputs() if needs_exact else (None, recorder.outputs())
+        return Data(Recorder(self.network, unit, images, halve).inputs(), exact, targets, weights)
