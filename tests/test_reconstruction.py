@@ -128,7 +128,8 @@ def test_descent_knows_the_error_of_a_convolution(kind):
     for parameter in layer.parameters():
         nn.init.normal_(parameter, generator=generator)
     model = nn.Sequential(nn.Identity(), *(layer if isinstance(layer, nn.Sequential) else [layer])).eval()
-    inputs = torch.randn(8, 6 if kind == "grouped" else 3, 6, 6, generator=generator) + 1  # white noise alone rounds best to nearest
+    inputs = torch.randn(8, 6 if kind == "grouped" else 3, 6, 6, generator=generator)
+    inputs += 1  # for white noise alone the nearest points are the best
     blocks = hawq.find_blocks(model, inputs[:1])
     plan, settings = plan_for(blocks, 3, 4), AdaRound(**SHORT | {"num_samples": 8})
     network, (row,) = reconstruct(model, blocks, plan, [inputs], settings)

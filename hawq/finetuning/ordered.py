@@ -28,7 +28,7 @@ from hawq.quantization import (
     input_batches,
     reestimate_batch_norm,
 )
-from hawq.records import BitPlan, Block, Sensitivity
+from hawq.records import BitPlan, Block, Phase, Sensitivity
 
 
 def finetune(
@@ -80,20 +80,13 @@ def finetune(
     frozen_from = steps - round(phases[-1].steps * settings.freeze_batch_norm)
     norms = _BatchNorms(data, settings, steps, frozen_from, progress)
     told: dict[str, Any] = {"evaluate": evaluate, "checkpoint": checkpoint, "on_row": on_row, "on_best": on_best}
-    told |= {"progress": progress, "title": title}
-    history = fit(
-        quantized,
-        phases,
-        data,
-        settings,
-        seed=seed,
-        loss=loss,
-        distillation=_teacher(model, settings),
-        enter=lambda network, phase: enable(network, phase.enters if start is None else (), inputs, progress=progress),
-        begin_step=norms.begin_step,
-        watch=_watch(sensitivity.blocks, settings),
-        **told,
-    )
+    told |= {"begin_step": norms.begin_step, "progress": progress, "title": title}
+    told |= {"seed": seed, "loss": loss, "distillation": _teacher(model, settings)}
+
+    def enter(network: nn.Module, phase: Phase) -> None:
+        enable(network, phase.enters if start is None else (), inputs, progress=progress)
+
+    history = fit(quantized, phases, data, settings, enter=enter, watch=_watch(sensitivity.blocks, settings), **told)
     norms.finish(quantized)
     return quantized, history
 

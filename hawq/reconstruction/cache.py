@@ -127,7 +127,7 @@ class Recorder:
         return inputs(), outputs()
 
     def _input_hook(self, *, last: bool) -> tuple[RemovableHandle, Callable[[], Inputs]]:
-        """A hook that stores arguments, and, where it is the `last` one, ends the forward; and what gives the result."""
+        """A hook that stores arguments and, where it is the `last` one, ends the forward; and what gives the result."""
         fillings: list[_Filling] = []
         template: Any = None
 
