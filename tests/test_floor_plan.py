@@ -12,11 +12,12 @@ from runs import REPOSITORY
 FLOORS = (
     ("errors", "checks", "components", "measurement", "modes", "distributed", "attention"),
     ("records", "files", "weights", "layers", "structures"),
-    ("progress", "tracing", "costs"),
+    ("progress", "tracing", "costs", "replay"),
     ("unquantized",),
     ("blocks",),
     ("curvature", "quantization"),
-    ("trials",),
+    ("trials", "single_blocks"),
+    ("scoring",),
     ("sensitivity", "allocation", "finetuning", "export", "models", "data", "evaluation"),
     ("validation", "reconstruction", "search"),
     ("report", "deployment"),
@@ -43,9 +44,13 @@ KNOWN_TO = {
     "timm": {"models", "data", "finetuning"},
     "torchvision": {"models", "data"},
     "matplotlib": {"report"},
+    "jinja2": {"report"},
+    "rich": {"experiment.progress", "experiment.console"},
+    "tensorboard": {"experiment.tracking"},
     "onnx": {"deployment"},
     "onnxruntime": {"deployment"},
     "openvino": {"deployment"},
+    "brevitas": {"deployment"},
 }
 
 FILES = sorted([*REPOSITORY.glob("hawq/**/*.py"), REPOSITORY / "train.py", *REPOSITORY.glob("scripts/*.py")])
@@ -121,6 +126,8 @@ def test_plan_names_every_room_and_no_other() -> None:
         ("export", "import onnx.helper", "onnx"),
         ("experiment.stages", "from onnxruntime import InferenceSession", "onnxruntime"),
         ("report", "import openvino", "openvino"),
+        ("experiment.stages", "from jinja2 import Template", "jinja2"),
+        ("report", "import rich.table", "rich"),
         ("experiment.tracking", "import matplotlib.pyplot as plt", "matplotlib"),
     ],
 )

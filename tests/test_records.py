@@ -16,11 +16,13 @@ from hawq.records import (
     Confidence,
     Correlation,
     Cost,
+    Difference,
     Estimate,
     FloatPart,
     LimitUse,
     LossIncrease,
     LossIncreases,
+    Measured,
     Normalization,
     Phase,
     Precision,
@@ -48,7 +50,8 @@ COST = Cost(10, 5, 4.0, 8.0, 7.5, 1200, 77, 12.5)
 USE = LimitUse("bops", 1300.0, 1200.0, 100.0)
 CONFIDENCE = Confidence(10, {"a": {"8/32": 7, "7/32": 3}}, False)
 PLAN = BitPlan({"b": Precision(3, 4), "a": Precision(8, 32)}, "HAWQ", COST, 0.25, 0.0, "trace", (USE,), CONFIDENCE)
-RESULT = ResultRow("HAWQ", "2-8", "4", 92.1, 13.1, 81888, 8.0, 0.079)
+DIFFERENCE = Difference(-0.5, -1.5, 0.25, 360)
+RESULT = ResultRow("HAWQ", "2-8", "4", 92.1, 13.1, 81888, 8.0, 0.079, 360, DIFFERENCE)
 STAGE = StageRecord("analysis", "0123abcd", False, 1.5, None)
 REPORT = RunReport(
     (RESULT,),
@@ -61,6 +64,7 @@ REPORT = RunReport(
     3.0,
     {"p": "q"},
     (FloatPart("w", 3),),
+    DIFFERENCE,
 )
 INCREASE = LossIncrease("b", "weights", 2, 0.1, 0.01, 1.5, 0.2)
 TRUTH = LossIncreases(9, 0.2, 99.0, (INCREASE, INCREASE))
@@ -75,7 +79,7 @@ BARE = [
 FULL = [
     *(BLOCK, ESTIMATE, ROW, Sensitivity((ROW, OTHER), "power", 256, 1.5, 9), Normalization((0.4, 0.5), (0.2, 0.25))),
     *(Precision(2, 32), COST, USE, CONFIDENCE, PLAN, Phase(("a",), ("a", "b"), 7, 0.02, 0.0), RESULT, STAGE, REPORT),
-    *(FloatPart("attn", 0, 12), Preprocessing(224, 0.875, "bicubic")),
+    *(DIFFERENCE, Measured(95.0, 20, (3,)), FloatPart("attn", 0, 12), Preprocessing(224, 0.875, "bicubic")),
     *(Prediction(-0.5, 0.25), ScoreTable("kl", {"a": {2: Prediction(1.0)}}, {}, {"a": Prediction(2.0)}, False)),
     *(INCREASE, TRUTH, SCORE, CORRELATION, Validated(TRUTH, (SCORE,), (CORRELATION, CORRELATION))),
 ]

@@ -51,6 +51,16 @@ def find_images(part: str, classes: Mapping[str, int]) -> list[tuple[str, int]]:
     return sorted(found, key=lambda pair: _natural(pair[0]))
 
 
+def images_below(folder: str) -> list[str]:
+    """Paths of all image files below a folder, in natural order; other files are named in a warning."""
+    images, others = _sorted_out(folder)
+    if others:
+        logger.warning(
+            "%s: left out, as they are no images: %d files (%s)", printable(folder), len(others), _named(others)
+        )
+    return sorted(images, key=_natural)
+
+
 def class_folders(part: str) -> list[str]:
     """Names of the folders of one split that are not hidden, sorted."""
     return sorted(entry.name for entry in os.scandir(part) if entry.is_dir() and not entry.name.startswith("."))

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-    from hawq.data import ImageData, Images, Splits, TrainBatches
+    from hawq.data import ImageData, Images, Splits, TrainBatches, UnlabelledImages
     from hawq.models import FloatModel
     from hawq.progress import Progress
 
@@ -47,6 +47,7 @@ class Inputs:
     device: torch.device
     workers: int
     store: Store
+    unlabelled: UnlabelledImages | None = None
 
     @property
     def network(self) -> nn.Module:
@@ -94,6 +95,32 @@ class Inputs:
         indices = sample_indices(len(images), num_samples, seed)
         return [inputs for inputs, _ in fixed_batches(images, indices, batch_size, self.device)]
 
+    def score_images(self, which: str, num_samples: int, batch_size: int, seed: int) -> list[Tensor]:
+        """Inputs that kl is measured on (`Analysis.images`), in batches; this process' share of them."""
+        import numpy as np
+
+        from hawq.data import Images, fixed_batches, sample_indices
+        from hawq.distributed import rank, shard, world_size
+        from hawq.scoring import HELD_OUT, TRAINING
+
+        if which == TRAINING:
+            return [inputs for inputs, _ in self.fixed_batches(num_samples, batch_size, seed)]
+        if which == HELD_OUT:
+            images, indices = self.test_images(), self.held_out(num_samples, seed)
+        else:
+            assert self.unlabelled is not None
+            images = Images(self.unlabelled, np.zeros(len(self.unlabelled), np.int64), self.prepare_image())
+            indices = sample_indices(len(images), num_samples, seed)
+        own = indices[shard(len(indices), rank(), world_size())]
+        return [inputs for inputs, _ in fixed_batches(images, own, batch_size, self.device)]
+
+    def held_out(self, num_samples: int, seed: int) -> list[int]:
+        """Indices of the test images that scores may look at, without labels: at most half of them."""
+        from hawq.data import sample_indices
+
+        count = len(self.splits.test_images)
+        return sample_indices(count, count, seed)[::-1][: min(num_samples, count // 2)]
+
     def example(self) -> Tensor:
         """The first test image, (1, 3, H, W)."""
         from hawq.data import fixed_batches
@@ -104,14 +131,22 @@ class Inputs:
         self, network: nn.Module, num_images: int | None = None, progress: Progress | None = None, title: str = ""
     ) -> float:
         """Accuracy in percent on the first `num_images` test images, or on all."""
+        from hawq.evaluation import percent
+
+        return percent(self.test_hits(network, num_images, progress, title))
+
+    def test_hits(
+        self, network: nn.Module, num_images: int | None = None, progress: Progress | None = None, title: str = ""
+    ) -> Tensor:
+        """Whether each of the first `num_images` test images, or of all, gets its label: (N,) bool."""
         from torch.utils.data import Subset
 
-        from hawq.evaluation import accuracy_on
+        from hawq.evaluation import hits_on
         from hawq.progress import SILENT
 
         count = min(num_images or len(self.splits.test_images), len(self.splits.test_images))
         images = Subset(self.test_images(), range(count))
-        return accuracy_on(network, images, self.device, self.workers, progress or SILENT, title)
+        return hits_on(network, images, self.device, self.workers, progress or SILENT, title)
 
 
 def prepare(settings: Settings) -> Inputs | Sensitivity:
@@ -187,7 +222,23 @@ def prepare_network(settings: Settings) -> Inputs:
         device=device,
         workers=options.workers,
         store=Store(Path(options.outputs) / "cache"),
+        unlabelled=_unlabelled(settings, splits),
     )
+
+
+def _unlabelled(settings: Settings, splits: Splits) -> UnlabelledImages | None:
+    """The user's own images, where a score is to be measured on them."""
+    from hawq.data import UnlabelledImages
+    from hawq.scoring import HELD_OUT, TRAINING
+
+    which = settings.analysis.images
+    if which in (TRAINING, HELD_OUT):
+        return None
+    with component_section("analysis", settings.analysis):
+        try:
+            return UnlabelledImages(Path(which), splits.test_images[0])
+        except (FileNotFoundError, ValueError) as error:
+            raise type(error)(f"images={which} is neither {TRAINING} nor {HELD_OUT}, and {error}") from error
 
 
 def _refuse_absent_training_images(settings: Settings, splits: Splits, model: FloatModel) -> None:

@@ -38,6 +38,10 @@ class Sink(Protocol):
         """A figure, from its PNG file."""
         ...
 
+    def page(self, name: str, path: Path) -> None:
+        """A self-contained HTML page."""
+        ...
+
     def artifact(self, name: str, kind: str, path: Path) -> None:
         """A file that is kept with the run."""
         ...
@@ -147,6 +151,9 @@ class _WandbSink:
 
     def image(self, name: str, path: Path) -> None:
         self._run.log({name: self._wandb.Image(str(path))})
+
+    def page(self, name: str, path: Path) -> None:
+        self._run.log({name: self._wandb.Html(path.read_text(encoding="utf-8"), inject=False)})
 
     def artifact(self, name: str, kind: str, path: Path) -> None:
         artifact = self._wandb.Artifact(name, type=kind)

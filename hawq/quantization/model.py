@@ -160,6 +160,15 @@ def _weight_error(weight: Tensor | nn.Module, quantizer: Quantizer, bits: int) -
     return _squared_error(weight, quantizer.weight(bits))
 
 
+@torch.no_grad()
+def quantized_weight(layer: nn.Module, quantizer: Quantizer, bits: int) -> Tensor:
+    """Q_b(W) of a layer, of the shape of W, with the range that the quantiser chooses from W."""
+    weight = weight_of(layer).detach()
+    made = weight_quantizer_for(layer, quantizer, bits).to(weight.device)
+    made.initialise(weight)
+    return made(weight)
+
+
 def activation_errors(
     model: nn.Module,
     blocks: Sequence[Block],

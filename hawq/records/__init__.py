@@ -6,13 +6,14 @@ from hawq.records.derived import MEASURED
 from hawq.records.files import PLAN_SCHEMA, SENSITIVITY_SCHEMA, dump_record, read_record, read_sensitivity
 from hawq.records.kinds import BIT_WIDTHS, FLOAT_BITS, IMAGE_BITS
 from hawq.records.plans import BitPlan, Confidence, Cost, LimitUse, Phase, Precision
-from hawq.records.reports import ResultRow, RunReport, StageRecord
-from hawq.records.scores import ACTIVATIONS, SCORES, WEIGHTS, Prediction, ScoreTable
+from hawq.records.reports import Difference, Measured, ResultRow, RunReport, StageRecord
+from hawq.records.scores import ACTIVATIONS, BEYOND_CURVATURE, SCORES, WEIGHTS, Prediction, ScoreTable
 from hawq.records.sensitivity import BlockSensitivity, Estimate, Sensitivity
 from hawq.records.validation import Correlation, LossIncrease, LossIncreases, Score, Validated
 
 __all__ = [
     "ACTIVATIONS",
+    "BEYOND_CURVATURE",
     "BIT_WIDTHS",
     "FLOAT_BITS",
     "IMAGE_BITS",
@@ -27,11 +28,13 @@ __all__ = [
     "Confidence",
     "Correlation",
     "Cost",
+    "Difference",
     "Estimate",
     "FloatPart",
     "LimitUse",
     "LossIncrease",
     "LossIncreases",
+    "Measured",
     "Normalization",
     "Phase",
     "Precision",

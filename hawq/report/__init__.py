@@ -7,6 +7,8 @@ from hawq.report.figures import (
     sensitivity_figure,
     validation_figure,
 )
+from hawq.report.intervals import paired_difference, wilson
+from hawq.report.page import write_page
 from hawq.report.papers import NOT_RUN, Ours, PaperRow, PaperTable, comparison, read_table
 from hawq.report.provenance import git_commit, hardware, versions
 from hawq.report.results import (
@@ -54,6 +56,7 @@ __all__ = [
     "hardware",
     "limits_table",
     "markdown",
+    "paired_difference",
     "plans_table",
     "read_result",
     "read_results",
@@ -72,5 +75,7 @@ __all__ = [
     "validation_rows",
     "validation_table",
     "versions",
+    "wilson",
+    "write_page",
     "write_result",
 ]
