@@ -487,6 +487,15 @@ def test_every_pass_is_told(method):
 
 
 @pytest.mark.parametrize(
+    ("given", "expected"),
+    [({}, 0.01), ({"iterations": 200}, 0.05), ({"iterations": 5}, 0.1), ({"iterations": 0}, 0.1), ({"lr": 0.3}, 0.3)],
+    ids=str,
+)
+def test_the_learning_rate_follows_the_iterations(given, expected):
+    assert BRECQ(**given).rounding_lr() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
     ("wrong", "message"),
     [
         ({"iterations": -1}, "iterations=-1 is out of range"),

@@ -175,6 +175,7 @@ def activation_errors(
     inputs: Sequence[Tensor],
     quantizer: Quantizer,
     bit_widths: Sequence[int] = BIT_WIDTHS,
+    progress: Progress = SILENT,
 ) -> dict[str, dict[int, float]]:
     """Block → bit-width b → mean over samples of ‖Q_b(a) − a‖²₂, a what enters its layers (the image is not counted).
 
@@ -186,6 +187,7 @@ def activation_errors(
         inputs: batches of the network's inputs (N, ...).
         quantizer: decides Q_b.
         bit_widths: of 1 to 8 bits each.
+        progress: advanced by every sample.
 
     Raises:
         UserError: what enters a layer is not finite.
@@ -193,8 +195,9 @@ def activation_errors(
     counted = {block.name: [name for name in block.layers if name not in block.image_layers] for block in blocks}
     names = [name for members in counted.values() for name in members]
     layers = dict(model.named_modules())
-    with opened_attention(model):
-        samples = observe_inputs(model, {name: layers[name] for name in names}, inputs)
+    observing = progress.task("activations of the float network", sum(map(len, inputs)))
+    with opened_attention(model), observing as task:
+        samples = observe_inputs(model, {name: layers[name] for name in names}, inputs, task)
         elements = trace_layers(model, names, inputs[0][:1])
 
     def error(name: str, bits: int) -> float:

@@ -161,7 +161,7 @@ def _optimise(
     """All steps of Adam; `unit` is the error that counts as 1."""
     variables = [one.variable for one in roundings]
     free = sum(one.num_free() for one in roundings)
-    rounder = torch.optim.Adam(variables, settings.lr) if variables else None
+    rounder = torch.optim.Adam(variables, settings.rounding_lr()) if variables else None
     stepper = torch.optim.Adam(steps, settings.step_lr) if steps else None
     batches = _batches(len(data), settings.batch_size, generator)
     with analysis_mode(module, [*variables, *steps]):
