@@ -76,22 +76,23 @@ def _descended(
     ups: Tensor, is_free: Tensor, steps: Tensor, slope: Tensor, gram: Tensor, change: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Roundings (rows, k) from which no change of one or two lowers the error, and the change of it so far (rows,)."""
-    diagonal = gram.diagonal(dim1=1, dim2=2).repeat_interleave(len(ups) // len(gram), 0)
+    group = torch.arange(len(ups), device=ups.device) // (len(ups) // len(gram))
+    diagonal = gram.diagonal(dim1=1, dim2=2)[group]
     tolerance = 1e-12 * (steps.square() * diagonal).amax(1).clamp_min(1e-300)
     for _ in range(4 * ups.shape[1]):
         moves = steps * (1 - 2 * ups)
         gains = (2 * moves * slope + moves.square() * diagonal).masked_fill(~is_free, torch.inf)
-        gain, place = gains.min(1)
-        chosen = F.one_hot(place, ups.shape[1]).bool()
-        if ups.shape[1] <= _PAIRS_UP_TO and not bool((gain < -tolerance).any()):
-            gain, chosen = _best_pair(gains, moves, gram)
-        chosen = chosen & (gain < -tolerance)[:, None]
-        if not bool(chosen.any()):
+        gain, places = gains.min(1, keepdim=True)
+        if ups.shape[1] <= _PAIRS_UP_TO and not bool((gain[:, 0] < -tolerance).any()):
+            gain, places = _best_pair(gains, moves, gram[group])
+        better = gain[:, 0] < -tolerance
+        if not bool(better.any()):
             break
-        step = torch.where(chosen, moves, 0.0)
-        change = change + torch.where(gain < -tolerance, gain, 0.0)
-        slope = slope + _times(step, gram)
-        ups = torch.where(chosen, 1 - ups, ups)
+        chosen = moves.gather(1, places) * better[:, None]  # (rows, moves at once)
+        change = change + torch.where(better, gain[:, 0], 0.0)
+        slope = slope + (chosen[:, :, None] * gram[group[:, None], places]).sum(1)
+        old = ups.gather(1, places)
+        ups = ups.scatter(1, places, torch.where(better[:, None], 1 - old, old))
     return ups, change
 
 
@@ -110,14 +111,13 @@ def _best_of_all(down: Tensor, is_free: Tensor, steps: Tensor, slope: Tensor, gr
 
 
 def _best_pair(gains: Tensor, moves: Tensor, gram: Tensor) -> tuple[Tensor, Tensor]:
-    """The least change of the error by two moves, (rows,), and which two, (rows, k)."""
-    rows, k = gains.shape
-    both = gram.repeat_interleave(rows // len(gram), 0) * moves[:, :, None] * moves[:, None, :]
+    """The least change of the error by two moves, (rows, 1), and which two, (rows, 2); G as (rows, k, k)."""
+    k = gains.shape[1]
+    both = gram * moves[:, :, None] * moves[:, None, :]
     pairs = gains[:, :, None] + gains[:, None, :] + 2 * both
     pairs.diagonal(dim1=1, dim2=2).fill_(torch.inf)
-    gain, place = pairs.flatten(1).min(1)
-    chosen = F.one_hot(place // k, k).bool() | F.one_hot(place % k, k).bool()
-    return gain, chosen
+    gain, place = pairs.flatten(1).min(1, keepdim=True)
+    return gain, torch.cat([place // k, place % k], 1)
 
 
 def _times(rows: Tensor, gram: Tensor) -> Tensor:
