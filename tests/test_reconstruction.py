@@ -266,6 +266,33 @@ def test_units_of_networks_that_are_no_plain_chain(caplog):
     assert [row["unit"] for row in rows] == ["first", "masked"]
 
 
+class Idle(nn.Module):
+    """A layer that no forward calls, and dropout."""
+
+    def __init__(self):
+        super().__init__()
+        self.idle, self.first, self.drop, self.head = nn.Linear(6, 6), nn.Linear(6, 6), nn.Dropout(0.5), nn.Linear(6, 3)
+
+    def forward(self, x):
+        return self.head(self.drop(self.first(x).relu()))
+
+
+def test_a_network_in_train_mode_with_blocks_that_were_never_traced():
+    model, inputs = Idle(), torch.randn(32, 6)
+    blocks = hawq.find_blocks(model)
+    network, rows = reconstruct(model, blocks, plan_for(blocks, 3, 4), [(inputs, None)], BRECQ(**SHORT))
+    assert [row["unit"] for row in rows] == ["first", "head"] and network.training and model.training
+    assert [block.name for block in network.quantization.blocks] == ["first", "head"]
+    again = reconstruct(model.eval(), blocks, plan_for(blocks, 3, 4), [inputs], BRECQ(**SHORT))[1]
+    assert rows == again  # nothing was dropped
+
+
+def test_a_plan_of_another_model_is_refused():
+    model, blocks, plan, inputs = prepared()
+    with pytest.raises(ValueError, match="the plan is for another model"):
+        reconstruct(model, blocks[:2], plan, [inputs], BRECQ(**SHORT))
+
+
 @pytest.mark.parametrize(
     ("granularity", "expected"),
     [

@@ -64,17 +64,22 @@ def quantize(
     refuse_quantized(model)
     refuse_computed_weights(model, [name for block in blocks for name in block.layers])
     batches = input_batches(calibration, next(model.parameters()).device)
-    if any(block.macs is None for block in blocks):
-        blocks, plan = _reached(model, blocks, plan, batches[0][:1])
+    blocks, plan = reached_blocks(model, blocks, plan, batches[0][:1])
     quantized = attach(model, blocks, plan, quantizer or LSQ())
     enable(quantized, list(plan.precisions), batches, carry_batch_norm=carry_batch_norm, progress=progress)
     return quantized
 
 
-def _reached(
+def reached_blocks(
     model: nn.Module, blocks: Sequence[Block], plan: BitPlan, example: Tensor
 ) -> tuple[tuple[Block, ...], BitPlan]:
-    """Blocks traced with `example` (1, ...), and the plan for what it reaches, with its cost."""
+    """Blocks traced with `example` (1, ...), unless they are, and the plan for what it reaches, with its cost.
+
+    Raises ValueError for a plan of another model.
+    """
+    check_plan_fits(blocks, plan)
+    if all(block.macs is not None for block in blocks):
+        return tuple(blocks), plan
     traced = trace_blocks(model, blocks, example)
     if [(b.name, b.layers) for b in traced] == [(b.name, b.layers) for b in blocks]:
         return traced, plan
