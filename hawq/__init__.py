@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from hawq.export import load, packed_overhead, save
     from hawq.finetuning import FineTuning, finetune
     from hawq.quantization import LSQ, Uniform, quantize, reestimate_batch_norm
+    from hawq.reconstruction import BRECQ, AdaRound, QDrop, reconstruct
     from hawq.records import BitPlan, Block, Estimate, Phase, Precision, RunReport, Sensitivity
     from hawq.sensitivity import analyze
 
@@ -30,6 +31,7 @@ _HOMES = {
     "hawq.export": ("load", "packed_overhead", "save"),
     "hawq.finetuning": ("FineTuning", "finetune"),
     "hawq.quantization": ("LSQ", "Uniform", "quantize", "reestimate_batch_norm"),
+    "hawq.reconstruction": ("AdaRound", "BRECQ", "QDrop", "reconstruct"),
     "hawq.records": ("BitPlan", "Block", "Estimate", "Phase", "Precision", "RunReport", "Sensitivity"),
     "hawq.sensitivity": ("analyze",),
 }
@@ -37,7 +39,9 @@ _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 _RENAMED = {"Mixed": "IntegerProgram"}
 
 __all__ = [
+    "BRECQ",
     "LSQ",
+    "AdaRound",
     "BitPlan",
     "Block",
     "Estimate",
@@ -54,6 +58,7 @@ __all__ = [
     "Phase",
     "PowerIteration",
     "Precision",
+    "QDrop",
     "RandomScore",
     "RunReport",
     "Sensitivity",
@@ -68,6 +73,7 @@ __all__ = [
     "load",
     "packed_overhead",
     "quantize",
+    "reconstruct",
     "reestimate_batch_norm",
     "save",
 ]

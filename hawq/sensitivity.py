@@ -75,7 +75,7 @@ def analyze(
     curvature = measure_curvature(
         model, blocks, given, loss, solver, seed, detached_bits=detached_bits, warn=warnings.warn, **kept
     )
-    found = combine(model, blocks, curvature, quantizer, inputs)
+    found = combine(model, blocks, curvature, quantizer, inputs, progress)
     device = next(model.parameters()).device
     shown = inputs if images is None else input_batches(images, device)
     calibration = inputs if calibration is None else input_batches(calibration, device)
@@ -142,15 +142,20 @@ def _pair(batch: Any) -> Any:
 
 
 def combine(
-    model: nn.Module, blocks: Sequence[Block], curvature: Curvature, quantizer: Quantizer, inputs: Sequence[Tensor]
+    model: nn.Module,
+    blocks: Sequence[Block],
+    curvature: Curvature,
+    quantizer: Quantizer,
+    inputs: Sequence[Tensor],
+    progress: Progress = SILENT,
 ) -> Sensitivity:
     """The curvature of each block beside its weight errors, and its activations' where their curvature was measured.
 
-    `inputs` are batches (N, ...) of the network's input.
+    `inputs` are batches (N, ...) of the network's input; `progress` is advanced by each sample where activations count.
     """
     found = curvature.estimates
     by_activations = any("activation_trace" in estimates for estimates in found.values())
-    errors = activation_errors(model, blocks, inputs, quantizer) if by_activations else {}
+    errors = activation_errors(model, blocks, inputs, quantizer, progress=progress) if by_activations else {}
     each = {block.name: _layer_errors(model, block, quantizer) for block in blocks}
     rows = tuple(
         BlockSensitivity(

@@ -207,7 +207,7 @@ def _combined(run: Run, curvature: Curvature) -> Sensitivity:
     wanted = settings.analysis
     activations = any("activation_trace" in estimates for estimates in curvature.estimates.values())
     images = inputs.calibration(wanted.num_samples, wanted.batch_size, settings.options.seed) if activations else []
-    found = combine(inputs.network, inputs.blocks, curvature, settings.quantizer, images)
+    found = combine(inputs.network, inputs.blocks, curvature, settings.quantizer, images, run.progress)
     return dataclasses.replace(found, overhead_bytes=inputs.overhead_bytes)
 
 
