@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from hawq.quantization import LSQ, Uniform, quantize, reestimate_batch_norm
     from hawq.reconstruction import BRECQ, AdaRound, QDrop, reconstruct
     from hawq.records import BitPlan, Block, Estimate, Phase, Precision, RunReport, Sensitivity
+    from hawq.search import Haq, OptunaSearch, RandomSearch, refine, search_plan
     from hawq.sensitivity import analyze
 
 __version__ = "0.1.0"
@@ -33,6 +34,7 @@ _HOMES = {
     "hawq.quantization": ("LSQ", "Uniform", "quantize", "reestimate_batch_norm"),
     "hawq.reconstruction": ("AdaRound", "BRECQ", "QDrop", "reconstruct"),
     "hawq.records": ("BitPlan", "Block", "Estimate", "Phase", "Precision", "RunReport", "Sensitivity"),
+    "hawq.search": ("Haq", "OptunaSearch", "RandomSearch", "refine", "search_plan"),
     "hawq.sensitivity": ("analyze",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
@@ -55,11 +57,13 @@ __all__ = [
     "LowRank",
     "Manual",
     "Monotone",
+    "OptunaSearch",
     "Phase",
     "PowerIteration",
     "Precision",
     "QDrop",
     "RandomScore",
+    "RandomSearch",
     "RunReport",
     "Sensitivity",
     "Uniform",
@@ -75,7 +79,9 @@ __all__ = [
     "quantize",
     "reconstruct",
     "reestimate_batch_norm",
+    "refine",
     "save",
+    "search_plan",
 ]
 
 

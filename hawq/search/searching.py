@@ -57,7 +57,7 @@ class Judging:
     """
 
     judge: str = "kl"
-    temperature: float = 1.0
+    temperature: float = 4.0
     prepare: Prepare = lambda network: None
     about: str | None = None
 
@@ -74,14 +74,14 @@ def refine(
     calibration: Iterable[Tensor | Sequence[Tensor]] | Tensor,
     allocator: IntegerProgram | None = None,
     *,
-    temperature: float = 1.0,
+    temperature: float = 4.0,
     **options: Any,
 ) -> BitPlan:
     """The optimum of an integer program, refined: bits swapped wherever the measured KL of the whole plan gains.
 
-    A swap is taken only where its gain, paired image by image, exceeds two standard errors. The images should be ones
-    that the network has not been trained on, labelled or not; on training images give `temperature=4`, since a network
-    that has memorised its images tells plans apart on them only when its outputs are softened.
+    A swap is taken only where its gain, paired image by image, exceeds two standard errors. The images need no labels,
+    and are best ones that the network has not been trained on. The KL is softened: at T = 1 a few images make up most
+    of it, and images that the network has memorised tell plans apart wrongly.
 
     Args:
         model: the float network; left unchanged.
@@ -124,7 +124,7 @@ def search_plan(
     Args:
         model, sensitivity, images, calibration: see `refine`.
         allocator: measures at most `allocator.evaluations` plans.
-        judging: by plain KL unless given.
+        judging: by the softened KL at T = 4 unless given.
         start: where a refinement begins, instead of at the optimum; a plan within the limits.
         others: batches that decide nothing, on which the result is measured again by plain KL.
         quantizer: LSQ unless given.

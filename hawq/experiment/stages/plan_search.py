@@ -52,7 +52,7 @@ def _search(run: Run, analysis: Sensitivity, settings: KeyedSettings, artifact: 
         images,
         inputs.calibration(wanted.calibration_images, wanted.batch_size, seed),
         settings.bits,
-        judging=Judging(wanted.judge, wanted.softness(), _preparation(inputs, settings), wanted.about(count)),
+        judging=Judging(wanted.judge, wanted.temperature, _preparation(inputs, settings), wanted.about(count)),
         others=_other_images(inputs, wanted, seed),
         quantizer=settings.quantizer,
         checkpoint=artifact.partial,
