@@ -16,7 +16,8 @@ from hawq.layers import weight_of
 from hawq.progress import SILENT, Progress
 from hawq.quantization import LSQ, Quantizer, activation_errors, input_batches, weight_errors
 from hawq.records import BIT_WIDTHS, Block, BlockSensitivity, Prediction, ScoreTable, Sensitivity
-from hawq.scoring import Analysis, Conditions, check_scores, measure_score
+from hawq.records.scores import check_scores
+from hawq.scoring import Analysis, Conditions, measure_score
 from hawq.scoring.curvature import Curvature, block_weights, measure_curvature, refuse_made_weights
 
 __all__ = ["Analysis", "Curvature", "analyze", "block_weights", "combine", "labelled", "measure_curvature"]

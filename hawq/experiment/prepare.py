@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from hawq.experiment.artifacts import Store
 from hawq.experiment.config.build import component_section
+from hawq.experiment.config.demands import check_demands
 from hawq.experiment.config.options import Settings
 from hawq.records import (
     Block,
@@ -173,6 +174,7 @@ def prepare_network(settings: Settings) -> Inputs:
 
     from hawq.export import packed_overhead
 
+    check_demands(settings)
     options = settings.options
     if options.threads is not None:
         torch.set_num_threads(options.threads)

@@ -108,9 +108,10 @@ def enable(
             quantizer.initialise(original_weight(layer))
     carried.follow()
     grids = {name: grid for name, layer in layers.items() if (grid := input_quantizer(layer)) is not None}
-    for name, sample in observe_inputs(model, {name: layers[name] for name in grids}, calibration).items():
-        grids[name].initialise(sample.values_and_extremes())
-    carried.follow()
+    if grids:
+        for name, sample in observe_inputs(model, {name: layers[name] for name in grids}, calibration).items():
+            grids[name].initialise(sample.values_and_extremes())
+        carried.follow()
     if all(quantizer.enabled for quantizer in _quantizers(model, info)):
         enable_residual_quantizers(model, calibration)
 

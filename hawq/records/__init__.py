@@ -9,7 +9,17 @@ from hawq.records.plans import BitPlan, Confidence, Cost, LimitUse, Phase, Preci
 from hawq.records.reports import ResultRow, RunReport, StageRecord
 from hawq.records.scores import ACTIVATIONS, BEYOND_CURVATURE, SCORES, WEIGHTS, Prediction, ScoreTable
 from hawq.records.sensitivity import BlockSensitivity, Estimate, Sensitivity
-from hawq.records.validation import Correlation, LossIncrease, LossIncreases, Score, Validated
+from hawq.records.validation import (
+    Correlation,
+    LossIncrease,
+    LossIncreases,
+    PlanCorrelation,
+    PlanOutcome,
+    PlanScore,
+    Score,
+    Validated,
+    ValidatedPlans,
+)
 
 __all__ = [
     "ACTIVATIONS",
@@ -35,6 +45,9 @@ __all__ = [
     "LossIncreases",
     "Normalization",
     "Phase",
+    "PlanCorrelation",
+    "PlanOutcome",
+    "PlanScore",
     "Precision",
     "Prediction",
     "Preprocessing",
@@ -46,6 +59,7 @@ __all__ = [
     "Sensitivity",
     "StageRecord",
     "Validated",
+    "ValidatedPlans",
     "dump_record",
     "from_dict",
     "read_record",

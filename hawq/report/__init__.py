@@ -35,6 +35,7 @@ from hawq.report.tables import (
     validation_rows,
     validation_table,
 )
+from hawq.report.validated_plans import plans_figure, validated_plans_rows, validated_plans_table, verdict
 
 __all__ = [
     "NOT_RUN",
@@ -54,6 +55,7 @@ __all__ = [
     "hardware",
     "limits_table",
     "markdown",
+    "plans_figure",
     "plans_table",
     "read_result",
     "read_results",
@@ -68,9 +70,12 @@ __all__ = [
     "sensitivity_table",
     "size_label",
     "summary_table",
+    "validated_plans_rows",
+    "validated_plans_table",
     "validation_figure",
     "validation_rows",
     "validation_table",
+    "verdict",
     "versions",
     "write_result",
 ]

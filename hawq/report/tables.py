@@ -147,8 +147,10 @@ def validation_rows(result: Validated) -> tuple[tuple[str, ...], list[tuple[Any,
 def validation_table(result: Validated) -> str:
     """The correlations of all scores, and below them a summary of the true increases."""
     truth = result.truth
+    by_kl = all(row.kl is not None for row in truth.increases)
     title = (
-        f"Spearman's ρ of predicted Ω with the true increase of the loss on {truth.num_samples} held-out images "
+        f"Spearman's ρ of predicted Ω with the true {'KL' if by_kl else 'increase of the loss'} of each block alone on "
+        f"{truth.num_samples} held-out images "
         f"(float network: loss {truth.loss:.4g}, accuracy {truth.accuracy:.2f} %); gain: over the plain error; "
         "low and high: 95 % of the resamples of the blocks"
     )
@@ -158,10 +160,18 @@ def validation_table(result: Validated) -> str:
     for kind, bits in dict.fromkeys((row.kind, row.bits) for row in truth.increases):
         own = [row for row in truth.increases if (row.kind, row.bits) == (kind, bits)]
         losses, sure = [row.loss for row in own], sum(row.is_sure for row in own)
-        ends = (f"{end:.2g}" for end in (min(losses), statistics.median(losses), max(losses)))
-        increases.append((kind, bits, *ends, f"{sure} of {len(own)}", f"{max(row.accuracy for row in own):.2f}"))
-    seen = ("quantised", "bits", "least", "median", "largest", "above 2 standard errors", "largest loss of accuracy")
+        cells = [*_ends([row.kl for row in own if row.kl is not None]), *_ends(losses)]
+        increases.append((kind, bits, *cells, f"{sure} of {len(own)}", f"{max(row.accuracy for row in own):.2f}"))
+    seen = ("quantised", "bits", "KL, least", "median", "largest", "loss, least", "median", "largest")
+    seen += ("above 2 standard errors", "largest loss of accuracy")
     return "\n\n".join((title, scores, markdown(seen, increases)))
+
+
+def _ends(values: Sequence[float]) -> list[str]:
+    """Least, median and largest value as text."""
+    if not values:
+        return ["–"] * 3
+    return [f"{end:.2g}" for end in (min(values), statistics.median(values), max(values))]
 
 
 def _short(cell: Any) -> str:
