@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from hawq.allocation.allocator import check_activation_bits
 from hawq.checks import check_range
 from hawq.components import component
-from hawq.records import BIT_WIDTHS, FLOAT_BITS
+from hawq.records import BEYOND_CURVATURE, BIT_WIDTHS, FLOAT_BITS
 from hawq.records.scores import check_scores
 
 _MOST = {"num_samples": 10**9, "batch_size": 10**6, "draws": 20_000, "save_every_seconds": 10**6}
@@ -47,8 +47,8 @@ class Validation:
     solvers: tuple[str, ...]
     draws: int
     save_every_seconds: float
-    scores: tuple[str, ...] = ()
-    plans: int = 0
+    scores: tuple[str, ...] = BEYOND_CURVATURE
+    plans: int = 40
     target: float | None = None
     activations: int = FLOAT_BITS
     trained_plans: int = 0
