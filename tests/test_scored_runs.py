@@ -95,6 +95,7 @@ def test_without_curvature_only_the_score_is_measured(tmp_path, capfd):
         (("analysis.images=''",), "analysis.images is empty"),
         (("analysis.loss=hinge",), "analysis.loss='hinge' is unknown"),
         (("analysis.temperature=0",), "analysis.temperature=0.* is out of range"),
+        (("validate.target=31", "stages=[analysis,validate]"), "validate.target=31 has 0 plans .* or validate.plans=0"),
         (("validate.solvers=[none]", "stages=[analysis,validate]"), "validate.solvers names none"),
     ],
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -198,6 +198,7 @@ def prepare_network(settings: Settings) -> Inputs:
     overhead_bytes = packed_overhead(model.network, blocks, settings.quantizer, about)
     with component_section("bits", settings.bits):
         settings.bits.check(blocks, overhead_bytes)
+    _check_plans(settings, blocks)
     return Inputs(
         dataset=settings.dataset,
         splits=splits,
@@ -218,6 +219,16 @@ def prepare_network(settings: Settings) -> Inputs:
         store=Store(Path(options.outputs) / "cache"),
         unlabelled=_unlabelled(settings, splits),
     )
+
+
+def _check_plans(settings: Settings, blocks: Sequence[Block]) -> None:
+    """Raises UserError where a validation asks for plans of a size that too few have."""
+    from hawq.validation import wanted_plans
+
+    wanted = settings.validate
+    if "validate" in settings.options.stages and wanted.plans and wanted.target is not None:
+        with component_section("validate", wanted):
+            wanted_plans(wanted, settings.bits, blocks, wanted.target, settings.options.seed)
 
 
 def _unlabelled(settings: Settings, splits: Splits) -> UnlabelledImages | None:

@@ -72,13 +72,15 @@ def results_table(rows: Sequence[ResultRow]) -> str:
 def sensitivity_rows(sensitivity: Sensitivity, plan: BitPlan | None) -> tuple[tuple[str, ...], list[tuple[Any, ...]]]:
     """Columns and rows: block, n_i, what was measured for the score (λ_i, say) with error and cost, S_i.
 
-    With a plan also its bits and the increase that the score predicts for the weights at these. What was measured is
-    left out for a score that needs no curvature. Raises UserError when the analysis lacks the plan's score or bits.
+    With a plan also its bits and the increase that the score predicts for the weights at these, with its error where
+    the score itself was measured. What was found of the curvature is left out for a score that needs none. Raises
+    UserError when the analysis lacks the plan's score or bits.
     """
     score = plan.score if plan else sensitivity.score_name()
     known = all(row.curvature(score) is not None for row in sensitivity.rows)
     columns = ("block", "weights", *((score, "error", "products", "gradients") if known else ()), "score")
-    columns += ("bits", "a-bits", "omega") if plan else ()
+    itself = not known and sensitivity.table(score).seconds is not None
+    columns += ("bits", "a-bits", "omega", *(("omega error",) if itself else ())) if plan else ()
     rows: list[tuple[Any, ...]] = []
     for row in sensitivity.rows:
         block, found = row.block, row.curvature(score)
@@ -86,8 +88,8 @@ def sensitivity_rows(sensitivity: Sensitivity, plan: BitPlan | None) -> tuple[tu
         planned: tuple[Any, ...] = ()
         if plan:
             bits = plan.precisions[block.name]
-            omega = sensitivity.predicted(score, block, WEIGHTS, bits.weight_bits).value
-            planned = (bits.weight_bits, bits.activation_bits, omega)
+            omega = sensitivity.predicted(score, block, WEIGHTS, bits.weight_bits)
+            planned = (bits.weight_bits, bits.activation_bits, omega.value, *((omega.error,) if itself else ()))
         rows.append((block.name, block.num_weights, *cells, sensitivity.rank(score, block), *planned))
     return columns, rows
 
@@ -184,10 +186,16 @@ def _number(value: float | None) -> str:
 
 
 def sensitivity_table(sensitivity: Sensitivity, plan: BitPlan | None) -> str:
-    """`sensitivity_rows` as a table for the console."""
+    """`sensitivity_rows` as a table for the console, and below it what the measured scores cost."""
     columns, rows = sensitivity_rows(sensitivity, plan)
     shown = [[f"{cell:.3g}" if isinstance(cell, float) else str(cell) for cell in row] for row in rows]
-    return markdown(columns, shown)
+    costs = [
+        f"score {table.score}: {table.num_samples} images, {table.seconds:.3g} s"
+        + ("" if table.gradient_equivalents is None else f" (those of {table.gradient_equivalents:.3g} gradients)")
+        for table in sensitivity.scores
+        if table.seconds is not None
+    ]
+    return "\n".join([markdown(columns, shown), *costs])
 
 
 def markdown(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:

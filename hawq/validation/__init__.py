@@ -5,7 +5,7 @@ from typing import Any
 from hawq.records import ACTIVATIONS, WEIGHTS, Correlation, LossIncrease, LossIncreases, Score, Validated
 from hawq.validation.correlation import PLAN_TRUTHS, correlate, correlate_plans
 from hawq.validation.files import VALIDATION_SCHEMA, read_validation
-from hawq.validation.plans import Plan, plan_of, random_plans
+from hawq.validation.plans import Plan, plan_of, random_plans, wanted_plans
 from hawq.validation.scores import (
     PLAIN_ERROR,
     Compared,
@@ -44,6 +44,7 @@ __all__ = [
     "random_plans",
     "read_validation",
     "table_score",
+    "wanted_plans",
 ]
 
 

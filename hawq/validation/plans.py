@@ -7,9 +7,11 @@ from typing import Any
 
 import numpy as np
 
+from hawq.allocation.allocator import CANDIDATES
 from hawq.allocation.problem import make_groups
 from hawq.errors import UserError
 from hawq.records import FLOAT_BITS, Block, PlanOutcome, Precision
+from hawq.validation.settings import Validation
 
 Plan = dict[str, Precision]
 
@@ -71,6 +73,22 @@ def random_plans(
         )
     order = {block.name: place for place, block in enumerate(blocks)}
     return [dict(sorted(plan.items(), key=lambda pair: order[pair[0]])) for plan in found.values()]
+
+
+def wanted_plans(wanted: Validation, bits: Any, blocks: Sequence[Block], w_comp: float, seed: int) -> list[Plan]:
+    """The random plans that a validation asks for, with the candidates and ties of an allocator where it has any.
+
+    Raises UserError as `random_plans` does.
+    """
+    return random_plans(
+        blocks,
+        w_comp,
+        wanted.plans,
+        seed,
+        candidates=getattr(bits, "candidates", CANDIDATES),
+        activations=wanted.activations,
+        tied=getattr(bits, "tied", ()),
+    )
 
 
 def _walk(rng: np.random.Generator, sizes: np.ndarray, bits: list[np.ndarray], target: float) -> list[int] | None:

@@ -17,7 +17,14 @@ from hawq.files import write_whole
 from hawq.measurement import measured
 from hawq.quantization import weight_errors
 from hawq.records import BEYOND_CURVATURE, Sensitivity, dump_record, read_record, to_dict
-from hawq.report import plans_figure, validated_plans_table, validation_figure, validation_rows, validation_table
+from hawq.report import (
+    plans_figure,
+    validated_plans_rows,
+    validated_plans_table,
+    validation_figure,
+    validation_rows,
+    validation_table,
+)
 from hawq.sensitivity import block_weights
 from hawq.validation import (
     ACTIVATIONS,
@@ -58,6 +65,7 @@ def validate(run: Run, float_network: FloatNetwork, analysis: Sensitivity) -> Va
     run.log.image("figures/validation", validation_figure(result, run.folder / "figures" / "validation.png"))
     for one in plans:
         name = "plans_trained" if one.steps else "plans"
+        run.log.table(f"validation_{name}", *validated_plans_rows(one))
         run.log.image(f"figures/{name}", plans_figure(one, run.folder / "figures" / f"{name}.png"))
     run.log.artifact(f"{run.folder.name}-validation", "validation", path)
     print("\n" + "\n\n".join([validation_table(result), *map(validated_plans_table, plans)]) + "\n")

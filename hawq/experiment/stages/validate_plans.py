@@ -8,8 +8,9 @@ from functools import cache, partial
 from typing import Any
 
 from hawq.allocation import allocate
-from hawq.allocation.allocator import CANDIDATES, make_plan
+from hawq.allocation.allocator import make_plan
 from hawq.distributed import broadcast
+from hawq.errors import UserError
 from hawq.experiment.artifacts import Artifact
 from hawq.experiment.run import Run
 from hawq.experiment.stages.analysis import CALIBRATION_BATCH
@@ -19,7 +20,7 @@ from hawq.experiment.stages.float_network import FloatNetwork
 from hawq.records import PlanOutcome, Sensitivity, ValidatedPlans, dump_record, read_record, to_dict
 from hawq.scoring import HELD_OUT
 from hawq.trials import Trials
-from hawq.validation import Compared, Plan, correlate_plans, measure_plans, outcome_of, plan_of, random_plans
+from hawq.validation import Compared, Plan, correlate_plans, measure_plans, outcome_of, plan_of, wanted_plans
 
 OUTCOMES_SCHEMA, OUTCOME_SCHEMA = "hawq.plan_outcomes/1", "hawq.plan_outcome/1"
 _ENDLESS = 10**6  # epochs: the number of steps decides
@@ -53,21 +54,14 @@ def validation_indices(run: Run, num_samples: int, seed: int) -> list[int]:
 def validated_plans(
     run: Run, float_network: FloatNetwork, analysis: Sensitivity, compared: Sequence[Compared]
 ) -> tuple[ValidatedPlans, ...]:
-    """Random plans of one size with the ranks that each score gives them: untrained, and trained where asked for.
-
-    Raises UserError for a size that too few plans have.
-    """
+    """Random plans of one size with the ranks that each score gives them: untrained, and trained where asked for."""
     wanted, bits = run.settings.validate, run.settings.bits
     w_comp = wanted.target or allocate(analysis, bits).cost.w_comp
-    plans = random_plans(
-        run.inputs.blocks,
-        w_comp,
-        wanted.plans,
-        run.settings.options.seed,
-        candidates=getattr(bits, "candidates", CANDIDATES),
-        activations=wanted.activations,
-        tied=getattr(bits, "tied", ()),
-    )
+    try:
+        plans = wanted_plans(wanted, bits, run.inputs.blocks, w_comp, run.settings.options.seed)
+    except UserError as error:  # a target of the user's own was checked before any work
+        print(f"note: no plans are validated, for the run's own plan leaves no choice: {error}")
+        return ()
     if len(plans) < wanted.plans:
         print(f"note: there are {len(plans)} different plans of W-Comp {w_comp:.4g} within 1 %, not {wanted.plans}")
     trials = cache(partial(_make_trials, run))  # made when the first plan is to be measured
