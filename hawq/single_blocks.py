@@ -107,7 +107,7 @@ class SingleBlocks:
             return prefix.remember(inputs, (former, known[place]) if former is not None and later and known else None)
 
         statistics: list[Memory] = []
-        self._carried.observe(lambda *batch: statistics.append(remember(*batch, self._statistics)))
+        self._carried.observe(lambda place, inputs: statistics.append(remember(place, inputs, self._statistics)))
         self._images = [remember(place, inputs, self._images) for place, inputs in enumerate(self._batches)]
         self._statistics, self._at = statistics, name
         if sum(map(prefix.bytes_of, [*self._images, *self._statistics])) > self._bytes_kept:

@@ -164,8 +164,10 @@ def validation_table(result: Validated) -> str:
         losses, sure = [row.loss for row in own], sum(row.is_sure for row in own)
         cells = [*_ends([row.kl for row in own if row.kl is not None]), *_ends(losses)]
         increases.append((kind, bits, *cells, f"{sure} of {len(own)}", f"{max(row.accuracy for row in own):.2f}"))
-    seen = ("quantised", "bits", "KL, least", "median", "largest", "loss, least", "median", "largest")
-    seen += ("above 2 standard errors", "largest loss of accuracy")
+    seen = (
+        *("quantised", "bits", "KL, least", "median", "largest", "loss, least", "median", "largest"),
+        *("above 2 standard errors", "largest loss of accuracy"),
+    )
     return "\n\n".join((title, scores, markdown(seen, increases)))
 
 

@@ -73,7 +73,7 @@ def correlate_plans(
         truth = np.array([getattr(outcome, name) for outcome in outcomes])[:, None]
         values = {score: _spearman(own, truth) for score, own in predicted.items()}
         drawn = {score: _spearman_of_resamples(own, truth, resamples) for score, own in predicted.items()}
-        best = max(values, key=lambda score: -np.inf if values[score] is None else values[score])
+        best = max(values, key=lambda score: _least_if_none(values[score]))
         for score, value in values.items():
             gain, behind = _difference(value, values[PLAIN_ERROR]), _difference(values[best], value)
             intervals = (
@@ -87,6 +87,10 @@ def correlate_plans(
                 )
             )
     return tuple(found)
+
+
+def _least_if_none(value: float | None) -> float:
+    return -np.inf if value is None else value
 
 
 def _difference(value: float | None, other: float | None) -> float | None:
