@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -57,14 +58,13 @@ def analyze(
         calibration: inputs that batch norm's statistics and ranges of activations are taken from for these scores;
             those of `batches` unless given. The same for every process.
         kl_temperature: T of kl.
-        detached_bits: bit-width that blocks keep which no gradient of the loss reaches; None refuses them.
+        detached_bits: see `Analysis`.
         seed: of the random start vectors.
         progress: told of every estimate.
 
-    Raises:
-        ValueError: no batches, or batches, a network or a loss whose Hessian would mean nothing.
+    Raises ValueError: no batches, or batches, a network or a loss whose Hessian would mean nothing.
     """
-    check_scores("scores", list(scores))
+    check_scores("scores", scores)
     refuse_short_weights(model)
     refuse_made_weights(model, blocks)
     loss = _loss_named(loss)
@@ -72,32 +72,23 @@ def analyze(
     if any(block.macs is None for block in blocks):
         blocks = trace_blocks(model, blocks, given[0][0][:1])
     solver, quantizer, inputs = solver or Lanczos(), quantizer or LSQ(), [inputs for inputs, _ in given]
-    kept = {"activations": activations, "progress": progress}
-    curvature = measure_curvature(
-        model, blocks, given, loss, solver, seed, detached_bits=detached_bits, warn=warnings.warn, **kept
-    )
+    find = partial(measure_curvature, activations=activations, detached_bits=detached_bits, progress=progress)
+    curvature = find(model, blocks, given, loss, solver, seed, warn=warnings.warn)
     found = combine(model, blocks, curvature, quantizer, inputs)
-    device = next(model.parameters()).device
-    shown = inputs if images is None else input_batches(images, device)
-    calibration = inputs if calibration is None else input_batches(calibration, device)
-    tables = [
-        measure_score(
-            name,
-            model,
-            blocks,
-            given,
-            loss,
-            shown,
-            calibration,
-            quantizer,
-            curvature=solver.curvature,
-            activations=activations,
-            kl_temperature=kl_temperature,
-            conditions=Conditions(memory_limit_gib=solver.memory_limit_gib, progress=progress),
-        )
-        for name in scores
-    ]
-    return found.with_scores(tables)
+    measure = partial(
+        measure_score,
+        curvature=solver.curvature,
+        activations=activations,
+        kl_temperature=kl_temperature,
+        conditions=Conditions(memory_limit_gib=solver.memory_limit_gib, progress=progress),
+    )
+    needed = (model, blocks, given, loss, _own(images, inputs), _own(calibration, inputs), quantizer)
+    return found.with_scores([measure(name, *needed) for name in scores])
+
+
+def _own(given: Iterable[Any] | Tensor | None, otherwise: list[Tensor]) -> list[Tensor]:
+    """The inputs (N, ...) of what was given, else those of the analysis."""
+    return otherwise if given is None else input_batches(given, otherwise[0].device)
 
 
 def _loss_named(loss: Loss | str) -> Loss:
