@@ -94,6 +94,7 @@ def test_without_curvature_only_the_score_is_measured(tmp_path, capfd):
         (("analysis.images=nowhere",), "analysis.images=nowhere is neither training nor held_out"),
         (("analysis.images=''",), "analysis.images is empty"),
         (("analysis.loss=hinge",), "analysis.loss='hinge' is unknown"),
+        (("analysis.loss=distillation", "analysis.scores=[output_shift]"), "no gradient .* output_shift"),
         (("analysis.temperature=0",), "analysis.temperature=0.* is out of range"),
         (("validate.target=31", "stages=[analysis,validate]"), "validate.target=31 has 0 plans .* or validate.plans=0"),
         (("validate.solvers=[none]", "stages=[analysis,validate]"), "validate.solvers names none"),
@@ -122,6 +123,8 @@ def test_distillation_needs_no_labels(loss):
     labelled = analyze(model, blocks, iter([(inputs, labels)]), loss, solver=Lanczos())
     assert unlabelled == labelled
     assert all(row.eigenvalue.value > 0 for row in unlabelled.rows)
+    with pytest.raises(ValueError, match="no gradient at the float network"):
+        analyze(model, blocks, [inputs], loss, solver=NoCurvature(), scores=("output_shift",))
     with pytest.raises(ValueError, match="loss='hinge' is unknown"):
         analyze(model, blocks, [inputs], "hinge")
 

@@ -38,6 +38,11 @@ def check_demands(settings: Settings) -> None:
             f"analysis.loss=distillation has no gradient at the float network, and solver={chosen} reads nothing else: "
             "give solver=lanczos, trace or ggn, or analysis.loss=cross_entropy"
         )
+    if analysis.loss == "distillation" and "output_shift" in (*analysis.scores, getattr(bits, "score", "auto")):
+        raise ValueError(
+            "analysis.loss=distillation has no gradient at the float network, by which score output_shift weighs: "
+            "leave that score out, or give analysis.loss=cross_entropy"
+        )
 
 
 def _check_score(score: str, solver: str) -> None:

@@ -131,6 +131,9 @@ def _compared(run: Run, float_network: FloatNetwork, analysis: Sensitivity) -> l
     ]
     held = {table.score: table for table in analysis.scores}
     measured_ones = [name for name in BEYOND_CURVATURE if name in settings.validate.scores or name in held]
+    if settings.analysis.loss == "distillation" and "output_shift" in measured_ones:
+        print("note: score output_shift is left out, for the distillation loss has no gradient at the float network")
+        measured_ones.remove("output_shift")
     tables = [held.get(name) or measured_score(run, float_network, name) for name in measured_ones]
     everything = analysis.with_scores(tables)
     compared += [
