@@ -9,7 +9,16 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from hawq.allocation import HawqV3, IntegerProgram, Manual, Monotone, UniformBits, allocate
     from hawq.blocks import find_blocks
-    from hawq.curvature import Fisher, GradientNorm, Hutchinson, Lanczos, LowRank, PowerIteration, RandomScore
+    from hawq.curvature import (
+        Fisher,
+        GradientNorm,
+        Hutchinson,
+        Lanczos,
+        LowRank,
+        NoCurvature,
+        PowerIteration,
+        RandomScore,
+    )
     from hawq.deployment import deploy, integer_network
     from hawq.export import load, packed_overhead, save
     from hawq.finetuning import FineTuning, finetune
@@ -26,7 +35,7 @@ _HOMES = {
     "hawq.blocks": ("find_blocks",),
     "hawq.curvature": (
         *("Fisher", "GradientNorm", "Hutchinson", "Lanczos", "LowRank"),
-        *("PowerIteration", "RandomScore"),
+        *("NoCurvature", "PowerIteration", "RandomScore"),
     ),
     "hawq.deployment": ("deploy", "integer_network"),
     "hawq.export": ("load", "packed_overhead", "save"),
@@ -50,6 +59,7 @@ __all__ = [
     "FineTuning",
     "Fisher",
     "GradientNorm",
+    "Haq",
     "HawqV3",
     "Hutchinson",
     "IntegerProgram",
@@ -57,6 +67,7 @@ __all__ = [
     "LowRank",
     "Manual",
     "Monotone",
+    "NoCurvature",
     "OptunaSearch",
     "Phase",
     "PowerIteration",

@@ -77,6 +77,11 @@ class Trials:
         self.float = self.outcomes(model)
         """Outcomes of the float network itself; its KL is 0."""
 
+    @property
+    def blocks(self) -> tuple[Block, ...]:
+        """The blocks of the network."""
+        return self._blocks
+
     def network(self, precisions: Mapping[str, Precision]) -> nn.Module:
         """A quantised copy of the network: block name → bits."""
         plan = BitPlan(dict(precisions), "trial", plan_cost(self._blocks, precisions))

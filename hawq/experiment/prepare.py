@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from hawq.allocation import measures_plans
 from hawq.experiment.artifacts import Store
 from hawq.experiment.config.build import component_section
+from hawq.experiment.config.demands import check_demands
 from hawq.experiment.config.options import Settings
 from hawq.records import (
     Block,
@@ -197,6 +198,7 @@ def prepare_network(settings: Settings) -> Inputs:
 
     from hawq.export import packed_overhead
 
+    check_demands(settings)
     options = settings.options
     if options.threads is not None:
         torch.set_num_threads(options.threads)
@@ -221,6 +223,7 @@ def prepare_network(settings: Settings) -> Inputs:
     overhead_bytes = packed_overhead(model.network, blocks, settings.quantizer, about)
     with component_section("bits", settings.bits):
         settings.bits.check(blocks, overhead_bytes)
+    _check_plans(settings, blocks)
     return Inputs(
         dataset=settings.dataset,
         splits=splits,
@@ -242,6 +245,16 @@ def prepare_network(settings: Settings) -> Inputs:
         unlabelled=_unlabelled(settings, splits),
         judging=judging,
     )
+
+
+def _check_plans(settings: Settings, blocks: Sequence[Block]) -> None:
+    """Raises UserError where a validation asks for plans of a size that too few have."""
+    from hawq.validation import wanted_plans
+
+    wanted = settings.validate
+    if "validate" in settings.options.stages and wanted.plans and wanted.target is not None:
+        with component_section("validate", wanted):
+            wanted_plans(wanted, settings.bits, blocks, wanted.target, settings.options.seed)
 
 
 def _unlabelled(settings: Settings, splits: Splits) -> StoredImages | None:

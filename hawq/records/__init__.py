@@ -9,7 +9,17 @@ from hawq.records.plans import BitPlan, Confidence, Cost, Judgement, LimitUse, P
 from hawq.records.reports import Difference, Measured, ResultRow, RunReport, StageRecord
 from hawq.records.scores import ACTIVATIONS, BEYOND_CURVATURE, SCORES, WEIGHTS, Prediction, ScoreTable
 from hawq.records.sensitivity import BlockSensitivity, Estimate, Sensitivity
-from hawq.records.validation import Correlation, LossIncrease, LossIncreases, Score, Validated
+from hawq.records.validation import (
+    Correlation,
+    LossIncrease,
+    LossIncreases,
+    PlanCorrelation,
+    PlanOutcome,
+    PlanScore,
+    Score,
+    Validated,
+    ValidatedPlans,
+)
 
 __all__ = [
     "ACTIVATIONS",
@@ -38,6 +48,9 @@ __all__ = [
     "Measured",
     "Normalization",
     "Phase",
+    "PlanCorrelation",
+    "PlanOutcome",
+    "PlanScore",
     "Precision",
     "Prediction",
     "Preprocessing",
@@ -50,6 +63,7 @@ __all__ = [
     "Sensitivity",
     "StageRecord",
     "Validated",
+    "ValidatedPlans",
     "dump_record",
     "from_dict",
     "read_record",

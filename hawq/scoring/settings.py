@@ -9,7 +9,8 @@ from torch import nn
 from hawq.checks import check_choice, check_range
 from hawq.components import component
 from hawq.curvature import DistillationLoss, Loss
-from hawq.records import BEYOND_CURVATURE, BIT_WIDTHS
+from hawq.records import BIT_WIDTHS
+from hawq.records.scores import check_scores
 
 TRAINING, HELD_OUT = "train", "test"
 LOSSES = ("cross_entropy", "distillation")
@@ -81,11 +82,3 @@ class Analysis:
     def loss_facts(self) -> dict[str, object]:
         """What a result by this loss depends on; nothing for cross-entropy, whose results keep their keys."""
         return {"loss": self.loss, "temperature": self.temperature} if self.loss == "distillation" else {}
-
-
-def check_scores(name: str, scores: tuple[str, ...] | list[str]) -> None:
-    """Raises ValueError unless these are measured scores, none twice; `name` is the field's."""
-    given = list(scores)
-    if not set(given) <= set(BEYOND_CURVATURE) or len(set(given)) < len(given):
-        allowed = ", ".join(BEYOND_CURVATURE)
-        raise ValueError(f"{name}={given} is out of range: give some of {allowed}, none twice")
