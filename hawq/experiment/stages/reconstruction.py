@@ -18,6 +18,9 @@ from hawq.reconstruction import Reconstruction, reconstruct
 from hawq.records import BitPlan, Sensitivity, to_dict
 
 
+_REVISION = 2  # raised when the same settings give another network: older artifacts are then left alone
+
+
 @dataclass(frozen=True)
 class Reconstructed:
     """The state of a reconstructed network, and its artifact."""
@@ -40,7 +43,7 @@ def reconstruction(
             partial(_make, run, float_network, plan, stage),
             reads=("reconstruction", "quantizer", "seed"),
             network=float_network.weights_hash,
-            facts={"bits": to_dict(plan.precisions)},
+            facts={"bits": to_dict(plan.precisions), "revision": _REVISION},
             label=stage,
         )
         run.log.replay(stage, artifact.read_json("units.json"))
