@@ -64,6 +64,7 @@ def made_run(
     parent: Measured | None = None,
     tuned: Measured | None = None,
     sensitivity: Sensitivity | None = None,
+    budgets: int = 12,
 ) -> Path:
     """Writes the files of a run with every stage into `folder`, and returns it."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -73,7 +74,7 @@ def made_run(
     direct = direct_baseline(sensitivity, plan)
     (folder / "sensitivity.json").write_bytes(dump_record(SENSITIVITY_SCHEMA, sensitivity))
     (folder / "plan.json").write_bytes(dump_record(PLAN_SCHEMA, plan))
-    (folder / "frontier.json").write_bytes(dump_record("hawq.frontier/2", frontier(sensitivity, allocator, 12)))
+    (folder / "frontier.json").write_bytes(dump_record("hawq.frontier/2", frontier(sensitivity, allocator, budgets)))
     (folder / "validation.json").write_bytes(dump_record("hawq.validation/2", _validated(sensitivity)))
     config = {"seed": seed, "model": {"name": "toy"}, "dataset": {"_target_": "hawq.data.Digits"}}
     config |= {"finetune": {"eval_samples": 2000, "keep": "last"}, "float_network": {"keep": "last"}}

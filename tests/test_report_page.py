@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -165,6 +166,22 @@ def test_names_cannot_break_out_of_the_page(chromium: Any, tmp_path: Path) -> No
         assert found.complaints == [] and found.page.locator("#x").count() == 0
         found.page.locator("#strip .bar").nth(1).hover()
         assert found.page.locator("#detail").inner_text().startswith(evil)
+
+
+def test_a_network_of_many_blocks_fits(chromium: Any, tmp_path: Path) -> None:
+    few = sensitivity_of()
+    rows = [
+        replace(row, block=replace(row.block, name=f"{row.block.name}.{number}"))
+        for number in range(12)
+        for row in few.rows
+    ]
+    with opened(chromium, write_page(made_run(tmp_path, sensitivity=few.with_rows(rows), budgets=2)), PHONE) as found:
+        page = found.page
+        assert found.complaints == [] and page.evaluate("document.documentElement.scrollWidth") <= PHONE[0]
+        assert page.locator("#strip .bar").count() == 84
+        page.locator("#strip .bar").nth(83).focus()
+        assert page.locator("#detail").inner_text().startswith("fc.11")
+        assert axe_violations(page) == []
 
 
 PARTS = {
