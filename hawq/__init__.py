@@ -9,12 +9,23 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from hawq.allocation import HawqV3, IntegerProgram, Manual, Monotone, UniformBits, allocate
     from hawq.blocks import find_blocks
-    from hawq.curvature import Fisher, GradientNorm, Hutchinson, Lanczos, LowRank, PowerIteration, RandomScore
+    from hawq.curvature import (
+        Fisher,
+        GradientNorm,
+        Hutchinson,
+        Lanczos,
+        LowRank,
+        NoCurvature,
+        PowerIteration,
+        RandomScore,
+    )
     from hawq.deployment import deploy, integer_network
     from hawq.export import load, packed_overhead, save
     from hawq.finetuning import FineTuning, finetune
     from hawq.quantization import LSQ, Uniform, quantize, reestimate_batch_norm
+    from hawq.reconstruction import BRECQ, AdaRound, QDrop, reconstruct
     from hawq.records import BitPlan, Block, Estimate, Phase, Precision, RunReport, Sensitivity
+    from hawq.search import Haq, OptunaSearch, RandomSearch, refine, search_plan
     from hawq.sensitivity import analyze
 
 __version__ = "0.1.0"
@@ -24,26 +35,31 @@ _HOMES = {
     "hawq.blocks": ("find_blocks",),
     "hawq.curvature": (
         *("Fisher", "GradientNorm", "Hutchinson", "Lanczos", "LowRank"),
-        *("PowerIteration", "RandomScore"),
+        *("NoCurvature", "PowerIteration", "RandomScore"),
     ),
     "hawq.deployment": ("deploy", "integer_network"),
     "hawq.export": ("load", "packed_overhead", "save"),
     "hawq.finetuning": ("FineTuning", "finetune"),
     "hawq.quantization": ("LSQ", "Uniform", "quantize", "reestimate_batch_norm"),
+    "hawq.reconstruction": ("AdaRound", "BRECQ", "QDrop", "reconstruct"),
     "hawq.records": ("BitPlan", "Block", "Estimate", "Phase", "Precision", "RunReport", "Sensitivity"),
+    "hawq.search": ("Haq", "OptunaSearch", "RandomSearch", "refine", "search_plan"),
     "hawq.sensitivity": ("analyze",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 _RENAMED = {"Mixed": "IntegerProgram"}
 
 __all__ = [
+    "BRECQ",
     "LSQ",
+    "AdaRound",
     "BitPlan",
     "Block",
     "Estimate",
     "FineTuning",
     "Fisher",
     "GradientNorm",
+    "Haq",
     "HawqV3",
     "Hutchinson",
     "IntegerProgram",
@@ -51,10 +67,14 @@ __all__ = [
     "LowRank",
     "Manual",
     "Monotone",
+    "NoCurvature",
+    "OptunaSearch",
     "Phase",
     "PowerIteration",
     "Precision",
+    "QDrop",
     "RandomScore",
+    "RandomSearch",
     "RunReport",
     "Sensitivity",
     "Uniform",
@@ -68,8 +88,11 @@ __all__ = [
     "load",
     "packed_overhead",
     "quantize",
+    "reconstruct",
     "reestimate_batch_norm",
+    "refine",
     "save",
+    "search_plan",
 ]
 
 

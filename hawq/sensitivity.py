@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -16,7 +17,8 @@ from hawq.layers import weight_of
 from hawq.progress import SILENT, Progress
 from hawq.quantization import LSQ, Quantizer, activation_errors, input_batches, weight_errors
 from hawq.records import BIT_WIDTHS, Block, BlockSensitivity, Prediction, ScoreTable, Sensitivity
-from hawq.scoring import Analysis, Conditions, check_scores, measure_score
+from hawq.records.scores import check_scores
+from hawq.scoring import Analysis, Conditions, measure_score
 from hawq.scoring.curvature import Curvature, block_weights, measure_curvature, refuse_made_weights
 
 __all__ = ["Analysis", "Curvature", "analyze", "block_weights", "combine", "labelled", "measure_curvature"]
@@ -56,14 +58,13 @@ def analyze(
         calibration: inputs that batch norm's statistics and ranges of activations are taken from for these scores;
             those of `batches` unless given. The same for every process.
         kl_temperature: T of kl.
-        detached_bits: bit-width that blocks keep which no gradient of the loss reaches; None refuses them.
+        detached_bits: see `Analysis`.
         seed: of the random start vectors.
         progress: told of every estimate.
 
-    Raises:
-        ValueError: no batches, or batches, a network or a loss whose Hessian would mean nothing.
+    Raises ValueError: no batches, or batches, a network or a loss whose Hessian would mean nothing.
     """
-    check_scores("scores", list(scores))
+    check_scores("scores", scores)
     refuse_short_weights(model)
     refuse_made_weights(model, blocks)
     loss = _loss_named(loss)
@@ -71,32 +72,23 @@ def analyze(
     if any(block.macs is None for block in blocks):
         blocks = trace_blocks(model, blocks, given[0][0][:1])
     solver, quantizer, inputs = solver or Lanczos(), quantizer or LSQ(), [inputs for inputs, _ in given]
-    kept = {"activations": activations, "progress": progress}
-    curvature = measure_curvature(
-        model, blocks, given, loss, solver, seed, detached_bits=detached_bits, warn=warnings.warn, **kept
+    find = partial(measure_curvature, activations=activations, detached_bits=detached_bits, progress=progress)
+    curvature = find(model, blocks, given, loss, solver, seed, warn=warnings.warn)
+    found = combine(model, blocks, curvature, quantizer, inputs, progress)
+    measure = partial(
+        measure_score,
+        curvature=solver.curvature,
+        activations=activations,
+        kl_temperature=kl_temperature,
+        conditions=Conditions(memory_limit_gib=solver.memory_limit_gib, progress=progress),
     )
-    found = combine(model, blocks, curvature, quantizer, inputs)
-    device = next(model.parameters()).device
-    shown = inputs if images is None else input_batches(images, device)
-    calibration = inputs if calibration is None else input_batches(calibration, device)
-    tables = [
-        measure_score(
-            name,
-            model,
-            blocks,
-            given,
-            loss,
-            shown,
-            calibration,
-            quantizer,
-            curvature=solver.curvature,
-            activations=activations,
-            kl_temperature=kl_temperature,
-            conditions=Conditions(memory_limit_gib=solver.memory_limit_gib, progress=progress),
-        )
-        for name in scores
-    ]
-    return found.with_scores(tables)
+    needed = (model, blocks, given, loss, _own(images, inputs), _own(calibration, inputs), quantizer)
+    return found.with_scores([measure(name, *needed) for name in scores])
+
+
+def _own(given: Iterable[Any] | Tensor | None, otherwise: list[Tensor]) -> list[Tensor]:
+    """The inputs (N, ...) of what was given, else those of the analysis."""
+    return otherwise if given is None else input_batches(given, otherwise[0].device)
 
 
 def _loss_named(loss: Loss | str) -> Loss:
@@ -142,15 +134,20 @@ def _pair(batch: Any) -> Any:
 
 
 def combine(
-    model: nn.Module, blocks: Sequence[Block], curvature: Curvature, quantizer: Quantizer, inputs: Sequence[Tensor]
+    model: nn.Module,
+    blocks: Sequence[Block],
+    curvature: Curvature,
+    quantizer: Quantizer,
+    inputs: Sequence[Tensor],
+    progress: Progress = SILENT,
 ) -> Sensitivity:
     """The curvature of each block beside its weight errors, and its activations' where their curvature was measured.
 
-    `inputs` are batches (N, ...) of the network's input.
+    `inputs` are batches (N, ...) of the network's input; `progress` is advanced by each sample where activations count.
     """
     found = curvature.estimates
     by_activations = any("activation_trace" in estimates for estimates in found.values())
-    errors = activation_errors(model, blocks, inputs, quantizer) if by_activations else {}
+    errors = activation_errors(model, blocks, inputs, quantizer, progress=progress) if by_activations else {}
     each = {block.name: _layer_errors(model, block, quantizer) for block in blocks}
     rows = tuple(
         BlockSensitivity(

@@ -253,7 +253,8 @@ def test_validation_holds_every_score_against_the_truth(tmp_path: Path, capsys: 
     small = "analysis.num_samples=4"
     few = (
         *(small, "analysis.activations=true", "validate.num_samples=30", "validate.bit_widths=[2,8]"),
-        *("validate.draws=20", "validate.solvers=[power,lanczos,gradient,random]"),
+        *("validate.draws=20", "validate.solvers=[power,lanczos,gradient,random]", "validate.scores=[kl]"),
+        "validate.plans=0",
     )
     message = run_here(tmp_path, "stages=[validate]", *few)
     assert message is not None and "leaves out analysis" in message and "['analysis', 'validate']" in message
@@ -266,15 +267,15 @@ def test_validation_holds_every_score_against_the_truth(tmp_path: Path, capsys: 
     result = record(folder / "validation.json", Validated)
     names = [(score.kind, score.name) for score in result.scores]
     assert names == [
-        *(("weights", name) for name in ("power", "lanczos", "gradient", "random", "error")),
-        *(("activations", name) for name in ("trace", "error")),
+        *(("weights", name) for name in ("power", "lanczos", "gradient", "random", "kl", "relative_error", "error")),
+        *(("activations", name) for name in ("trace", "kl", "error")),
     ]
     assert len(result.truth.increases) == 2 * (len(BLOCKS) + len(BLOCKS) - 1) and result.truth.num_samples == 30
     for found in result.correlations:
         increases = [r for r in result.truth.increases if r.kind == found.kind and found.bits in (None, r.bits)]
         score = next(s for s in result.scores if (s.kind, s.name) == (found.kind, found.score))
         predicted = [score.omegas[rise.block][rise.bits] for rise in increases]
-        rho = spearmanr(predicted, [rise.loss for rise in increases]).statistic
+        rho = spearmanr(predicted, [rise.kl for rise in increases]).statistic
         assert found.spearman == pytest.approx(rho) and found.num_points == len(increases)
         assert found.interval is not None and -1 <= found.interval[0] <= found.interval[1] <= 1
     sensitivity = record(folder / "sensitivity.json", Sensitivity)
@@ -285,14 +286,14 @@ def test_validation_holds_every_score_against_the_truth(tmp_path: Path, capsys: 
                 max(row.eigenvalue.value, 0) * row.weight_errors[bits]
             )
             assert error.omegas[row.block.name][bits] == row.weight_errors[bits]
-    assert all(score.seconds is not None and score.gradient_equivalents for score in result.scores[:5])
+    assert all(score.seconds is not None and score.gradient_equivalents for score in result.scores[:7])
     stages = [row["stage"] for row in read_metrics(folder)]
     assert stages.count("validate") == len(result.truth.increases) and stages.count("analysis/power") == len(BLOCKS)
     analyses = len(finished(tmp_path, "analysis"))
-    assert analyses == 5  # with activations, and each of the four solvers by weights alone
+    assert analyses == 6  # with activations, each of the four solvers by weights alone, and kl
 
     table = capsys.readouterr().out
-    assert table.count("| weights     | ") == 7 and "above 2 standard errors" in table
+    assert table.count("| weights     | ") == 9 and "above 2 standard errors" in table
     assert run_here(tmp_path, "stages=[validate,analysis,allocation]", *few, "validate.draws=10") is None
     assert "validate: found in the cache" in capsys.readouterr().out
     assert run_here(tmp_path, "stages=[analysis]", "solver=power", "solver.max_iterations=100", small) is None

@@ -13,8 +13,6 @@ from hawq.records import read_sensitivity
 from hawq.scoring import kl_score
 from hawq.sensitivity import Analysis, analyze
 
-NO_LANCZOS = ("~solver.max_iterations", "solver=none")  # TINY gives the former
-
 
 def scores_of(outputs):
     return {table.score: table for table in read_sensitivity(run_folder(outputs) / "sensitivity.json").scores}
@@ -38,7 +36,7 @@ def test_the_score_of_the_bits_is_measured_and_kept(tmp_path, capfd):
     ("changed", "again"),
     [
         ("analysis.kl_temperature=4", 1),
-        ("analysis.images=held_out", 1),
+        ("analysis.images=test", 1),
         ("analysis.scores=[kl]", 0),
         ("solver.max_iterations=3", 1),
         ("quantizer=uniform", 1),
@@ -64,8 +62,7 @@ def test_unlabelled_images_of_the_users_own(tmp_path):
     for index in range(5):
         Image.fromarray(rng.integers(0, 256, (20, 30, 3), dtype=np.uint8)).save(folder / f"{index}.png")
     outputs = tmp_path / "outputs"
-    asked = ("bits.score=kl", "stages=[analysis]", f"analysis.images={folder}", "solver=none", "~solver.max_iterations")
-    assert run_here(outputs, *asked[:3]) is None
+    assert run_here(outputs, "bits.score=kl", "stages=[analysis]", f"analysis.images={folder}") is None
     assert scores_of(outputs)["kl"].num_samples == 5
 
 
@@ -83,7 +80,10 @@ def test_without_curvature_only_the_score_is_measured(tmp_path, capfd):
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (("bits.score=trace",), "bits.score=trace is not found by solver=lanczos: give solver=trace"),
+        (
+            ("bits.score=trace",),
+            "the analysis has no trace, .* give solver=trace, or bits.score=eigenvalue or bits.score=kl",
+        ),
         (("bits.score=kl", "bits.activations=mixed"), "bits.activations=mixed needs .* analysis.activations=true"),
         (
             ("bits.score=quadratic", "bits.activations=mixed", "analysis.activations=true"),
@@ -91,11 +91,13 @@ def test_without_curvature_only_the_score_is_measured(tmp_path, capfd):
         ),
         (("analysis.scores=[kl,kl]",), r"analysis.scores=\['kl', 'kl'\] is out of range"),
         (("analysis.scores=[trace]",), r"analysis.scores=\['trace'\] is out of range: give some of kl"),
-        (("analysis.images=nowhere",), "analysis.images=nowhere is neither training nor held_out"),
+        (("analysis.images=nowhere",), "analysis.images=nowhere does not exist: give"),
         (("analysis.images=''",), "analysis.images is empty"),
         (("analysis.loss=hinge",), "analysis.loss='hinge' is unknown"),
+        (("analysis.loss=distillation", "analysis.scores=[output_shift]"), "no gradient .* output_shift"),
         (("analysis.temperature=0",), "analysis.temperature=0.* is out of range"),
-        (("validate.solvers=[none]",), "validate.solvers names none"),
+        (("validate.target=31", "stages=[analysis,validate]"), "validate.target=31 has 0 plans .* or validate.plans=0"),
+        (("validate.solvers=[none]", "stages=[analysis,validate]"), "validate.solvers names none"),
     ],
 )
 def test_what_cannot_be_found_is_told_before_any_work(tmp_path, arguments, told):
@@ -121,6 +123,8 @@ def test_distillation_needs_no_labels(loss):
     labelled = analyze(model, blocks, iter([(inputs, labels)]), loss, solver=Lanczos())
     assert unlabelled == labelled
     assert all(row.eigenvalue.value > 0 for row in unlabelled.rows)
+    with pytest.raises(ValueError, match="no gradient at the float network"):
+        analyze(model, blocks, [inputs], loss, solver=NoCurvature(), scores=("output_shift",))
     with pytest.raises(ValueError, match="loss='hinge' is unknown"):
         analyze(model, blocks, [inputs], "hinge")
 

@@ -50,7 +50,7 @@ def call(stage: Stage, run: Run, results: dict[str, Any]) -> Any:
     function: Callable[..., Any] = getattr(import_module(f"hawq.experiment.stages.{stage.name}"), stage.name)
     with ExitStack() as sections:
         for section in (*stage.sections, stage.name):
-            if hasattr(run.settings, section):
+            if getattr(run.settings, section, None) is not None:  # a sensitivity file stands for most of them
                 sections.enter_context(component_section(section, getattr(run.settings, section)))
         return function(run, **{name: results[name] for name in stage.needs})
 

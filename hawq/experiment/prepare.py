@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hawq.allocation import measures_plans
 from hawq.experiment.artifacts import Store
 from hawq.experiment.config.build import component_section
+from hawq.experiment.config.demands import check_demands
 from hawq.experiment.config.options import Settings
 from hawq.records import (
     Block,
@@ -20,19 +22,27 @@ from hawq.records import (
     read_sensitivity,
     to_dict,
 )
+from hawq.search.settings import HELD_OUT, TRAIN
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
     from torch import Tensor, nn
 
-    from hawq.data import ImageData, Images, Splits, TrainBatches, UnlabelledImages
+    from hawq.data import ImageData, Images, Splits, TrainBatches
+    from hawq.data.splits import RawImages
+    from hawq.data.unlabelled import StoredImages
     from hawq.models import FloatModel
     from hawq.progress import Progress
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """Data, network and blocks of a run, all there and fitting each other; nothing has been computed yet."""
+    """Data, network and blocks of a run, all there and fitting each other; nothing has been computed yet.
+
+    `judging` are the images, and their labels where there are any, that a search judges plans on; None for those that
+    the network is trained on.
+    """
 
     dataset: ImageData
     splits: Splits
@@ -47,7 +57,8 @@ class Inputs:
     device: torch.device
     workers: int
     store: Store
-    unlabelled: UnlabelledImages | None = None
+    unlabelled: StoredImages | None = None
+    judging: tuple[RawImages, np.ndarray | None] | None = None
 
     @property
     def network(self) -> nn.Module:
@@ -101,11 +112,11 @@ class Inputs:
 
         from hawq.data import Images, fixed_batches, sample_indices
         from hawq.distributed import rank, shard, world_size
-        from hawq.scoring import HELD_OUT, TRAINING
+        from hawq.scoring import HELD_OUT as TEST
 
-        if which == TRAINING:
+        if which == TRAIN:
             return [inputs for inputs, _ in self.fixed_batches(num_samples, batch_size, seed)]
-        if which == HELD_OUT:
+        if which == TEST:
             images, indices = self.test_images(), self.held_out(num_samples, seed)
         else:
             assert self.unlabelled is not None
@@ -168,6 +179,12 @@ def prepare(settings: Settings) -> Inputs | Sensitivity:
     if not sensitivity.rows:
         raise ValueError(f"allocation.sensitivity={path} names no block: give one row per block (docs/formats.md)")
     with component_section("bits", settings.bits):
+        if measures_plans(settings.bits):
+            field = "refine" if hasattr(settings.bits, "refine") else "evaluations"
+            raise ValueError(
+                f"{field}={getattr(settings.bits, field)} measures plans, which needs the model and data that "
+                f"allocation.sensitivity={path} stands for: leave that out, or give bits=mixed bits.refine=0"
+            )
         settings.bits.check(sensitivity.blocks, sensitivity.overhead_bytes)
     return sensitivity
 
@@ -181,6 +198,7 @@ def prepare_network(settings: Settings) -> Inputs:
 
     from hawq.export import packed_overhead
 
+    check_demands(settings)
     options = settings.options
     if options.threads is not None:
         torch.set_num_threads(options.threads)
@@ -190,6 +208,7 @@ def prepare_network(settings: Settings) -> Inputs:
     with component_section("model", settings.model):
         model = settings.model.build(splits.num_classes)
     _refuse_absent_training_images(settings, splits, model)
+    splits, judging = _judging_images(settings, splits, model)
     device = options.torch_device()
     model.network.to(device)
     if settings.model.channels_last:
@@ -204,6 +223,7 @@ def prepare_network(settings: Settings) -> Inputs:
     overhead_bytes = packed_overhead(model.network, blocks, settings.quantizer, about)
     with component_section("bits", settings.bits):
         settings.bits.check(blocks, overhead_bytes)
+    _check_plans(settings, blocks)
     return Inputs(
         dataset=settings.dataset,
         splits=splits,
@@ -223,22 +243,69 @@ def prepare_network(settings: Settings) -> Inputs:
         workers=options.workers,
         store=Store(Path(options.outputs) / "cache"),
         unlabelled=_unlabelled(settings, splits),
+        judging=judging,
     )
 
 
-def _unlabelled(settings: Settings, splits: Splits) -> UnlabelledImages | None:
+def _check_plans(settings: Settings, blocks: Sequence[Block]) -> None:
+    """Raises UserError where a validation asks for plans of a size that too few have."""
+    from hawq.validation import wanted_plans
+
+    wanted = settings.validate
+    if "validate" in settings.options.stages and wanted.plans and wanted.target is not None:
+        with component_section("validate", wanted):
+            wanted_plans(wanted, settings.bits, blocks, wanted.target, settings.options.seed)
+
+
+def _unlabelled(settings: Settings, splits: Splits) -> StoredImages | None:
     """The user's own images, where a score is to be measured on them."""
-    from hawq.data import UnlabelledImages
-    from hawq.scoring import HELD_OUT, TRAINING
+    from hawq.data.unlabelled import open_unlabelled
+    from hawq.scoring import HELD_OUT as TEST
 
     which = settings.analysis.images
-    if which in (TRAINING, HELD_OUT):
+    if which in (TRAIN, TEST):
         return None
     with component_section("analysis", settings.analysis):
-        try:
-            return UnlabelledImages(Path(which), splits.test_images[0])
-        except (FileNotFoundError, ValueError) as error:
-            raise type(error)(f"images={which} is neither {TRAINING} nor {HELD_OUT}, and {error}") from error
+        return open_unlabelled(which, splits.test_images)
+
+
+def _judging_images(
+    settings: Settings, splits: Splits, model: FloatModel
+) -> tuple[Splits, tuple[RawImages, np.ndarray | None] | None]:
+    """The splits without the images that a search keeps for itself, and those that it judges plans on."""
+    wanted = settings.search
+    if not measures_plans(settings.bits) or wanted.images == TRAIN:
+        return splits, None
+    with component_section("search", wanted):
+        if wanted.images == HELD_OUT:
+            if model.normalization is not None:
+                raise ValueError(
+                    "images=held_out keeps images from the training of this run, and the network comes trained: give "
+                    "images=train, or a path of images that it has not seen"
+                )
+            return _hold_out(splits, wanted.num_images, settings.options.seed)
+        if wanted.judge != "kl":
+            raise ValueError(f"judge={wanted.judge} needs labels, and images={wanted.images} has none: give judge=kl")
+        from hawq.data.unlabelled import open_unlabelled
+
+        return splits, (open_unlabelled(wanted.images, splits.test_images), None)
+
+
+def _hold_out(splits: Splits, num_images: int, seed: int) -> tuple[Splits, tuple[RawImages, np.ndarray]]:
+    """The splits without `num_images` training images drawn by the seed, and these with their labels."""
+    import numpy as np
+
+    from hawq.data import sample_indices
+    from hawq.data.unlabelled import chosen
+
+    total = len(splits.train_images)
+    if num_images > total // 2:
+        raise ValueError(f"num_images={num_images} of {total} training images would be held out: give at most half")
+    out = np.sort(np.array(sample_indices(total, num_images, seed)))
+    kept = np.setdiff1d(np.arange(total), out)
+    images, labels = splits.train_images, splits.train_labels
+    smaller = dataclasses.replace(splits, train_images=chosen(images, kept), train_labels=labels[kept])
+    return smaller, (chosen(images, out), labels[out])
 
 
 def _refuse_absent_training_images(settings: Settings, splits: Splits, model: FloatModel) -> None:

@@ -64,17 +64,22 @@ def quantize(
     refuse_quantized(model)
     refuse_computed_weights(model, [name for block in blocks for name in block.layers])
     batches = input_batches(calibration, next(model.parameters()).device)
-    if any(block.macs is None for block in blocks):
-        blocks, plan = _reached(model, blocks, plan, batches[0][:1])
+    blocks, plan = reached_blocks(model, blocks, plan, batches[0][:1])
     quantized = attach(model, blocks, plan, quantizer or LSQ())
     enable(quantized, list(plan.precisions), batches, carry_batch_norm=carry_batch_norm, progress=progress)
     return quantized
 
 
-def _reached(
+def reached_blocks(
     model: nn.Module, blocks: Sequence[Block], plan: BitPlan, example: Tensor
 ) -> tuple[tuple[Block, ...], BitPlan]:
-    """Blocks traced with `example` (1, ...), and the plan for what it reaches, with its cost."""
+    """Blocks traced with `example` (1, ...), unless they are, and the plan for what it reaches, with its cost.
+
+    Raises ValueError for a plan of another model.
+    """
+    check_plan_fits(blocks, plan)
+    if all(block.macs is not None for block in blocks):
+        return tuple(blocks), plan
     traced = trace_blocks(model, blocks, example)
     if [(b.name, b.layers) for b in traced] == [(b.name, b.layers) for b in blocks]:
         return traced, plan
@@ -124,9 +129,11 @@ def _enable(
             quantizer.initialise(original_weight(layer))
     carried.follow()
     grids = {name: grid for name, layer in layers.items() if (grid := input_quantizer(layer)) is not None}
-    for name, sample in observe_inputs(model, {name: layers[name] for name in grids}, calibration, task).items():
-        grids[name].initialise(sample.values_and_extremes())
-    carried.follow()
+    if grids:
+        observed = observe_inputs(model, {name: layers[name] for name in grids}, calibration, task)
+        for name, sample in observed.items():
+            grids[name].initialise(sample.values_and_extremes())
+        carried.follow()
     if all(quantizer.enabled for quantizer in _quantizers(model, info)):
         enable_residual_quantizers(model, calibration, task)
 
@@ -175,6 +182,7 @@ def activation_errors(
     inputs: Sequence[Tensor],
     quantizer: Quantizer,
     bit_widths: Sequence[int] = BIT_WIDTHS,
+    progress: Progress = SILENT,
 ) -> dict[str, dict[int, float]]:
     """Block → bit-width b → mean over samples of ‖Q_b(a) − a‖²₂, a what enters its layers (the image is not counted).
 
@@ -186,6 +194,7 @@ def activation_errors(
         inputs: batches of the network's inputs (N, ...).
         quantizer: decides Q_b.
         bit_widths: of 1 to 8 bits each.
+        progress: advanced by every sample.
 
     Raises:
         UserError: what enters a layer is not finite.
@@ -193,8 +202,9 @@ def activation_errors(
     counted = {block.name: [name for name in block.layers if name not in block.image_layers] for block in blocks}
     names = [name for members in counted.values() for name in members]
     layers = dict(model.named_modules())
-    with opened_attention(model):
-        samples = observe_inputs(model, {name: layers[name] for name in names}, inputs)
+    observing = progress.task("activations of the float network", sum(map(len, inputs)))
+    with opened_attention(model), observing as task:
+        samples = observe_inputs(model, {name: layers[name] for name in names}, inputs, task)
         elements = trace_layers(model, names, inputs[0][:1])
 
     def error(name: str, bits: int) -> float:

@@ -70,4 +70,4 @@ def _mean_output(module: nn.Module, layer: nn.Module, inputs: Inputs) -> Tensor 
                 inputs.call(module, inputs.at(slice(first, first + _BATCH)))
     finally:
         hook.remove()
-    return (torch.stack(totals).sum(0) / count).to(layer.bias.dtype) if count else None  # type: ignore[union-attr, arg-type]
+    return (torch.stack(totals).sum(0) / count).to(inputs.columns[0].dtype) if count else None

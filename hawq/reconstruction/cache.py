@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -110,6 +110,24 @@ class Recorder:
 
     def inputs(self) -> Inputs:
         """The module's arguments, before its own quantiser."""
+        hook, finish = self._input_hook(last=True)
+        self._run(hook)
+        return finish()
+
+    def outputs(self) -> Stored:
+        """The module's main output."""
+        hook, finish = self._output_hook()
+        self._run(hook)
+        return finish()
+
+    def inputs_and_outputs(self) -> tuple[Inputs, Stored]:
+        """Both, from the same forward passes."""
+        (before, inputs), (after, outputs) = self._input_hook(last=False), self._output_hook()
+        self._run(before, after)
+        return inputs(), outputs()
+
+    def _input_hook(self, *, last: bool) -> tuple[RemovableHandle, Callable[[], Inputs]]:
+        """A hook that stores arguments and, where it is the `last` one, ends the forward; and what gives the result."""
         fillings: list[_Filling] = []
         template: Any = None
 
@@ -128,27 +146,27 @@ class Recorder:
                 return seen[id(x)]
 
             template = map_tensors(place, (args, kwargs))
-            raise _Stop
+            if last:
+                raise _Stop
 
-        self._run(self._module.register_forward_pre_hook(collect, prepend=True, with_kwargs=True))
-        return Inputs([filling.done() for filling in fillings], template)
+        hook = self._module.register_forward_pre_hook(collect, prepend=True, with_kwargs=True)
+        return hook, lambda: Inputs([filling.done() for filling in fillings], template)
 
-    def outputs(self) -> Stored:
-        """The module's main output."""
+    def _output_hook(self) -> tuple[RemovableHandle, Callable[[], Stored]]:
+        """A hook that stores the main output and ends the forward; and what gives the result."""
         filling = self._filling()
 
         def collect(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
             filling.put(main_output(output), self._done, self._size)
             raise _Stop
 
-        self._run(self._module.register_forward_hook(collect))
-        return filling.done()
+        return self._module.register_forward_hook(collect), filling.done
 
     def _filling(self) -> _Filling:
         return _Filling(sum(map(len, self._images)), self._halve)
 
     @torch.no_grad()
-    def _run(self, hook: RemovableHandle) -> None:
+    def _run(self, *hooks: RemovableHandle) -> None:
         """One forward per batch, each up to the module."""
         self._done = 0
         try:
@@ -159,7 +177,8 @@ class Recorder:
                         self._network(batch.clone())  # a network may change its input in place
                     self._done += self._size
         finally:
-            hook.remove()
+            for hook in hooks:
+                hook.remove()
 
 
 def plan_store(num_images: int, elements: int, limit_gib: float) -> tuple[int, bool]:

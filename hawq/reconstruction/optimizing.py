@@ -15,6 +15,7 @@ from hawq.modes import analysis_mode, eval_mode
 from hawq.progress import Task
 from hawq.quantization import FakeQuantizer, input_quantizer, original_weight, weight_quantizer
 from hawq.reconstruction.cache import Inputs, Stored
+from hawq.reconstruction.descent import can_descend, descend
 from hawq.reconstruction.dropping import dropped, mixed
 from hawq.reconstruction.rounding import SoftRounding
 from hawq.reconstruction.settings import Reconstruction
@@ -68,8 +69,9 @@ def reconstruct_unit(
 ) -> tuple[float, float]:
     """Moves the weights of `layers` to chosen points of their grids, and trains the steps of their inputs' quantisers.
 
-    Minimises E(V, s) / E(nearest) + λ · mean of 1 − |2h(V) − 1|^β over the weights, by Adam. What results is kept
-    only where its error is below that of rounding to nearest with the steps as they were.
+    Minimises E(V, s) / E(nearest) + λ · mean of 1 − |2h(V) − 1|^β over the weights, by Adam; roundings of a single
+    layer are then improved one by one (`descend`). What results is kept only where its error is below that of rounding
+    to nearest with the steps as they were.
 
     Args:
         module: of the quantised network, changed in place.
@@ -86,7 +88,7 @@ def reconstruct_unit(
     steps = _trained_steps(layers) if settings.step_lr else []
     roundings = _roundings(layers)
     free = sum(one.num_free() for one in roundings.values())
-    if not before or not (free or steps) or not settings.iterations:
+    if not before or not (free or steps):
         task.advance(settings.iterations)
         return before, before
     old_steps = [step.detach().clone() for step in steps]
@@ -97,7 +99,11 @@ def reconstruct_unit(
         stack.enter_context(dropped(layers, settings.drop, generator))
         _optimise(module, list(dict.fromkeys(roundings.values())), steps, data, settings, before, generator, task)
     for layer, rounding in roundings.items():
-        _decide(layer, rounding)
+        weight_quantizer(layer).hold(original_weight(layer).detach())  # type: ignore[union-attr]
+        if layer is module and data.weights is None and can_descend(layer, rounding):
+            descend(layer, rounding, data)
+        else:
+            _decide(layer, rounding)
     after = data.total(module)
     if after < before:
         return before, after
@@ -135,7 +141,7 @@ def _softly_rounded(roundings: dict[nn.Module, SoftRounding]) -> Iterator[None]:
     quantizers = {layer: chain[0] for layer, chain in chains.items()}
     try:
         for layer, rounding in roundings.items():
-            chains[layer][0] = rounding  # type: ignore[assignment]
+            chains[layer][0] = rounding  # type: ignore[assignment, index]
         yield
     finally:
         for layer, quantizer in quantizers.items():
@@ -155,7 +161,7 @@ def _optimise(
     """All steps of Adam; `unit` is the error that counts as 1."""
     variables = [one.variable for one in roundings]
     free = sum(one.num_free() for one in roundings)
-    rounder = torch.optim.Adam(variables, settings.lr) if variables else None
+    rounder = torch.optim.Adam(variables, settings.rounding_lr()) if variables else None
     stepper = torch.optim.Adam(steps, settings.step_lr) if steps else None
     batches = _batches(len(data), settings.batch_size, generator)
     with analysis_mode(module, [*variables, *steps]):
@@ -206,7 +212,6 @@ def _decide(layer: nn.Module, rounding: SoftRounding) -> None:
     quantizer = weight_quantizer(layer)
     assert isinstance(quantizer, FakeQuantizer)
     weight = original_weight(layer).detach()
-    quantizer.hold(weight)
     moved = rounding.rounded(weight)
     if torch.equal(quantizer.codes(moved)[0], rounding.codes()) or rounding.large is not None:
         original_weight(layer).data.copy_(moved)

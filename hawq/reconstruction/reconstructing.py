@@ -10,9 +10,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from hawq.blocks import trace_blocks
 from hawq.progress import SILENT, Progress, Task
-from hawq.quantization import LSQ, CarriedBatchNorm, Quantizer, attach, enable, input_batches
+from hawq.quantization import LSQ, CarriedBatchNorm, Quantizer, attach, enable, input_batches, reached_blocks
 from hawq.reconstruction.bias import correct_biases
 from hawq.reconstruction.cache import Recorder, plan_store
 from hawq.reconstruction.fisher import output_curvature
@@ -75,9 +74,8 @@ def reconstruct(
     settings = settings or BRECQ()
     given = input_batches(calibration, next(model.parameters()).device)
     images = _first(given, settings.num_samples, settings.batch_size)
-    if any(block.macs is None for block in blocks):
-        blocks = trace_blocks(model, blocks, images[0][:1])
-    network = attach(model, blocks, plan, quantizer or LSQ()).eval()
+    blocks, plan = reached_blocks(model, blocks, plan, images[0][:1])
+    network = attach(model, blocks, plan, quantizer or LSQ())
     carried = CarriedBatchNorm(network, images if settings.batch_norm == "carried" else [])
     work = _Work(model, network, settings, seed, images)
     saved = checkpoint.load() if checkpoint else None
@@ -124,7 +122,7 @@ class _Work:
     def row(self, index: int, unit: Unit, weights: Tensor | None, task: Task) -> Row:
         """Reconstructs unit number `index`; its row."""
         settings, module = self.settings, self.network.get_submodule(unit.name)
-        data = self._data(unit, weights)
+        data = self._data(unit, None if weights is None else weights.to(self.images[0].device))
         layers = [self.network.get_submodule(name) for name in unit.layers]
         before, after = reconstruct_unit(module, layers, data, settings, self.seed + 1_000_003 * (index + 1), task)
         if settings.bias_correction:
@@ -140,6 +138,6 @@ class _Work:
         if count < num_images:
             _LOG.warning("%s: %d of %d images fit into the memory limit", unit.name, count, num_images)
         images = _first(self.images, count, settings.batch_size) if count < num_images else self.images
-        exact = Recorder(self.model, unit, images, halve)
-        inputs = Recorder(self.network, unit, images, halve).inputs()
-        return Data(inputs, exact.inputs() if needs_exact else None, exact.outputs(), weights)
+        recorder = Recorder(self.model, unit, images, halve)
+        exact, targets = recorder.inputs_and_outputs() if needs_exact else (None, recorder.outputs())
+        return Data(Recorder(self.network, unit, images, halve).inputs(), exact, targets, weights)

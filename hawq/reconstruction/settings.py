@@ -10,6 +10,7 @@ from hawq.components import component
 UNITS = ("layer", "block")
 BATCH_NORMS = ("carried", "folded")
 _MOST = 10**6
+_TRAVEL, _MOST_LR = 10.0, 0.1  # how far steps of one sign could take a rounding variable
 _LEAST_GIB = 2.0**-20
 
 
@@ -27,7 +28,8 @@ class Reconstruction:
         iterations: optimiser steps of each unit.
         num_samples: images that units are reconstructed on.
         batch_size: images per step.
-        lr: Adam's learning rate of the rounding variables.
+        lr: Adam's learning rate of the rounding variables, whose range is about 5 wide. None: 10 / `iterations`, at
+            most 0.1, with which each can cross it twice.
         regularization: weight λ of the term that drives roundings to 0 or 1, relative to the error of rounding to
             nearest.
         warmup: share of the steps, 0 to 1, before this term sets in.
@@ -50,7 +52,7 @@ class Reconstruction:
     iterations: int = 1000
     num_samples: int = 512
     batch_size: int = 32
-    lr: float = 0.01
+    lr: float | None = None
     regularization: float = 10.0
     warmup: float = 0.2
     units: str = "layer"
@@ -65,7 +67,7 @@ class Reconstruction:
         check_range("iterations", self.iterations, least=0, most=_MOST)
         check_range("num_samples", self.num_samples, least=2, most=_MOST)
         check_range("batch_size", self.batch_size, least=1, most=_MOST)
-        check_range("lr", self.lr, least=0, most=1)
+        check_range("lr", self.lr, least=0, most=1, optional=True)
         check_range("regularization", self.regularization, least=0, most=_MOST)
         check_range("warmup", self.warmup, least=0, most=1)
         check_choice("units", self.units, UNITS)
@@ -74,6 +76,10 @@ class Reconstruction:
         check_range("drop", self.drop, least=0, most=1)
         check_choice("batch_norm", self.batch_norm, BATCH_NORMS)
         check_range("memory_limit_gib", self.memory_limit_gib, least=_LEAST_GIB, most=_MOST)
+
+    def rounding_lr(self) -> float:
+        """The learning rate of the rounding variables."""
+        return min(_TRAVEL / max(self.iterations, 1), _MOST_LR) if self.lr is None else self.lr
 
 
 @component("reconstruction/adaround")

@@ -5,11 +5,21 @@ from hawq.records.conversion import Record, from_dict, to_dict
 from hawq.records.derived import MEASURED
 from hawq.records.files import PLAN_SCHEMA, SENSITIVITY_SCHEMA, dump_record, read_record, read_sensitivity
 from hawq.records.kinds import BIT_WIDTHS, FLOAT_BITS, IMAGE_BITS
-from hawq.records.plans import BitPlan, Confidence, Cost, LimitUse, Phase, Precision
+from hawq.records.plans import BitPlan, Confidence, Cost, Judgement, LimitUse, Phase, Precision, Searched
 from hawq.records.reports import Difference, Measured, ResultRow, RunReport, StageRecord
 from hawq.records.scores import ACTIVATIONS, BEYOND_CURVATURE, SCORES, WEIGHTS, Prediction, ScoreTable
 from hawq.records.sensitivity import BlockSensitivity, Estimate, Sensitivity
-from hawq.records.validation import Correlation, LossIncrease, LossIncreases, Score, Validated
+from hawq.records.validation import (
+    Correlation,
+    LossIncrease,
+    LossIncreases,
+    PlanCorrelation,
+    PlanOutcome,
+    PlanScore,
+    Score,
+    Validated,
+    ValidatedPlans,
+)
 
 __all__ = [
     "ACTIVATIONS",
@@ -31,12 +41,16 @@ __all__ = [
     "Difference",
     "Estimate",
     "FloatPart",
+    "Judgement",
     "LimitUse",
     "LossIncrease",
     "LossIncreases",
     "Measured",
     "Normalization",
     "Phase",
+    "PlanCorrelation",
+    "PlanOutcome",
+    "PlanScore",
     "Precision",
     "Prediction",
     "Preprocessing",
@@ -45,9 +59,11 @@ __all__ = [
     "RunReport",
     "Score",
     "ScoreTable",
+    "Searched",
     "Sensitivity",
     "StageRecord",
     "Validated",
+    "ValidatedPlans",
     "dump_record",
     "from_dict",
     "read_record",

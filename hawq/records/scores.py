@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from hawq.records.kinds import Amount, BitsKey, Count, Name, Product, Spread
@@ -90,3 +90,11 @@ class ScoreTable:
 
 
 KINDS = (WEIGHTS, ACTIVATIONS)
+
+
+def check_scores(name: str, scores: Sequence[str]) -> None:
+    """Raises ValueError unless these are measured scores, none twice; `name` is the field's."""
+    given = list(scores)
+    if not set(given) <= set(BEYOND_CURVATURE) or len(set(given)) < len(given):
+        allowed = ", ".join(BEYOND_CURVATURE)
+        raise ValueError(f"{name}={given} is out of range: give some of {allowed}, none twice")

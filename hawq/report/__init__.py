@@ -40,6 +40,7 @@ from hawq.report.tables import (
     validation_rows,
     validation_table,
 )
+from hawq.report.validated_plans import plans_figure, validated_plans_rows, validated_plans_table, verdict
 
 __all__ = [
     "NOT_RUN",
@@ -63,6 +64,7 @@ __all__ = [
     "limits_table",
     "markdown",
     "paired_difference",
+    "plans_figure",
     "plans_table",
     "read_result",
     "read_results",
@@ -78,9 +80,12 @@ __all__ = [
     "sensitivity_table",
     "size_label",
     "summary_table",
+    "validated_plans_rows",
+    "validated_plans_table",
     "validation_figure",
     "validation_rows",
     "validation_table",
+    "verdict",
     "versions",
     "wilson",
     "write_page",

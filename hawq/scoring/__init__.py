@@ -4,7 +4,7 @@ from hawq.scoring.asked import measure_score
 from hawq.scoring.kl import kl_score
 from hawq.scoring.output_shift import output_shift_score
 from hawq.scoring.quadratic import quadratic_score
-from hawq.scoring.settings import HELD_OUT, TRAINING, Analysis, check_scores
+from hawq.scoring.settings import HELD_OUT, TRAINING, Analysis
 from hawq.scoring.work import Conditions
 
 __all__ = [
@@ -12,7 +12,6 @@ __all__ = [
     "TRAINING",
     "Analysis",
     "Conditions",
-    "check_scores",
     "kl_score",
     "measure_score",
     "output_shift_score",

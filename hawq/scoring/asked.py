@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from hawq.curvature import Batch, Loss
+from hawq.curvature import Batch, DistillationLoss, Loss
+from hawq.errors import UserError
 from hawq.quantization import Quantizer
 from hawq.records import Block, ScoreTable
 from hawq.scoring.kl import kl_score
@@ -56,6 +57,11 @@ def measure_score(
     if score == "quadratic":
         return quadratic_score(model, blocks, batches, loss, quantizer, curvature=curvature, conditions=conditions)
     assert score == "output_shift", score
+    if isinstance(loss, DistillationLoss):
+        raise UserError(
+            "the distillation loss has no gradient at the float network, by which output_shift weighs: "
+            "give loss=cross_entropy, or another score"
+        )
     return output_shift_score(
         model, blocks, batches, loss, calibration, quantizer, activations=activations, conditions=conditions
     )

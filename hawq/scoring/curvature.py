@@ -115,8 +115,7 @@ def measure_curvature(
         found = solve_blocks(operator, solver, seed, checkpoint, save_every_seconds, listen, enough)
     if not doubts and (text := _flat(found, detached)):
         warn(text)
-    if activations:
-        found = _with_activation_traces(found, operator, blocks, batches, seed)
+    found = _with_activation_traces(found, operator, blocks, batches, seed) if activations else found
     return Curvature(found, solver.name, operator.num_samples, operator.mean_loss, detached)
 
 

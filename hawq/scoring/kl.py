@@ -81,6 +81,13 @@ def kl_score(
             if largest <= 1:
                 raise UserError("memory runs out with a single image in a batch: use a smaller input") from error
         images = _cut(images, largest // 2)
+    return _table(ledger, model, blocks, images, count)
+
+
+def _table(
+    ledger: Ledger, model: nn.Module, blocks: Sequence[Block], images: Sequence[Tensor], count: int
+) -> ScoreTable:
+    """The measured means with their errors; `count` is the number of images of all processes."""
     weights = [weight for own in weights_by_block(model, blocks).values() for weight in own]
     unit = gradient_seconds(model, weights, images[0], count) if images else 0.0
     return ledger.table("kl", {place: (value, error) for place, (value, error) in ledger.values.items()}, unit, count)

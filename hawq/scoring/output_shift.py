@@ -171,8 +171,8 @@ def _recorded(layers: Mapping[str, nn.Module]) -> Iterator[list[_Called]]:
         def record(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
             first = main_output(output)
             shift = torch.zeros_like(first, requires_grad=True)
-            inputs, named = (map_tensors(Tensor.detach, value) for value in (args, kwargs))
-            calls.append(_Called(name, inputs, named, first.detach(), shift))
+            kept, named = (map_tensors(Tensor.detach, value) for value in (args, kwargs))
+            calls.append(_Called(name, kept, named, first.detach(), shift))
             return map_tensors(lambda one: one + shift if one is first else one, output)
 
         return record

@@ -9,9 +9,10 @@ from torch import nn
 from hawq.checks import check_choice, check_range
 from hawq.components import component
 from hawq.curvature import DistillationLoss, Loss
-from hawq.records import BEYOND_CURVATURE, BIT_WIDTHS
+from hawq.records import BIT_WIDTHS
+from hawq.records.scores import check_scores
 
-TRAINING, HELD_OUT = "training", "held_out"
+TRAINING, HELD_OUT = "train", "test"
 LOSSES = ("cross_entropy", "distillation")
 _MOST_TEMPERATURE = 1000.0
 
@@ -32,8 +33,9 @@ class Analysis:
         activations: whether curvature by, and errors of, the blocks' input activations are measured as well.
         scores: measured for each block and bit-width, beside the curvature: some of kl, quadratic, output_shift. That
             of the allocation (bits.score) is measured in any case.
-        images: that kl is measured on, at most `num_samples`: "training" (those of the loss), "held_out" (of the test
-            images, without labels; validate then leaves them out), or a folder of image files without labels.
+        images: that kl is measured on, at most `num_samples`: "train" (those of the loss), "test" (test images without
+            their labels; validate then leaves them out), or a path of images without labels: a folder of image files,
+            an .npy of uint8 (N, H, W, 3), or an .npz with such an array `images`.
         kl_temperature: T of kl, T² · KL of the outputs softened by T; 1 leaves them as they are.
         loss: that curvature, quadratic and output_shift are of: "cross_entropy", or "distillation" to the float
             network's own softened outputs, which needs no labels.
@@ -66,7 +68,7 @@ class Analysis:
         check_range("batch_size", self.batch_size, least=1)
         check_scores("scores", self.scores)
         if not self.images.strip():
-            raise ValueError(f"images is empty: give {TRAINING}, {HELD_OUT}, or a folder of image files")
+            raise ValueError(f"images is empty: give {TRAINING}, {HELD_OUT}, or a path of images")
         check_range("kl_temperature", self.kl_temperature, above=0, most=_MOST_TEMPERATURE)
         check_choice("loss", self.loss, LOSSES)
         check_range("temperature", self.temperature, above=0, most=_MOST_TEMPERATURE)
@@ -80,11 +82,3 @@ class Analysis:
     def loss_facts(self) -> dict[str, object]:
         """What a result by this loss depends on; nothing for cross-entropy, whose results keep their keys."""
         return {"loss": self.loss, "temperature": self.temperature} if self.loss == "distillation" else {}
-
-
-def check_scores(name: str, scores: tuple[str, ...] | list[str]) -> None:
-    """Raises ValueError unless these are measured scores, none twice; `name` is the field's."""
-    given = list(scores)
-    if not set(given) <= set(BEYOND_CURVATURE) or len(set(given)) < len(given):
-        allowed = ", ".join(BEYOND_CURVATURE)
-        raise ValueError(f"{name}={given} is out of range: give some of {allowed}, none twice")

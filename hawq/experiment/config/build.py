@@ -17,7 +17,6 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from hawq.experiment.config.demands import check_demands
 from hawq.experiment.config.explain import explain, in_section, refuse_unknown_keys, suggest
 from hawq.experiment.config.fields import as_annotated, fits, wrong_type
 from hawq.experiment.config.names import config_folder, plain, register_resolvers, shown
@@ -96,7 +95,6 @@ def build_parts(
     if "validate" in parts:
         solvers = {name: _solver_node(name, values, chosen_solver) for name in parts["validate"].solvers}
         parts["compared"] = {name: build_component("solver", node, allowed) for name, node in solvers.items()}
-        check_demands(parts)
         options.torch_device()
     for key, number in _numbers(values):
         if not isfinite(number):

@@ -39,7 +39,7 @@ from hawq.scoring import Conditions, measure_score
 from hawq.sensitivity import Analysis, Curvature, combine, labelled, measure_curvature
 
 CURVATURE_SCHEMA, SCORE_SCHEMA = "hawq.curvature/2", "hawq.score/1"
-_CALIBRATION_BATCH = 64  # images; fixed, because the statistics of batch norm depend on it
+CALIBRATION_BATCH = 64  # images; fixed, because the statistics of batch norm depend on it
 
 
 def analysis(run: Run, float_network: FloatNetwork) -> Sensitivity:
@@ -146,7 +146,7 @@ def shared_score(
         [] if score == "kl" else labelled(network, inputs.fixed_batches(*size), loss),
         loss,
         inputs.score_images(wanted.images, *size) if score == "kl" else [],
-        inputs.calibration(wanted.num_samples, _CALIBRATION_BATCH, seed),
+        inputs.calibration(wanted.num_samples, CALIBRATION_BATCH, seed),
         quantizer,
         curvature=curvature,
         activations=wanted.activations,
@@ -207,7 +207,7 @@ def _combined(run: Run, curvature: Curvature) -> Sensitivity:
     wanted = settings.analysis
     activations = any("activation_trace" in estimates for estimates in curvature.estimates.values())
     images = inputs.calibration(wanted.num_samples, wanted.batch_size, settings.options.seed) if activations else []
-    found = combine(inputs.network, inputs.blocks, curvature, settings.quantizer, images)
+    found = combine(inputs.network, inputs.blocks, curvature, settings.quantizer, images, run.progress)
     return dataclasses.replace(found, overhead_bytes=inputs.overhead_bytes)
 
 

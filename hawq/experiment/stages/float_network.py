@@ -71,7 +71,9 @@ def _train(run: Run, settings: KeyedSettings, artifact: Artifact) -> Files:
     best: dict[str, Any] = {}
     history = broadcast(partial(shared_training, training=training, seed=settings.seed))(
         inputs,
-        evaluate=lambda candidate: inputs.test_accuracy(candidate, training.eval_samples),
+        evaluate=lambda candidate: inputs.test_accuracy(
+            candidate, training.eval_samples, run.progress, "accuracy during training"
+        ),
         checkpoint=artifact.partial,
         on_row=partial(run.log.row, "float_network"),
         on_best=best.update,
