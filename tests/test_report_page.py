@@ -13,6 +13,7 @@ from browsing import DESKTOP, PHONE, axe_violations, browser, opened
 from run_folders import made_run, measured, renamed, sensitivity_of
 from runs import read_json
 
+from hawq.records import Judgement, Searched
 from hawq.report import write_page
 
 LARGEST, SLOWEST_SECONDS = 5 * 2**20, 2.0
@@ -215,3 +216,12 @@ def test_verdict_follows_the_pairs(tmp_path: Path, wrong: tuple[int, int], said:
     parent, tuned = measured(wrong[0], 1), measured(wrong[1], 2)
     text = write_page(made_run(tmp_path, parent=parent, tuned=tuned)).read_text(encoding="utf-8")
     assert said in re.search(r"<h1>(.+?)</h1>", text)[1]  # type: ignore[index]
+
+
+def test_plans_that_were_measured_say_so(tmp_path: Path) -> None:
+    judged = Judgement("KL on 400 training images", 400, 0.2, 0.25, 0.05, 0.01)
+    made = made_run(tmp_path, searched=Searched("refinement", 31, 2, judged, None))
+    text = write_page(made).read_text(encoding="utf-8")
+    assert "Found by measuring whole plans: refinement, 31 plans measured: 0.25 → 0.2" in text
+    assert "this one was the best of 31" in text
+    assert "6 random plans of W-Comp 10, without training" in text
