@@ -294,7 +294,7 @@ def test_validation_holds_every_score_against_the_truth(tmp_path: Path, capsys: 
     assert analyses == 6  # with activations, each of the four solvers by weights alone, and kl
 
     table = capsys.readouterr().out
-    assert table.count("| weights     | ") == 9 and "above 2 standard errors" in validation_table(result)
+    assert table.count("| weights     | ") == 7 and "above 2 standard errors" in validation_table(result)
     assert run_here(tmp_path, "stages=[validate,analysis,allocation]", *few, "validate.draws=10") is None
     assert "validate: found in the cache" in capsys.readouterr().out
     assert run_here(tmp_path, "stages=[analysis]", "solver=power", "solver.max_iterations=100", small) is None
