@@ -23,7 +23,9 @@ if TYPE_CHECKING:
     from hawq.export import load, packed_overhead, save
     from hawq.finetuning import FineTuning, finetune
     from hawq.quantization import LSQ, Uniform, quantize, reestimate_batch_norm
+    from hawq.reconstruction import BRECQ, AdaRound, QDrop, reconstruct
     from hawq.records import BitPlan, Block, Estimate, Phase, Precision, RunReport, Sensitivity
+    from hawq.search import Haq, OptunaSearch, RandomSearch, refine, search_plan
     from hawq.sensitivity import analyze
 
 __version__ = "0.1.0"
@@ -39,20 +41,25 @@ _HOMES = {
     "hawq.export": ("load", "packed_overhead", "save"),
     "hawq.finetuning": ("FineTuning", "finetune"),
     "hawq.quantization": ("LSQ", "Uniform", "quantize", "reestimate_batch_norm"),
+    "hawq.reconstruction": ("AdaRound", "BRECQ", "QDrop", "reconstruct"),
     "hawq.records": ("BitPlan", "Block", "Estimate", "Phase", "Precision", "RunReport", "Sensitivity"),
+    "hawq.search": ("Haq", "OptunaSearch", "RandomSearch", "refine", "search_plan"),
     "hawq.sensitivity": ("analyze",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 _RENAMED = {"Mixed": "IntegerProgram"}
 
 __all__ = [
+    "BRECQ",
     "LSQ",
+    "AdaRound",
     "BitPlan",
     "Block",
     "Estimate",
     "FineTuning",
     "Fisher",
     "GradientNorm",
+    "Haq",
     "HawqV3",
     "Hutchinson",
     "IntegerProgram",
@@ -61,10 +68,13 @@ __all__ = [
     "Manual",
     "Monotone",
     "NoCurvature",
+    "OptunaSearch",
     "Phase",
     "PowerIteration",
     "Precision",
+    "QDrop",
     "RandomScore",
+    "RandomSearch",
     "RunReport",
     "Sensitivity",
     "Uniform",
@@ -78,8 +88,11 @@ __all__ = [
     "load",
     "packed_overhead",
     "quantize",
+    "reconstruct",
     "reestimate_batch_norm",
+    "refine",
     "save",
+    "search_plan",
 ]
 
 

@@ -74,7 +74,7 @@ def analyze(
     solver, quantizer, inputs = solver or Lanczos(), quantizer or LSQ(), [inputs for inputs, _ in given]
     find = partial(measure_curvature, activations=activations, detached_bits=detached_bits, progress=progress)
     curvature = find(model, blocks, given, loss, solver, seed, warn=warnings.warn)
-    found = combine(model, blocks, curvature, quantizer, inputs)
+    found = combine(model, blocks, curvature, quantizer, inputs, progress)
     measure = partial(
         measure_score,
         curvature=solver.curvature,
@@ -134,15 +134,20 @@ def _pair(batch: Any) -> Any:
 
 
 def combine(
-    model: nn.Module, blocks: Sequence[Block], curvature: Curvature, quantizer: Quantizer, inputs: Sequence[Tensor]
+    model: nn.Module,
+    blocks: Sequence[Block],
+    curvature: Curvature,
+    quantizer: Quantizer,
+    inputs: Sequence[Tensor],
+    progress: Progress = SILENT,
 ) -> Sensitivity:
     """The curvature of each block beside its weight errors, and its activations' where their curvature was measured.
 
-    `inputs` are batches (N, ...) of the network's input.
+    `inputs` are batches (N, ...) of the network's input; `progress` is advanced by each sample where activations count.
     """
     found = curvature.estimates
     by_activations = any("activation_trace" in estimates for estimates in found.values())
-    errors = activation_errors(model, blocks, inputs, quantizer) if by_activations else {}
+    errors = activation_errors(model, blocks, inputs, quantizer, progress=progress) if by_activations else {}
     each = {block.name: _layer_errors(model, block, quantizer) for block in blocks}
     rows = tuple(
         BlockSensitivity(

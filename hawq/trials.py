@@ -100,13 +100,22 @@ class Trials:
 
     def outcomes(self, network: nn.Module) -> Outcomes:
         """Outcomes of any network with the same outputs. Raises UserError where they are not finite."""
-        kl, loss, hits = [], [], []
+        return _joined(list(self.by_batch(network)))
+
+    def by_batch(self, network: nn.Module) -> Iterator[Outcomes]:
+        """`outcomes`, one batch of images after the other, each computed when it is asked for."""
         for outputs, expected, (_, labels) in zip(self._outputs(network), self._float, self._images, strict=True):
-            kl.append(divergence(expected, log_probabilities(outputs, self._temperature), self._temperature))
+            kl = divergence(expected, log_probabilities(outputs, self._temperature), self._temperature)
+            loss = hits = None
             if labels is not None:
-                loss.append(per_image(nn.functional.cross_entropy(outputs, labels, reduction="none")))
-                hits.append(per_image(outputs.argmax(1) == labels))
-        return Outcomes(torch.cat(kl), torch.cat(loss) if loss else None, torch.cat(hits) if hits else None)
+                loss = per_image(nn.functional.cross_entropy(outputs, labels, reduction="none"))
+                hits = per_image(outputs.argmax(1) == labels)
+            yield Outcomes(kl, loss, hits)
+
+    @property
+    def batch_sizes(self) -> tuple[int, ...]:
+        """Images in each batch."""
+        return tuple(len(inputs) for inputs, _ in self._images)
 
     def _outputs(self, network: nn.Module) -> Iterator[Tensor]:
         """Outputs (N, classes) of each batch, in eval mode and full float32."""
@@ -139,6 +148,16 @@ def divergence(expected: Tensor, found: Tensor, temperature: float = 1.0) -> Ten
 def per_image(values: Tensor) -> Tensor:
     """(N, ...) → (N,) by the mean over whatever an image has several of; float64, on the CPU."""
     return values.double().reshape(len(values), -1).mean(1).cpu()
+
+
+def _joined(parts: Sequence[Outcomes]) -> Outcomes:
+    losses = [part.loss for part in parts if part.loss is not None]
+    hits = [part.hits for part in parts if part.hits is not None]
+    return Outcomes(
+        torch.cat([part.kl for part in parts]),
+        torch.cat(losses) if losses else None,
+        torch.cat(hits) if hits else None,
+    )
 
 
 def paired(values: Tensor, others: Tensor) -> tuple[float, float]:

@@ -24,6 +24,8 @@ FLOORS = (
     ("hawq",),  # the library's front door, hawq/__init__.py
     # ---------- the library ends here: nothing above this line imports hawq.experiment ----------
     ("experiment.artifacts", "experiment.progress", "experiment.table"),
+    ("experiment.jobs",),
+    ("experiment.console",),
     ("experiment.tracking",),
     ("experiment.metrics",),
     ("experiment.config",),
@@ -44,9 +46,14 @@ KNOWN_TO = {
     "timm": {"models", "data", "finetuning"},
     "torchvision": {"models", "data"},
     "matplotlib": {"report"},
+    "jinja2": {"report"},
+    "playwright": {"scripts"},
+    "rich": {"experiment.progress", "experiment.console"},
+    "tensorboard": {"experiment.tracking"},
     "onnx": {"deployment"},
     "onnxruntime": {"deployment"},
     "openvino": {"deployment"},
+    "brevitas": {"deployment"},
 }
 
 FILES = sorted([*REPOSITORY.glob("hawq/**/*.py"), REPOSITORY / "train.py", *REPOSITORY.glob("scripts/*.py")])
@@ -122,6 +129,8 @@ def test_plan_names_every_room_and_no_other() -> None:
         ("export", "import onnx.helper", "onnx"),
         ("experiment.stages", "from onnxruntime import InferenceSession", "onnxruntime"),
         ("report", "import openvino", "openvino"),
+        ("experiment.stages", "from jinja2 import Template", "jinja2"),
+        ("report", "import rich.table", "rich"),
         ("experiment.tracking", "import matplotlib.pyplot as plt", "matplotlib"),
     ],
 )

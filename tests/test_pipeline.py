@@ -83,6 +83,7 @@ def test_run_folder_holds_every_result(first: Path) -> None:
         "model.safetensors",
         "metrics.jsonl",
         "report.json",
+        "report.html",
         "figures/sensitivity.png",
         "figures/finetuning.png",
         "figures/frontier.png",
@@ -152,7 +153,7 @@ def test_same_command_does_nothing_twice(outputs: Path, first: Path, capsys: pyt
     assert run_folder(outputs) == first
     assert reused(first) == {stage: stage != "allocation" for stage in reused(first)}
     after = digests(first)
-    assert {name for name in {*before, *after} if before.get(name) != after.get(name)} == {"report.json"}
+    assert {name for name in {*before, *after} if before.get(name) != after.get(name)} == {"report.json", "report.html"}
     assert digests(outputs / "cache") == cache
     assert "found in the cache" in capsys.readouterr().out
 
@@ -185,7 +186,7 @@ def test_allocation_goes_on_from_the_file_alone(first: Path, report: RunReport, 
     assert folder.name.startswith("sensitivity-mixed-s0-")
     assert record(folder / "plan.json", BitPlan) == report.plan
     assert set(digests(folder)) == {
-        *["config.yaml", "sensitivity.json", "plan.json", "frontier.json", "figures/frontier.png"]
+        *["config.yaml", "sensitivity.json", "plan.json", "frontier.json", "figures/frontier.png", "report.html"]
     }
     points = read_json(folder / "frontier.json")["points"]
     assert len(points) > 10 and points == read_json(first / "frontier.json")["points"]

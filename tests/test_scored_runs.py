@@ -36,7 +36,7 @@ def test_the_score_of_the_bits_is_measured_and_kept(tmp_path, capfd):
     ("changed", "again"),
     [
         ("analysis.kl_temperature=4", 1),
-        ("analysis.images=held_out", 1),
+        ("analysis.images=test", 1),
         ("analysis.scores=[kl]", 0),
         ("solver.max_iterations=3", 1),
         ("quantizer=uniform", 1),
@@ -91,7 +91,7 @@ def test_without_curvature_only_the_score_is_measured(tmp_path, capfd):
         ),
         (("analysis.scores=[kl,kl]",), r"analysis.scores=\['kl', 'kl'\] is out of range"),
         (("analysis.scores=[trace]",), r"analysis.scores=\['trace'\] is out of range: give some of kl"),
-        (("analysis.images=nowhere",), "analysis.images=nowhere is neither training nor held_out"),
+        (("analysis.images=nowhere",), "analysis.images=nowhere does not exist: give"),
         (("analysis.images=''",), "analysis.images is empty"),
         (("analysis.loss=hinge",), "analysis.loss='hinge' is unknown"),
         (("analysis.loss=distillation", "analysis.scores=[output_shift]"), "no gradient .* output_shift"),

@@ -2,13 +2,15 @@
 
 import logging
 
-from hawq.allocation.allocator import Allocator, Scored
+from hawq.allocation.allocator import Allocator, Measuring, Scored, check_evaluations, measures_plans
 from hawq.allocation.confidence import confidence, is_proven
 from hawq.allocation.frontier import Frontier, frontier
 from hawq.allocation.hawq_v3 import HawqV3
 from hawq.allocation.integer_program import IntegerProgram
 from hawq.allocation.manual import Manual
 from hawq.allocation.monotone import Monotone
+from hawq.allocation.plan_space import PlanSpace
+from hawq.allocation.problem import Group, Problem
 from hawq.allocation.settings import Allocation
 from hawq.allocation.uniform import UniformBits, direct_baseline
 from hawq.records import BitPlan, Sensitivity
@@ -17,17 +19,23 @@ __all__ = [
     "Allocation",
     "Allocator",
     "Frontier",
+    "Group",
     "HawqV3",
     "IntegerProgram",
     "Manual",
+    "Measuring",
     "Monotone",
+    "PlanSpace",
+    "Problem",
     "Scored",
     "UniformBits",
     "allocate",
+    "check_evaluations",
     "confidence",
     "direct_baseline",
     "frontier",
     "is_proven",
+    "measures_plans",
 ]
 
 _log = logging.getLogger(__name__)

@@ -11,6 +11,7 @@ from hawq.records import BIT_WIDTHS, FLOAT_BITS, SCORES, WEIGHTS, BitPlan, Block
 
 CANDIDATES = BIT_WIDTHS[1:]  # the papers' bit-widths, the default candidates
 MOST_SECONDS = 604_800  # a week
+_MOST_EVALUATIONS = 1_000_000
 
 
 class Allocator(Protocol):
@@ -38,6 +39,26 @@ class Scored(Allocator, Protocol):
     def score(self) -> str:
         """One of `hawq.records.SCORES`, or "auto"."""
         ...
+
+
+@runtime_checkable
+class Measuring(Allocator, Protocol):
+    """An allocator that may measure whole plans, which needs the network and data (`hawq.search`)."""
+
+    @property
+    def evaluations(self) -> int:
+        """Plans that it may measure; 0 where it measures none, and then its plan follows from the analysis alone."""
+        ...
+
+
+def measures_plans(allocator: Allocator) -> bool:
+    """Whether an allocator needs more than an analysis: the network and data, to measure plans."""
+    return isinstance(allocator, Measuring) and allocator.evaluations > 0
+
+
+def check_evaluations(name: str, evaluations: int, *, least: int) -> None:
+    """Raises ValueError for a number of measured plans out of range; `name` is the field's."""
+    check_range(name, evaluations, least=least, most=_MOST_EVALUATIONS)
 
 
 def check_bit_widths(name: str, bit_widths: Sequence[int]) -> None:

@@ -2,31 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from itertools import product
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import dataclass
 
-from hawq.allocation.allocator import (
-    BIT_WIDTHS,
-    CANDIDATES,
-    check_activation_bits,
-    check_bit_widths,
-    check_mapping,
-    check_names,
-    check_solver_settings,
-)
-from hawq.allocation.latency import read_latency
-from hawq.allocation.limits import check_limit, make_limits
-from hawq.allocation.problem import Problem, make_groups
+from hawq.allocation.allocator import check_evaluations, check_solver_settings
+from hawq.allocation.plan_space import PlanSpace
 from hawq.components import component
-from hawq.errors import UserError
-from hawq.records import ACTIVATIONS, WEIGHTS, BitPlan, Block, Precision, Sensitivity
+from hawq.records import BitPlan, Block, Precision, Sensitivity
 
 
 @component("bits/integer_program")
 @dataclass(frozen=True)
-class IntegerProgram:
+class IntegerProgram(PlanSpace):
     """The exact optimum: the least sum of predicted increases of the loss over one choice per block, by integer
     programming (HAWQ-V3, 2011.10680, with any score, bit-widths and limits).
 
@@ -36,6 +23,7 @@ class IntegerProgram:
     Args:
         target: the main limit, in `unit`.
         unit: "w_comp" or "a_comp" (compressions, at least), "average_bits" or "activation_bits" (means, at most),
+            "uniform_bits" (as many weight bits in all as the uniform network has at so many, its ends at 8),
             "bytes" (packed file), "bops", "peak_activation_bytes" (block with the most) or "latency_ms" (at most).
         limits: further limits by unit; None is no limit.
         candidates: bit-widths to choose from, 1 … 8.
@@ -43,49 +31,33 @@ class IntegerProgram:
         tied: lists of blocks that share their bits.
         activations: bit-width of all activations, 32 for float, or "mixed".
         activation_candidates: bit-widths to choose from when activations are mixed.
+        latency: table of milliseconds, .json or .csv, for a limit on latency.
         score: what predicts the increases of the loss, one of `hawq.records.SCORES`: "eigenvalue" (HAWQ), "trace"
             (HAWQ-V2), "error" (the plain one), …, or "auto": the first of them that the analysis has found.
-        latency: table of milliseconds, .json or .csv, for a limit on latency.
         gap: relative distance from the optimum to stop at, 0 for a proven optimum.
         time_limit: seconds after which the best plan so far is returned, with its proven gap.
+        refine: plans that are measured at most to improve the optimum (`hawq.refine`), 0 for none. `allocate` alone
+            measures nothing and returns the optimum.
 
     Raises:
         ValueError: a value out of range; `check` and `allocate`: limits that cannot be met, with the feasible ranges.
         FileNotFoundError: no file at `latency`.
     """
 
-    target: float = 13.1
-    unit: str = "w_comp"
-    limits: dict[str, float | None] = field(default_factory=dict)
-    candidates: tuple[int, ...] = CANDIDATES
-    overrides: dict[str, list[int]] = field(default_factory=dict)
-    tied: tuple[list[str], ...] = ()
-    activations: int | str = 4
-    activation_candidates: tuple[int, ...] = CANDIDATES
     score: str = "auto"
-    latency: str | None = None
     gap: float = 0.0
     time_limit: float = 60.0
+    refine: int = 0
 
     def __post_init__(self) -> None:
-        check_mapping("limits", self.limits, "number")
-        check_mapping("overrides", self.overrides, "[bits, ...]")
-        check_names("tied", self.tied)
-        for key, (unit, target) in self._targets().items():
-            check_limit(key, unit, target)
-        check_bit_widths("candidates", self.candidates)
-        for name, bit_widths in self.overrides.items():
-            check_bit_widths(f"overrides.{name}", bit_widths)
-        if self.activations == "mixed":
-            check_bit_widths("activation_candidates", self.activation_candidates)
-        elif isinstance(self.activations, str):
-            allowed = f"{BIT_WIDTHS[0]} to {BIT_WIDTHS[-1]}, 32 for float, or mixed"
-            raise ValueError(f"activations={self.activations!r} is unknown: give {allowed}")
-        else:
-            check_activation_bits(self.activations)
+        super().__post_init__()
         check_solver_settings(self.score, self.gap, self.time_limit)
-        if self.latency is not None:
-            read_latency(Path(self.latency))
+        check_evaluations("refine", self.refine, least=0)
+
+    @property
+    def evaluations(self) -> int:
+        """Plans that may be measured."""
+        return self.refine
 
     def check(self, blocks: Sequence[Block], overhead_bytes: int | None = None) -> None:
         """Raises ValueError, with the feasible ranges, when no plan for `blocks` can meet all limits."""
@@ -101,32 +73,3 @@ class IntegerProgram:
 
         problem = self.problem(sensitivity.blocks, sensitivity.overhead_bytes)
         return problem.optimum(sensitivity, increase, "HAWQ", name, self.gap, self.time_limit)
-
-    def bits_by_kind(self, precision: Precision) -> dict[str, int]:
-        """What the plan decides: kind → bits, of the weights, and of the activations where these are mixed."""
-        mixed = {ACTIVATIONS: precision.activation_bits} if self.activations == "mixed" else {}
-        return {WEIGHTS: precision.weight_bits, **mixed}
-
-    def problem(self, blocks: Sequence[Block], overhead_bytes: int | None) -> Problem:
-        """The options of these blocks and the limits on them. Raises UserError for names that no block has."""
-        unknown = sorted(self.overrides.keys() - {block.name for block in blocks})
-        if unknown:
-            names = [block.name for block in blocks]
-            raise UserError(f"overrides names unknown blocks {unknown}: the blocks are {names}")
-        table = read_latency(Path(self.latency)) if self.latency else None
-        options = {block.name: self._options(block) for block in blocks}
-        limits = make_limits(self._targets(), blocks, overhead_bytes, table)
-        return Problem(make_groups(blocks, options, self.tied), limits)
-
-    def _options(self, block: Block) -> list[Precision]:
-        fixed = self.candidates if block.fixed_bits is None else (block.fixed_bits,)
-        weights = self.overrides.get(block.name, fixed)
-        activations = self.activation_candidates if isinstance(self.activations, str) else (self.activations,)
-        if block.num_activations == 0:  # reads the image alone: its activation bits mean nothing
-            activations = (max(activations),)
-        return [Precision(*bits) for bits in product(weights, activations)]
-
-    def _targets(self) -> Mapping[str, tuple[str, float]]:
-        """{field: (unit, target)} of all limits."""
-        further = {f"limits.{unit}": (unit, goal) for unit, goal in self.limits.items() if goal is not None}
-        return {"target": (self.unit, self.target), **further}

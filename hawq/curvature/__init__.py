@@ -10,6 +10,7 @@ from hawq.curvature.gauss_newton import BlockGaussNewton
 from hawq.curvature.hessian import BlockHessian
 from hawq.curvature.hutchinson import Hutchinson
 from hawq.curvature.lanczos import Lanczos
+from hawq.curvature.landscape import Slice, landscape
 from hawq.curvature.low_rank import LowRank
 from hawq.curvature.operator import Batch, BlockOperator, Loss
 from hawq.curvature.power import PowerIteration
@@ -35,6 +36,7 @@ __all__ = [
     "NoCurvature",
     "PowerIteration",
     "RandomScore",
+    "Slice",
     "Solver",
     "State",
     "activation_traces",
@@ -43,6 +45,7 @@ __all__ = [
     "check_network",
     "detached_layers",
     "fixed",
+    "landscape",
     "refuse_short_weights",
     "solve",
     "solve_blocks",

@@ -72,7 +72,7 @@ def deploy(
     """
     check_choice("profile", profile, PROFILES)
     check_range("opset", opset, least=OPSETS[0], most=OPSETS[-1])
-    quantized = _in_profile(_loaded(model, network), profile, calibration)
+    quantized = _in_profile(_loaded(model, network), profile, calibration, progress)
     traced = trace(quantized, example, opset)
     written = write_graph(traced)
     images = example[:_PARITY_IMAGES]
@@ -136,14 +136,15 @@ def _loaded(model: nn.Module | str | Path, network: nn.Module | None) -> nn.Modu
     return model
 
 
-def _in_profile(model: nn.Module, profile: str, calibration: Sequence[Tensor]) -> nn.Module:
+def _in_profile(model: nn.Module, profile: str, calibration: Sequence[Tensor], progress: Progress) -> nn.Module:
     trained = hasattr(model, RESIDUALS)
     if profile == "exact" or trained:
         return model
     if not calibration:
         raise ValueError("calibration is empty: give batches of training inputs, profile=integer needs their ranges")
     prepared = add_residual_quantizers(copy.deepcopy(model).eval(), LSQ(), RESIDUAL_BITS)
-    enable_residual_quantizers(prepared, calibration)
+    with progress.task("ranges of additions", sum(map(len, calibration))) as task:
+        enable_residual_quantizers(prepared, calibration, task)
     return prepared
 
 

@@ -18,6 +18,7 @@ from hawq.experiment.run import Run
 from hawq.experiment.table import Stage, wanted_stages
 from hawq.files import write_whole
 from hawq.records import Sensitivity
+from hawq.report import headline, read_run, write_page
 
 
 def run_stages(settings: Settings, inputs: Inputs | Sensitivity) -> dict[str, Any]:
@@ -37,8 +38,10 @@ def run_stages(settings: Settings, inputs: Inputs | Sensitivity) -> dict[str, An
         for stage in stages:
             if stage.name not in results:
                 results[stage.name] = call(stage, run, results)
+        page = write_page(folder, settings.command)
+        log.page("report", page)
     _dismiss_others()
-    print(f"\nEverything of this run: {folder}")
+    print(f"\n{headline(read_run(folder))}\nReport: {page}")
     return results
 
 
@@ -47,7 +50,7 @@ def call(stage: Stage, run: Run, results: dict[str, Any]) -> Any:
     function: Callable[..., Any] = getattr(import_module(f"hawq.experiment.stages.{stage.name}"), stage.name)
     with ExitStack() as sections:
         for section in (*stage.sections, stage.name):
-            if hasattr(run.settings, section):
+            if getattr(run.settings, section, None) is not None:  # a sensitivity file stands for most of them
                 sections.enter_context(component_section(section, getattr(run.settings, section)))
         return function(run, **{name: results[name] for name in stage.needs})
 

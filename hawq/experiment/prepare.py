@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hawq.allocation import measures_plans
 from hawq.experiment.artifacts import Store
 from hawq.experiment.config.build import component_section
 from hawq.experiment.config.demands import check_demands
@@ -21,19 +22,27 @@ from hawq.records import (
     read_sensitivity,
     to_dict,
 )
+from hawq.search.settings import HELD_OUT, TRAIN
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
     from torch import Tensor, nn
 
-    from hawq.data import ImageData, Images, Splits, TrainBatches, UnlabelledImages
+    from hawq.data import ImageData, Images, Splits, TrainBatches
+    from hawq.data.splits import RawImages
+    from hawq.data.unlabelled import StoredImages
     from hawq.models import FloatModel
     from hawq.progress import Progress
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """Data, network and blocks of a run, all there and fitting each other; nothing has been computed yet."""
+    """Data, network and blocks of a run, all there and fitting each other; nothing has been computed yet.
+
+    `judging` are the images, and their labels where there are any, that a search judges plans on; None for those that
+    the network is trained on.
+    """
 
     dataset: ImageData
     splits: Splits
@@ -48,7 +57,8 @@ class Inputs:
     device: torch.device
     workers: int
     store: Store
-    unlabelled: UnlabelledImages | None = None
+    unlabelled: StoredImages | None = None
+    judging: tuple[RawImages, np.ndarray | None] | None = None
 
     @property
     def network(self) -> nn.Module:
@@ -102,11 +112,11 @@ class Inputs:
 
         from hawq.data import Images, fixed_batches, sample_indices
         from hawq.distributed import rank, shard, world_size
-        from hawq.scoring import HELD_OUT, TRAINING
+        from hawq.scoring import HELD_OUT as TEST
 
-        if which == TRAINING:
+        if which == TRAIN:
             return [inputs for inputs, _ in self.fixed_batches(num_samples, batch_size, seed)]
-        if which == HELD_OUT:
+        if which == TEST:
             images, indices = self.test_images(), self.held_out(num_samples, seed)
         else:
             assert self.unlabelled is not None
@@ -132,14 +142,22 @@ class Inputs:
         self, network: nn.Module, num_images: int | None = None, progress: Progress | None = None, title: str = ""
     ) -> float:
         """Accuracy in percent on the first `num_images` test images, or on all."""
+        from hawq.evaluation import percent
+
+        return percent(self.test_hits(network, num_images, progress, title))
+
+    def test_hits(
+        self, network: nn.Module, num_images: int | None = None, progress: Progress | None = None, title: str = ""
+    ) -> Tensor:
+        """Whether each of the first `num_images` test images, or of all, gets its label: (N,) bool."""
         from torch.utils.data import Subset
 
-        from hawq.evaluation import accuracy_on
+        from hawq.evaluation import hits_on
         from hawq.progress import SILENT
 
         count = min(num_images or len(self.splits.test_images), len(self.splits.test_images))
         images = Subset(self.test_images(), range(count))
-        return accuracy_on(network, images, self.device, self.workers, progress or SILENT, title)
+        return hits_on(network, images, self.device, self.workers, progress or SILENT, title)
 
 
 def prepare(settings: Settings) -> Inputs | Sensitivity:
@@ -161,6 +179,12 @@ def prepare(settings: Settings) -> Inputs | Sensitivity:
     if not sensitivity.rows:
         raise ValueError(f"allocation.sensitivity={path} names no block: give one row per block (docs/formats.md)")
     with component_section("bits", settings.bits):
+        if measures_plans(settings.bits):
+            field = "refine" if hasattr(settings.bits, "refine") else "evaluations"
+            raise ValueError(
+                f"{field}={getattr(settings.bits, field)} measures plans, which needs the model and data that "
+                f"allocation.sensitivity={path} stands for: leave that out, or give bits=mixed bits.refine=0"
+            )
         settings.bits.check(sensitivity.blocks, sensitivity.overhead_bytes)
     return sensitivity
 
@@ -184,6 +208,7 @@ def prepare_network(settings: Settings) -> Inputs:
     with component_section("model", settings.model):
         model = settings.model.build(splits.num_classes)
     _refuse_absent_training_images(settings, splits, model)
+    splits, judging = _judging_images(settings, splits, model)
     device = options.torch_device()
     model.network.to(device)
     if settings.model.channels_last:
@@ -218,6 +243,7 @@ def prepare_network(settings: Settings) -> Inputs:
         workers=options.workers,
         store=Store(Path(options.outputs) / "cache"),
         unlabelled=_unlabelled(settings, splits),
+        judging=judging,
     )
 
 
@@ -231,19 +257,55 @@ def _check_plans(settings: Settings, blocks: Sequence[Block]) -> None:
             wanted_plans(wanted, settings.bits, blocks, wanted.target, settings.options.seed)
 
 
-def _unlabelled(settings: Settings, splits: Splits) -> UnlabelledImages | None:
+def _unlabelled(settings: Settings, splits: Splits) -> StoredImages | None:
     """The user's own images, where a score is to be measured on them."""
-    from hawq.data import UnlabelledImages
-    from hawq.scoring import HELD_OUT, TRAINING
+    from hawq.data.unlabelled import open_unlabelled
+    from hawq.scoring import HELD_OUT as TEST
 
     which = settings.analysis.images
-    if which in (TRAINING, HELD_OUT):
+    if which in (TRAIN, TEST):
         return None
     with component_section("analysis", settings.analysis):
-        try:
-            return UnlabelledImages(Path(which), splits.test_images[0])
-        except (FileNotFoundError, ValueError) as error:
-            raise type(error)(f"images={which} is neither {TRAINING} nor {HELD_OUT}, and {error}") from error
+        return open_unlabelled(which, splits.test_images)
+
+
+def _judging_images(
+    settings: Settings, splits: Splits, model: FloatModel
+) -> tuple[Splits, tuple[RawImages, np.ndarray | None] | None]:
+    """The splits without the images that a search keeps for itself, and those that it judges plans on."""
+    wanted = settings.search
+    if not measures_plans(settings.bits) or wanted.images == TRAIN:
+        return splits, None
+    with component_section("search", wanted):
+        if wanted.images == HELD_OUT:
+            if model.normalization is not None:
+                raise ValueError(
+                    "images=held_out keeps images from the training of this run, and the network comes trained: give "
+                    "images=train, or a path of images that it has not seen"
+                )
+            return _hold_out(splits, wanted.num_images, settings.options.seed)
+        if wanted.judge != "kl":
+            raise ValueError(f"judge={wanted.judge} needs labels, and images={wanted.images} has none: give judge=kl")
+        from hawq.data.unlabelled import open_unlabelled
+
+        return splits, (open_unlabelled(wanted.images, splits.test_images), None)
+
+
+def _hold_out(splits: Splits, num_images: int, seed: int) -> tuple[Splits, tuple[RawImages, np.ndarray]]:
+    """The splits without `num_images` training images drawn by the seed, and these with their labels."""
+    import numpy as np
+
+    from hawq.data import sample_indices
+    from hawq.data.unlabelled import chosen
+
+    total = len(splits.train_images)
+    if num_images > total // 2:
+        raise ValueError(f"num_images={num_images} of {total} training images would be held out: give at most half")
+    out = np.sort(np.array(sample_indices(total, num_images, seed)))
+    kept = np.setdiff1d(np.arange(total), out)
+    images, labels = splits.train_images, splits.train_labels
+    smaller = dataclasses.replace(splits, train_images=chosen(images, kept), train_labels=labels[kept])
+    return smaller, (chosen(images, out), labels[out])
 
 
 def _refuse_absent_training_images(settings: Settings, splits: Splits, model: FloatModel) -> None:

@@ -16,7 +16,7 @@ from hawq.quantization.calibration import InputSample, input_batches, observe_in
 from hawq.quantization.dorefa import DoReFa
 from hawq.quantization.fake_quantize import FakeQuantizer, fake_quantize
 from hawq.quantization.lsq import LSQ
-from hawq.quantization.model import activation_errors, enable, quantize, quantized_weight, weight_errors
+from hawq.quantization.model import activation_errors, enable, quantize, quantized_weight, reached_blocks, weight_errors
 from hawq.quantization.pact import PACT
 from hawq.quantization.rvquant import RVQuant
 from hawq.quantization.uniform import Uniform
@@ -47,6 +47,7 @@ __all__ = [
     "original_weight",
     "quantize",
     "quantized_weight",
+    "reached_blocks",
     "reestimate_batch_norm",
     "refuse_quantized",
     "weight_errors",

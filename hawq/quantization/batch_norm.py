@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from hawq.modes import eval_mode
+from hawq.progress import SILENT, Task, counted
 
 Statistics = dict[_BatchNorm, tuple[Tensor, Tensor]]  # layer → running mean (C,), running variance (C,)
 
@@ -41,13 +42,14 @@ class CarriedBatchNorm:
     Args:
         model: before the change.
         batches: inputs (N, ...); those of a single sample are ignored.
+        task: advanced by every sample of every pass.
     """
 
-    def __init__(self, model: nn.Module, batches: Sequence[Tensor]) -> None:
-        self._model = model
+    def __init__(self, model: nn.Module, batches: Sequence[Tensor], task: Task = SILENT) -> None:
+        self._model, self._task = model, task
         self._batches = [inputs for inputs in batches if len(inputs) > 1]  # a single sample has no statistics
         self._known = {norm: (mean.clone(), var.clone()) for norm, (mean, var) in _known(model).items()}
-        self._before = _measure(model, self._batches)
+        self._before = _measure(model, counted(self._batches, task))
 
     @property
     def batches(self) -> list[Tensor]:
@@ -61,7 +63,7 @@ class CarriedBatchNorm:
             run: runs the network on the batch of a number; layers that it does not run keep their statistics.
         """
         carried: Statistics = {}
-        for norm, (mean, var) in _measure(self._model, self._batches, run).items():
+        for norm, (mean, var) in _measure(self._model, counted(self._batches, self._task), run).items():
             (known_mean, known_var), (mean_before, var_before) = self._known[norm], self._before[norm]
             ratio = (var + norm.eps) / (var_before + norm.eps)
             carried[norm] = known_mean + mean - mean_before, known_var * ratio
@@ -74,6 +76,11 @@ class CarriedBatchNorm:
     def undo(self) -> None:
         """The running statistics as they were before the change."""
         _put(self._known)
+
+
+def has_batch_norm(model: nn.Module) -> bool:
+    """Whether a network has a batch norm with running statistics."""
+    return bool(_known(model))
 
 
 def _known(model: nn.Module) -> Statistics:

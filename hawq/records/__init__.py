@@ -5,8 +5,8 @@ from hawq.records.conversion import Record, from_dict, to_dict
 from hawq.records.derived import MEASURED
 from hawq.records.files import PLAN_SCHEMA, SENSITIVITY_SCHEMA, dump_record, read_record, read_sensitivity
 from hawq.records.kinds import BIT_WIDTHS, FLOAT_BITS, IMAGE_BITS
-from hawq.records.plans import BitPlan, Confidence, Cost, LimitUse, Phase, Precision
-from hawq.records.reports import ResultRow, RunReport, StageRecord
+from hawq.records.plans import BitPlan, Confidence, Cost, Judgement, LimitUse, Phase, Precision, Searched
+from hawq.records.reports import Difference, Measured, ResultRow, RunReport, StageRecord
 from hawq.records.scores import ACTIVATIONS, BEYOND_CURVATURE, SCORES, WEIGHTS, Prediction, ScoreTable
 from hawq.records.sensitivity import BlockSensitivity, Estimate, Sensitivity
 from hawq.records.validation import (
@@ -38,11 +38,14 @@ __all__ = [
     "Confidence",
     "Correlation",
     "Cost",
+    "Difference",
     "Estimate",
     "FloatPart",
+    "Judgement",
     "LimitUse",
     "LossIncrease",
     "LossIncreases",
+    "Measured",
     "Normalization",
     "Phase",
     "PlanCorrelation",
@@ -56,6 +59,7 @@ __all__ = [
     "RunReport",
     "Score",
     "ScoreTable",
+    "Searched",
     "Sensitivity",
     "StageRecord",
     "Validated",

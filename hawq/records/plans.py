@@ -71,6 +71,56 @@ class Confidence:
 
 
 @dataclass(frozen=True)
+class Judgement:
+    """A plan and the one that it began from, both measured on the same images.
+
+    Args:
+        about: what was measured on which images, say "KL on 400 training images, softened at T = 4".
+        images: how many.
+        found: mean over them for the plan; less is better.
+        start: the same for the plan that it began from; None where it began from none.
+        gain: mean of start − found, image by image, and `error`, the standard error of that mean.
+    """
+
+    about: Name
+    images: Count
+    found: Number
+    start: Number | None = None
+    gain: Number | None = None
+    error: Amount | None = None
+
+    def __str__(self) -> str:
+        if self.start is None or self.gain is None or self.error is None:
+            return f"{self.found:.4g} ({self.about})"
+        return f"{self.start:.4g} → {self.found:.4g}, gain {self.gain:.2g} ± {self.error:.2g} ({self.about})"
+
+
+@dataclass(frozen=True)
+class Searched:
+    """How a plan was found by measuring whole plans.
+
+    Args:
+        method: of the search.
+        evaluations: plans that were measured.
+        changes: how often the plan was replaced by a better one.
+        judged: on the images that decided; too favourable, since the plan was chosen on them.
+        others: on images that decided nothing; None where there were none.
+    """
+
+    method: Name
+    evaluations: Count
+    changes: Count
+    judged: Judgement
+    others: Judgement | None = None
+
+    def __str__(self) -> str:
+        text = f"{self.method}, {self.evaluations} plans measured: {self.judged}"
+        if self.judged.start is not None and not self.changes:
+            text = f"{self.method}, {self.evaluations} plans measured: nothing to gain, the plan stays; {self.judged}"
+        return f"{text}; on other images {self.others}" if self.others else text
+
+
+@dataclass(frozen=True)
 class BitPlan:
     """Which block gets how many bits, in network order, with its cost and how it was found.
 
@@ -83,6 +133,7 @@ class BitPlan:
         weighting: the score that decided; "none" in old files is the plain error.
         limits: how much of each limit the plan uses.
         confidence: whether the plan holds within the errors of the curvature; None where that was not examined.
+        searched: how it was found by measuring plans; None where it follows from the analysis alone.
     """
 
     precisions: dict[Name, Precision]
@@ -93,6 +144,7 @@ class BitPlan:
     weighting: Name = "eigenvalue"
     limits: tuple[LimitUse, ...] = ()
     confidence: Confidence | None = None
+    searched: Searched | None = None
 
     def __str__(self) -> str:
         rows = [f"  {name:<24} {p.weight_bits:>2} / {p.activation_bits:>2}" for name, p in self.precisions.items()]

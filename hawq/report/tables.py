@@ -8,7 +8,8 @@ from dataclasses import fields
 from typing import Any
 
 from hawq.costs import paper_size_mib
-from hawq.records import FLOAT_BITS, WEIGHTS, BitPlan, Estimate, ResultRow, Sensitivity, Validated
+from hawq.records import FLOAT_BITS, WEIGHTS, BitPlan, Estimate, Measured, ResultRow, Sensitivity, Validated
+from hawq.report.intervals import paired_difference
 
 RESULT_COLUMNS = ("method", "w-bits", "a-bits", "accuracy %", "W-Comp", "size", "A-Comp")
 
@@ -23,24 +24,29 @@ def size_label(size_bytes: int) -> str:
     return f"{size_bytes / 2**10:.1f} KiB" if size_bytes < 2**20 else f"{size_bytes / 2**20:.2f} MiB"
 
 
-def result_row(plan: BitPlan, accuracy: float, size_bytes: int, float_bytes: int) -> ResultRow:
+def result_row(
+    plan: BitPlan, measured: Measured, size_bytes: int, float_bytes: int, parent: Measured | None = None
+) -> ResultRow:
     """The row of a packed network.
 
     Args:
         plan: of the network.
-        accuracy: in percent.
+        measured: on the test images.
         size_bytes: of the packed file on disk.
         float_bytes: of the published float checkpoint.
+        parent: the float network on the same images, to be compared with.
     """
     return ResultRow(
         method=plan.method,
         weight_bits=bits_label([precision.weight_bits for precision in plan.precisions.values()]),
         activation_bits=bits_label([precision.activation_bits for precision in plan.precisions.values()]),
-        accuracy=accuracy,
+        accuracy=measured.accuracy,
         w_comp=plan.cost.w_comp,
         size_bytes=size_bytes,
         a_comp=plan.cost.a_comp,
         paper_size_mib=paper_size_mib(float_bytes, plan.cost.w_comp),
+        num_images=measured.num_images,
+        difference=paired_difference(measured, parent) if parent else None,
     )
 
 

@@ -96,6 +96,8 @@ def measure_curvature(
     parameters = {block.name: block_weights(model, block) for block in blocks}
     detached = _detached(model, blocks, batches, loss, solver, detached_bits)
     operator = kind(model, parameters, batches, loss, None if limit is None else limit * 2**30)
+    if limit is None:
+        operator.spare_memory()
     doubts = check_loss(operator)
     for text in doubts:
         warn(text)

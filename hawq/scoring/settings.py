@@ -12,14 +12,16 @@ from hawq.curvature import DistillationLoss, Loss
 from hawq.records import BIT_WIDTHS
 from hawq.records.scores import check_scores
 
-TRAINING, HELD_OUT = "training", "held_out"
+TRAINING, HELD_OUT = "train", "test"
 LOSSES = ("cross_entropy", "distillation")
 _MOST_TEMPERATURE = 1000.0
 
 
 @component(
     "analysis/analysis",
-    not_in_key=("batch_size", "save_every_seconds", "scores", "images", "kl_temperature", "loss", "temperature"),
+    not_in_key=(
+        *("batch_size", "landscape", "save_every_seconds", "scores", "images", "kl_temperature", "loss", "temperature"),
+    ),
 )
 @dataclass(frozen=True)
 class Analysis:
@@ -31,8 +33,9 @@ class Analysis:
         activations: whether curvature by, and errors of, the blocks' input activations are measured as well.
         scores: measured for each block and bit-width, beside the curvature: some of kl, quadratic, output_shift. That
             of the allocation (bits.score) is measured in any case.
-        images: that kl is measured on, at most `num_samples`: "training" (those of the loss), "held_out" (of the test
-            images, without labels; validate then leaves them out), or a folder of image files without labels.
+        images: that kl is measured on, at most `num_samples`: "train" (those of the loss), "test" (test images without
+            their labels; validate then leaves them out), or a path of images without labels: a folder of image files,
+            an .npy of uint8 (N, H, W, 3), or an .npz with such an array `images`.
         kl_temperature: T of kl, T² · KL of the outputs softened by T; 1 leaves them as they are.
         loss: that curvature, quadratic and output_shift are of: "cross_entropy", or "distillation" to the float
             network's own softened outputs, which needs no labels.
@@ -40,6 +43,7 @@ class Analysis:
         detached_bits: bit-width of blocks that no gradient of the loss reaches (a backbone under no_grad, say); None
             refuses them.
         stop_when_settled: ends as soon as no curvature within its error can change a bit-width (bits=mixed).
+        landscape: whether the loss is measured along the top eigenvector of the three blocks of largest curvature.
         save_every_seconds: how often a half-done analysis is stored, so that a killed run can resume.
 
     Raises:
@@ -56,6 +60,7 @@ class Analysis:
     temperature: float = 4.0
     detached_bits: int | None = None
     stop_when_settled: bool = False
+    landscape: bool = False
     save_every_seconds: float = 20.0
 
     def __post_init__(self) -> None:
@@ -63,7 +68,7 @@ class Analysis:
         check_range("batch_size", self.batch_size, least=1)
         check_scores("scores", self.scores)
         if not self.images.strip():
-            raise ValueError(f"images is empty: give {TRAINING}, {HELD_OUT}, or a folder of image files")
+            raise ValueError(f"images is empty: give {TRAINING}, {HELD_OUT}, or a path of images")
         check_range("kl_temperature", self.kl_temperature, above=0, most=_MOST_TEMPERATURE)
         check_choice("loss", self.loss, LOSSES)
         check_range("temperature", self.temperature, above=0, most=_MOST_TEMPERATURE)

@@ -76,6 +76,12 @@ def run_name(config: DictConfig) -> str:
     return "-".join(str(part).replace("/", "_") for part in parts)
 
 
+def job_facts(config: DictConfig) -> dict[str, Any]:
+    """What decides whether a job of a sweep is finished: everything that its results depend on, and its stages."""
+    apart = set(NOT_PART_OF_A_RESULT) - {"stages"}
+    return {key: value for key, value in plain(config).items() if key not in apart}
+
+
 def command_name(arguments: Sequence[str]) -> str:
     """Folder name of a sweep: a hash of its command line."""
     return "sweep-" + fingerprint(sorted(arguments))[:8]

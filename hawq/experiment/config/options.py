@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from hawq.finetuning import FineTuning, Training
     from hawq.models import ModelSpec
     from hawq.quantization import Quantizer
+    from hawq.reconstruction import NoReconstruction, Reconstruction
+    from hawq.search import Search
     from hawq.sensitivity import Analysis
     from hawq.validation import Validation
 
@@ -32,8 +34,10 @@ COMPONENTS = (
     "solver",
     "validate",
     "bits",
+    "search",
     "allocation",
     "quantizer",
+    "reconstruction",
     "finetune",
     "export",
     "deploy",
@@ -131,7 +135,9 @@ class Settings:
     solver: Solver = None  # type: ignore[assignment]
     validate: Validation = None  # type: ignore[assignment]
     quantizer: Quantizer = None  # type: ignore[assignment]
+    reconstruction: NoReconstruction | Reconstruction = None  # type: ignore[assignment]
     finetune: FineTuning = None  # type: ignore[assignment]
     export: PackedExport = None  # type: ignore[assignment]
     deploy: NoDeployment | OnnxDeployment | DyadicReport = None  # type: ignore[assignment]
     compared: dict[str, Solver] = None  # type: ignore[assignment]
+    search: Search = None  # type: ignore[assignment]

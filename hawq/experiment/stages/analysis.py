@@ -14,10 +14,12 @@ from hawq.curvature import CurvatureCheckpoint, Solver
 from hawq.distributed import broadcast, broadcast_parameters
 from hawq.experiment.artifacts import Artifact
 from hawq.experiment.config.options import Settings
+from hawq.experiment.console import LESS, table
 from hawq.experiment.prepare import Inputs
 from hawq.experiment.run import Run
 from hawq.experiment.stages.cache import Files, KeyedSettings, cached
 from hawq.experiment.stages.float_network import FloatNetwork
+from hawq.experiment.stages.landscape import write_landscape
 from hawq.files import write_whole
 from hawq.progress import SILENT, Progress
 from hawq.quantization import Quantizer
@@ -32,7 +34,7 @@ from hawq.records import (
     dump_record,
     read_record,
 )
-from hawq.report import sensitivity_table
+from hawq.report import sensitivity_rows
 from hawq.scoring import Conditions, measure_score
 from hawq.sensitivity import Analysis, Curvature, combine, labelled, measure_curvature
 
@@ -46,8 +48,10 @@ def analysis(run: Run, float_network: FloatNetwork) -> Sensitivity:
     scores = [measured_score(run, float_network, name) for name in wanted_scores(run.settings)]
     sensitivity = _combined(run, curvature).with_scores(scores)
     write_whole(run.folder / "sensitivity.json", dump_record(SENSITIVITY_SCHEMA, sensitivity))
+    if run.settings.analysis.landscape:
+        write_landscape(run, float_network, sensitivity)
     if not run.wants("allocation"):
-        print("\n" + sensitivity_table(sensitivity, None))
+        print("\n" + table(*sensitivity_rows(sensitivity, None), drop=LESS))
     return sensitivity
 
 
@@ -203,7 +207,7 @@ def _combined(run: Run, curvature: Curvature) -> Sensitivity:
     wanted = settings.analysis
     activations = any("activation_trace" in estimates for estimates in curvature.estimates.values())
     images = inputs.calibration(wanted.num_samples, wanted.batch_size, settings.options.seed) if activations else []
-    found = combine(inputs.network, inputs.blocks, curvature, settings.quantizer, images)
+    found = combine(inputs.network, inputs.blocks, curvature, settings.quantizer, images, run.progress)
     return dataclasses.replace(found, overhead_bytes=inputs.overhead_bytes)
 
 

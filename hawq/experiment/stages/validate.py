@@ -8,6 +8,7 @@ from functools import partial
 from torch import nn
 
 from hawq.experiment.artifacts import Artifact
+from hawq.experiment.console import table
 from hawq.experiment.run import Run
 from hawq.experiment.stages.analysis import CALIBRATION_BATCH, main_estimate, measured_curvature, measured_score
 from hawq.experiment.stages.cache import Files, KeyedSettings, cached
@@ -23,7 +24,6 @@ from hawq.report import (
     validated_plans_table,
     validation_figure,
     validation_rows,
-    validation_table,
 )
 from hawq.sensitivity import block_weights
 from hawq.validation import (
@@ -42,6 +42,7 @@ from hawq.validation import (
     loss_increases,
 )
 
+_LESS = ("weighting", "gradients", "gain low", "gain high", "low", "high", "seconds")  # first, on a narrow console
 INCREASES_SCHEMA = "hawq.loss_increases/2"
 
 
@@ -68,7 +69,8 @@ def validate(run: Run, float_network: FloatNetwork, analysis: Sensitivity) -> Va
         run.log.table(f"validation_{name}", *validated_plans_rows(one))
         run.log.image(f"figures/{name}", plans_figure(one, run.folder / "figures" / f"{name}.png"))
     run.log.artifact(f"{run.folder.name}-validation", "validation", path)
-    print("\n" + "\n\n".join([validation_table(result), *map(validated_plans_table, plans)]) + "\n")
+    print(f"\nSpearman's ρ of each score with the true increase on {truth.num_samples} held-out images")
+    print("\n\n".join([table(*validation_rows(result), drop=_LESS), *map(validated_plans_table, plans)]) + "\n")
     return result
 
 

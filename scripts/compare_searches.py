@@ -1,0 +1,284 @@
+"""The league of searches for a plan: the same network, limits, images and number of measured plans for each.
+
+    python scripts/compare_searches.py [--evaluations 100,300] [--seeds 5] [--searches NAME,…] [--out FOLDER]
+        [--sensitivity FILE] model=resnet20 model.checkpoint=… dataset=cifar10 dataset.path=… bits.target=10 …
+
+Overrides are those of train.py: network, data, quantiser, and the limits and candidates of bits=mixed; search.judge,
+search.temperature, search.num_images and search.steps say what plans are judged on. All are judged on the same test
+images, drawn by the seed, without their labels unless the judge needs these; what a search ends with is measured again
+on search.other_images other ones. A plan that one search has measured is not measured again for another, but counts all
+the same. Results are kept as JSON in --out: the same command goes on where it was stopped. Without --sensitivity the
+curvature is measured first; a sensitivity.json of any run of train.py may have more scores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from hawq.allocation import IntegerProgram, PlanSpace
+from hawq.data import fixed_batches, sample_indices
+from hawq.experiment.artifacts import PartialCheckpoint
+from hawq.experiment.config.build import compose_parts
+from hawq.experiment.config.options import Settings
+from hawq.experiment.prepare import Inputs, prepare_network
+from hawq.experiment.progress import Console
+from hawq.files import write_whole
+from hawq.records import SENSITIVITY_SCHEMA, BitPlan, Sensitivity, dump_record, read_sensitivity, to_dict
+from hawq.report import markdown
+from hawq.report.search_figure import searches_figure
+from hawq.search import Haq, JointSteps, Objective, OptunaSearch, Plans, RandomSearch
+from hawq.search.layer_facts import layer_facts
+from hawq.search.measuring import judged, measure_with
+from hawq.search.refining import Found, refined
+from hawq.search.searching import option_scores
+from hawq.sensitivity import analyze
+from hawq.trials import Trials, paired
+
+Run = Callable[[Objective, Plans, int], Found]
+_PUBLISHED_EPISODES = 600
+
+
+@dataclass(frozen=True)
+class Contest:
+    """What all searches share: network, plans, images, and the plans that were measured already."""
+
+    inputs: Inputs
+    settings: Settings
+    sensitivity: Sensitivity
+    trials: Trials
+    others: Trials
+    plans: Plans
+    out: Path
+
+    def prepare(self) -> Callable[[Any], None]:
+        """What happens to a quantised network before it is measured."""
+        steps, tuning = self.settings.search.steps, self.settings.finetune
+        if not steps:
+            return lambda network: None
+        data = self.inputs.training_data(tuning.batch_size, self.settings.options.seed)
+        return JointSteps(data, steps, tuning, self.settings.options.seed)
+
+
+class Shared:
+    """The measured plans of all searches in one file: each save adds to what is there."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._kept = PartialCheckpoint(folder)
+        self.state = self._kept.load()
+
+    def load(self) -> dict[str, Any] | None:
+        """All plans measured so far."""
+        return self.state
+
+    def save(self, state: dict[str, Any]) -> None:
+        """What a search knows, which holds all that it was given."""
+        self.state = state
+        self._kept.save(state)
+
+
+def main() -> None:
+    """Parses the command line, runs what is missing, prints the table and draws the figure."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--evaluations", type=_numbers, default=[100, 300])
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--searches", type=_words, help="names or their first words, with commas; all unless given")
+    parser.add_argument("--sensitivity", type=Path)
+    parser.add_argument("--out", type=Path, default=Path("outputs/searches/league"))
+    parser.add_argument("overrides", nargs="*")
+    given, more = parser.parse_known_args()
+    try:
+        contest = begin([*given.overrides, *more], given.sensitivity, given.out)
+        found = [
+            record
+            for name, (run, seeded) in searches(contest).items()
+            if not given.searches or any(name.startswith(wanted) for wanted in given.searches)
+            for most in (given.evaluations if not name.startswith("optimum") else given.evaluations[:1])
+            for seed in range(given.seeds if seeded else 1)
+            for record in [play(contest, name, run, most, seed)]
+        ]
+    except (ValueError, OSError) as error:
+        raise SystemExit(f"error: {error}") from error
+    print("\n" + table(found))
+    print(f"\n{draw(contest, found)}")
+
+
+def _numbers(text: str) -> list[int]:
+    return [int(part) for part in text.split(",")]
+
+
+def _words(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",")]
+
+
+def begin(overrides: Sequence[str], sensitivity: Path | None, out: Path) -> Contest:
+    """Opens network and data, analyses the network unless a file is given, and measures the float network."""
+    out.mkdir(parents=True, exist_ok=True)
+    settings = Settings(folder=out, resolved={}, command="", **compose_parts(overrides))
+    inputs = prepare_network(settings)
+    if inputs.model.normalization is None:
+        raise ValueError("the network comes untrained: give model.checkpoint=... as for train.py")
+    if not isinstance(settings.bits, IntegerProgram):
+        raise ValueError("the searches share the limits of bits=mixed: leave bits= out and give bits.target=...")
+    network, seed, wanted = inputs.network.eval(), settings.options.seed, settings.search
+    kept = sensitivity or out / "sensitivity.json"
+    if not kept.is_file():
+        batches = inputs.fixed_batches(settings.analysis.num_samples, settings.analysis.batch_size, seed)
+        own: dict[str, Any] = {"solver": settings.solver, "quantizer": settings.quantizer, "seed": seed}
+        analysed = analyze(network, inputs.blocks, batches, **own, progress=Console())
+        analysed = replace(analysed, overhead_bytes=inputs.overhead_bytes)
+        write_whole(kept, dump_record(SENSITIVITY_SCHEMA, analysed))
+    found = read_sensitivity(kept)
+    images = inputs.test_images()
+    order = sample_indices(len(images), wanted.num_images + wanted.other_images, seed)
+    judging, other = order[: wanted.num_images], order[wanted.num_images :]
+    if len(other) < 2:
+        raise ValueError(f"search.num_images={wanted.num_images} leaves no other test images: give fewer")
+    calibration = inputs.calibration(wanted.calibration_images, wanted.batch_size, seed)
+
+    def trials(indices: Sequence[int], softness: float) -> Trials:
+        batches = fixed_batches(images, indices, wanted.batch_size, inputs.device)
+        return Trials(network, found.blocks, batches, calibration, settings.quantizer, temperature=softness)
+
+    plans = Plans(settings.bits.problem(found.blocks, found.overhead_bytes))
+    return Contest(inputs, settings, found, trials(judging, wanted.temperature), trials(other, 1.0), plans, out)
+
+
+def searches(contest: Contest) -> dict[str, tuple[Run, bool]]:
+    """Name → the search, and whether it depends on a seed."""
+    bits = contest.settings.bits
+    assert isinstance(bits, IntegerProgram)
+    space = {field.name: getattr(bits, field.name) for field in fields(PlanSpace)}
+    facts = layer_facts(contest.inputs.network, contest.plans.problem, contest.inputs.example())
+    found: dict[str, tuple[Run, bool]] = {}
+    blocks = {block.name for block in contest.sensitivity.blocks}
+    for score in (table.score for table in contest.sensitivity.scores if table.weights.keys() >= blocks):
+        start = replace(bits, score=score).allocate(contest.sensitivity)
+        scores = option_scores(contest.plans, contest.sensitivity, bits, score)
+
+        def optimum(objective: Objective, plans: Plans, seed: int, start: BitPlan = start) -> Found:
+            objective.values(start.precisions)
+            return Found(start.precisions, 0)
+
+        def improved(
+            objective: Objective, plans: Plans, seed: int, start: BitPlan = start, scores: Any = scores
+        ) -> Found:
+            return refined(objective, plans, start.precisions, scores)
+
+        found[f"optimum by {score}"] = (optimum, False)
+        found[f"refined from {score}"] = (improved, False)
+
+    def by(make: Callable[[int, int], Any]) -> tuple[Run, bool]:
+        return (lambda objective, plans, seed: make(objective.most, seed).search(objective, plans, facts), True)
+
+    found["random"] = by(lambda most, seed: RandomSearch(**space, evaluations=most, seed=seed))
+    if find_spec("optuna") and find_spec("cmaes"):
+        found["Optuna TPE"] = by(lambda most, seed: OptunaSearch(**space, evaluations=most, seed=seed))
+        found["Optuna CMA-ES"] = by(
+            lambda most, seed: OptunaSearch(**space, evaluations=most, sampler="cmaes", seed=seed)
+        )
+    else:
+        print("note: without Optuna, pip install 'hawq[search]'")
+    found["HAQ"] = by(lambda most, seed: Haq(**space, evaluations=most, seed=seed))
+    found["HAQ with noise by budget"] = by(
+        lambda most, seed: Haq(
+            **space, evaluations=most, seed=seed, noise_decay=0.99 ** (_PUBLISHED_EPISODES / max(most, 1))
+        )
+    )
+    return found
+
+
+def play(contest: Contest, name: str, run: Run, most: int, seed: int) -> dict[str, Any]:
+    """The record of one search, from its file, or made now."""
+    file = contest.out / f"{name.replace(' ', '_')}-e{most}-s{seed}.json"
+    if file.is_file():
+        stored: dict[str, Any] = json.loads(file.read_text())
+        return stored
+    judge = contest.settings.search.judge
+    measure = measure_with(contest.trials, judge, contest.prepare())
+    title = f"{name}, {most} plans, seed {seed}"
+    sizes, kept = contest.trials.batch_sizes, Shared(contest.out / "measured")
+    with Objective(measure, sizes, most, checkpoint=kept, progress=Console(), title=title) as objective:
+        found = run(objective, contest.plans, seed)
+        value = objective.mean(found.plan)
+    outcomes = contest.others.measure(found.plan)
+    values = judged(outcomes, "kl")
+    error = paired(values, values * 0)[1]
+    record = {
+        "search": name,
+        "evaluations": most,
+        "measured": objective.evaluations,
+        "seed": seed,
+        "value": value,
+        "curve": curve(objective),
+        "other_kl": float(values.mean()),
+        "other_kl_error": error,
+        "other_accuracy": outcomes.accuracy,
+        "other_images": len(values),
+        "plan": to_dict(found.plan),
+    }
+    write_whole(file, (json.dumps(record, indent=2, allow_nan=False) + "\n").encode())
+    return record
+
+
+def curve(objective: Objective) -> list[float]:
+    """The least mean on all images after 1, 2, … measured plans; plans that were dropped early count as measured."""
+    best, found = float("inf"), []
+    for one in objective.history:
+        best = min(best, one.mean) if one.images == objective.num_images else best
+        found.append(best)
+    return found
+
+
+def table(records: Sequence[dict[str, Any]]) -> str:
+    """Median and range over the seeds of each search and number of plans, the best on other images first."""
+    groups: dict[tuple[str, int], list[dict[str, Any]]] = {}
+    for record in records:
+        groups.setdefault((record["search"], record["evaluations"]), []).append(record)
+
+    def middle(key: tuple[str, int], field: str) -> float:
+        return statistics.median(record[field] for record in groups[key])
+
+    rows = []
+    for key in sorted(groups, key=lambda key: middle(key, "other_kl")):
+        name, most = key
+        values = {field: [record[field] for record in groups[key]] for field in ("value", "other_kl", "other_accuracy")}
+        shown = [_spread(values["value"], ".4f"), _spread(values["other_kl"], ".4f")]
+        accuracy = "–" if None in values["other_accuracy"] else _spread(values["other_accuracy"], ".2f")
+        errors = f"{middle(key, 'other_kl_error'):.4f}"
+        plans = "1" if name.startswith("optimum") else str(most)
+        rows.append((name, plans, str(len(groups[key])), shown[0], shown[1], errors, accuracy))
+    columns = ("search", "plans", "seeds", "searched on", "KL on other images", "± of one", "accuracy %")
+    return markdown(columns, rows)
+
+
+def _spread(values: Sequence[float], form: str) -> str:
+    """Median, and least … largest where there are several."""
+    middle = format(statistics.median(values), form)
+    return middle if len(values) == 1 else f"{middle} ({min(values):{form}} … {max(values):{form}})"
+
+
+def draw(contest: Contest, records: Sequence[dict[str, Any]]) -> Path:
+    """Best-so-far of every search at its largest number of plans."""
+    most = {name: max(r["evaluations"] for r in records if r["search"] == name) for name in _names(records)}
+    curves = {
+        name: [record["curve"] for record in records if record["search"] == name and record["evaluations"] == many]
+        for name, many in most.items()
+    }
+    label = f"best so far on {contest.settings.search.num_images} images"
+    return searches_figure(curves, label, str(contest.settings.model.name), contest.out / "searches.png")
+
+
+def _names(records: Sequence[dict[str, Any]]) -> list[str]:
+    return list(dict.fromkeys(record["search"] for record in records))
+
+
+if __name__ == "__main__":
+    main()

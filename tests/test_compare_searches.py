@@ -1,0 +1,63 @@
+"""The league of searches on a tiny network: its records, its table, and that it goes on where it was stopped."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from runs import run_script
+
+from hawq.files import write_whole
+from hawq.models import ModelSpec, write_checkpoint
+from hawq.records import Normalization
+from hawq.search.objective import Objective
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    torch.manual_seed(0)
+    network = ModelSpec("resnet20", None).build(10).network
+    data = write_checkpoint(network, Normalization((0.3, 0.3, 0.3), (0.3, 0.3, 0.3)))
+    return write_whole(tmp_path / "float.safetensors", data)
+
+
+def test_the_league_is_recorded_and_resumed(
+    tmp_path: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "league"
+    arguments = (
+        *("--evaluations", "3", "--seeds", 2, "--out", out, "--searches", "random,optimum,refined from error,HAQ"),
+        *("model=resnet20", f"model.checkpoint={checkpoint}", "dataset=digits", "dataset.size=8", "device=cpu"),
+        *("bits.target=9", "search.num_images=12", "search.batch_size=6", "search.other_images=8"),
+        *("search.calibration_images=8", "analysis.num_samples=8", "solver=gradient", "search.judge=errors"),
+    )
+    assert run_script("compare_searches.py", *arguments) is None
+    printed = capsys.readouterr().out
+    names = ["random", "optimum by error", "optimum by relative_error", "refined from error", "HAQ"]
+    assert all(f"| {name} " in printed for name in names)
+    records = [json.loads(path.read_text()) for path in out.glob("*-e*-s*.json")]
+    assert {(r["search"], r["seed"]) for r in records} >= {
+        ("random", 0),
+        ("random", 1),
+        ("HAQ", 1),
+        ("optimum by error", 0),
+    }
+    for record in records:
+        assert record["measured"] <= record["evaluations"] == 3
+        assert record["curve"] == sorted(record["curve"], reverse=True) and record["other_images"] == 8
+    assert (out / "searches.png").stat().st_size > 0
+    (out / "random-e3-s1.json").unlink()
+
+    def refuse(self: Objective, *given: object) -> None:
+        raise AssertionError("a plan was measured again")
+
+    monkeypatch.setattr(Objective, "_run", refuse)
+    assert run_script("compare_searches.py", *arguments) is None  # its plans are known
+    assert capsys.readouterr().out.splitlines()[-3:] == printed.splitlines()[-3:]
+
+
+def test_an_untrained_network_is_refused(tmp_path: Path) -> None:
+    error = run_script("compare_searches.py", "--out", tmp_path, "dataset=digits", "bits.target=9")
+    assert error is not None and "the network comes untrained" in error
