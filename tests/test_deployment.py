@@ -224,7 +224,7 @@ def test_a_runtime_that_is_less_accurate_is_refused_or_told(must_agree, caplog):
         return [found]
 
     if must_agree:
-        with pytest.raises(ValueError, match="a runtime is right on 9.* % of the images and PyTorch on 100.00 %"):
+        with pytest.raises(ValueError, match=r"a runtime is right on 9.* % of the images and PyTorch on 100.00 %"):
             _accuracy("a runtime", session, network, data, SILENT, True)
     else:
         found = _accuracy("a runtime", session, network, data, SILENT, False)
