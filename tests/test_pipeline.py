@@ -16,8 +16,9 @@ from safetensors.torch import load_file
 from scipy.stats import spearmanr
 
 from hawq.experiment.config.build import build_settings
+from hawq.experiment.inputs import Inputs
 from hawq.experiment.metrics import read_metrics
-from hawq.experiment.prepare import Inputs, prepare
+from hawq.experiment.prepare import prepare
 from hawq.export import load
 from hawq.records import SENSITIVITY_SCHEMA, BitPlan, RunReport, Sensitivity, from_dict
 from hawq.report import validation_table
