@@ -5,5 +5,5 @@ from setuptools import find_packages, setup
 setup(
     packages=[*find_packages(include=["hawq", "hawq.*"]), "hawq.conf"],
     package_dir={"hawq.conf": "conf"},
-    package_data={"hawq": ["py.typed"], "hawq.conf": ["**/*.yaml"]},
+    package_data={"hawq": ["py.typed", "report/assets/*"], "hawq.conf": ["**/*.yaml"]},
 )

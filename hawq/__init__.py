@@ -9,11 +9,21 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from hawq.allocation import HawqV3, IntegerProgram, Manual, Monotone, UniformBits, allocate
     from hawq.blocks import find_blocks
-    from hawq.curvature import Fisher, GradientNorm, Hutchinson, Lanczos, LowRank, PowerIteration, RandomScore
+    from hawq.curvature import (
+        Fisher,
+        GradientNorm,
+        Hutchinson,
+        Lanczos,
+        LowRank,
+        NoCurvature,
+        PowerIteration,
+        RandomScore,
+    )
     from hawq.deployment import deploy, integer_network
     from hawq.export import load, packed_overhead, save
     from hawq.finetuning import FineTuning, finetune
     from hawq.quantization import LSQ, Uniform, quantize, reestimate_batch_norm
+    from hawq.reconstruction import BRECQ, AdaRound, QDrop, reconstruct
     from hawq.records import BitPlan, Block, Estimate, Phase, Precision, RunReport, Sensitivity
     from hawq.search import Haq, OptunaSearch, RandomSearch, refine, search_plan
     from hawq.sensitivity import analyze
@@ -25,12 +35,13 @@ _HOMES = {
     "hawq.blocks": ("find_blocks",),
     "hawq.curvature": (
         *("Fisher", "GradientNorm", "Hutchinson", "Lanczos", "LowRank"),
-        *("PowerIteration", "RandomScore"),
+        *("NoCurvature", "PowerIteration", "RandomScore"),
     ),
     "hawq.deployment": ("deploy", "integer_network"),
     "hawq.export": ("load", "packed_overhead", "save"),
     "hawq.finetuning": ("FineTuning", "finetune"),
     "hawq.quantization": ("LSQ", "Uniform", "quantize", "reestimate_batch_norm"),
+    "hawq.reconstruction": ("AdaRound", "BRECQ", "QDrop", "reconstruct"),
     "hawq.records": ("BitPlan", "Block", "Estimate", "Phase", "Precision", "RunReport", "Sensitivity"),
     "hawq.search": ("Haq", "OptunaSearch", "RandomSearch", "refine", "search_plan"),
     "hawq.sensitivity": ("analyze",),
@@ -39,7 +50,9 @@ _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 _RENAMED = {"Mixed": "IntegerProgram"}
 
 __all__ = [
+    "BRECQ",
     "LSQ",
+    "AdaRound",
     "BitPlan",
     "Block",
     "Estimate",
@@ -54,10 +67,12 @@ __all__ = [
     "LowRank",
     "Manual",
     "Monotone",
+    "NoCurvature",
     "OptunaSearch",
     "Phase",
     "PowerIteration",
     "Precision",
+    "QDrop",
     "RandomScore",
     "RandomSearch",
     "RunReport",
@@ -73,6 +88,7 @@ __all__ = [
     "load",
     "packed_overhead",
     "quantize",
+    "reconstruct",
     "reestimate_batch_norm",
     "refine",
     "save",

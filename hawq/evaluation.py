@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -11,11 +11,11 @@ from torch.utils.data import DataLoader, Dataset
 
 from hawq.modes import eval_mode
 from hawq.progress import SILENT, Progress
+from hawq.records import Measured
 
 _BATCH = 100
 
 
-@torch.no_grad()
 def accuracy(
     model: nn.Module,
     batches: Iterable[tuple[Tensor, Tensor]],
@@ -36,12 +36,51 @@ def accuracy(
     """
     if num_images < 1:
         raise ValueError("accuracy needs at least one image, none was given")
-    correct = 0
+    return percent(hits(model, batches, num_images, progress, title))
+
+
+def percent(found: Tensor) -> float:
+    """Accuracy in percent of `hits` (N,) bool. Raises ValueError for none."""
+    if not len(found):
+        raise ValueError("accuracy needs at least one image, none was given")
+    return 100.0 * int(found.sum()) / len(found)
+
+
+def measured(found: Tensor) -> Measured:
+    """What `hits` (N,) bool say, as a record. Raises ValueError for none."""
+    return Measured(percent(found), len(found), tuple((~found).nonzero().flatten().tolist()))
+
+
+@torch.no_grad()
+def hits(
+    model: nn.Module,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    num_images: int,
+    progress: Progress = SILENT,
+    title: str = "accuracy",
+) -> Tensor:
+    """Whether the largest output of each image is at its label: (N,) bool on the CPU, in the order of the images.
+
+    Arguments as for `accuracy`.
+    """
+    found = []
     with eval_mode(model), progress.task(title, num_images) as task:
         for images, labels in batches:
-            correct += int((model(images).argmax(1) == labels).sum())
+            found.append((model(images).argmax(1) == labels).cpu())
             task.advance(len(labels))
-    return 100.0 * correct / num_images
+    return torch.cat(found) if found else torch.zeros(0, dtype=torch.bool)
+
+
+def hits_on(
+    model: nn.Module,
+    images: Dataset[Any],
+    device: torch.device,
+    workers: int = 0,
+    progress: Progress = SILENT,
+    title: str = "accuracy",
+) -> Tensor:
+    """`hits`, (N,) bool, on all (input, label) pairs of a data set, loaded by `workers` processes."""
+    return hits(model, _batches(images, device, workers), len(images), progress, title)  # type: ignore[arg-type]
 
 
 def accuracy_on(
@@ -56,6 +95,10 @@ def accuracy_on(
 
     Raises ValueError when the data set is empty.
     """
-    loader = DataLoader(images, _BATCH, num_workers=workers)
-    batches = ((inputs.to(device), labels.to(device)) for inputs, labels in loader)
-    return accuracy(model, batches, len(images), progress, title)  # type: ignore[arg-type]
+    return percent(hits_on(model, images, device, workers, progress, title))
+
+
+def _batches(images: Dataset[Any], device: torch.device, workers: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """(inputs, labels) of all images on the device."""
+    for inputs, labels in DataLoader(images, _BATCH, num_workers=workers):
+        yield inputs.to(device), labels.to(device)

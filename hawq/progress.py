@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from hawq.records import Estimate
+
+Batch = TypeVar("Batch")
 
 
 class Task(Protocol):
@@ -56,3 +58,10 @@ class Silent:
 
 
 SILENT: Any = Silent()
+
+
+def counted(batches: Iterable[Batch], task: Task) -> Iterator[Batch]:
+    """The same batches; `task` is advanced by the samples of each once it has been worked on."""
+    for batch in batches:
+        yield batch
+        task.advance(len(batch))  # type: ignore[arg-type]

@@ -14,6 +14,7 @@ from hawq.errors import UserError
 from hawq.modes import analysis_mode
 from hawq.quantization import LSQ, Quantizer, quantize
 from hawq.records import BitPlan, Block, Precision
+from hawq.structures import main_output
 
 Images = tuple[Tensor, Tensor | None]  # inputs (N, ...) and labels (N,), None without labels
 
@@ -72,9 +73,14 @@ class Trials:
         self._model, self._blocks, self._images = model, tuple(blocks), list(images)
         self._calibration, self._quantizer = list(calibration), quantizer or LSQ()
         self._temperature, self._carry = temperature, carry_batch_norm
-        self._float = [self._log_probabilities(outputs) for outputs in self._outputs(model)]
+        self._float = [log_probabilities(outputs, temperature) for outputs in self._outputs(model)]
         self.float = self.outcomes(model)
         """Outcomes of the float network itself; its KL is 0."""
+
+    @property
+    def blocks(self) -> tuple[Block, ...]:
+        """The blocks of the network."""
+        return self._blocks
 
     def network(self, precisions: Mapping[str, Precision]) -> nn.Module:
         """A quantised copy of the network: block name → bits."""
@@ -99,12 +105,11 @@ class Trials:
     def by_batch(self, network: nn.Module) -> Iterator[Outcomes]:
         """`outcomes`, one batch of images after the other, each computed when it is asked for."""
         for outputs, expected, (_, labels) in zip(self._outputs(network), self._float, self._images, strict=True):
-            found = self._log_probabilities(outputs)
-            kl = self._temperature**2 * (expected.exp() * (expected - found)).sum(1).clamp(min=0.0).cpu()
+            kl = divergence(expected, log_probabilities(outputs, self._temperature), self._temperature)
             loss = hits = None
             if labels is not None:
-                loss = nn.functional.cross_entropy(outputs, labels, reduction="none").double().cpu()
-                hits = (outputs.argmax(1) == labels).double().cpu()
+                loss = per_image(nn.functional.cross_entropy(outputs, labels, reduction="none"))
+                hits = per_image(outputs.argmax(1) == labels)
             yield Outcomes(kl, loss, hits)
 
     @property
@@ -116,14 +121,33 @@ class Trials:
         """Outputs (N, classes) of each batch, in eval mode and full float32."""
         for inputs, _ in self._images:
             with analysis_mode(network, []), torch.no_grad():
-                outputs = network(inputs)
+                outputs = main_output(network(inputs))
             if not bool(outputs.isfinite().all()):
                 raise UserError("the outputs of the network are not finite: its plans cannot be measured")
             yield outputs
 
-    def _log_probabilities(self, outputs: Tensor) -> Tensor:
-        """log softmax(z/T) of (N, classes), float64."""
-        return nn.functional.log_softmax(outputs.double() / self._temperature, dim=1)
+
+def log_probabilities(outputs: Tensor, temperature: float = 1.0) -> Tensor:
+    """log softmax(z/T) over the classes of outputs z (N, classes, ...), float64.
+
+    Raises UserError for outputs without several classes, which are no distribution.
+    """
+    if outputs.dim() < 2 or outputs.shape[1] < 2:
+        shape = tuple(outputs.shape)
+        raise UserError(
+            f"the network's outputs have shape {shape}: KL needs (N, classes, ...) with at least two classes"
+        )
+    return nn.functional.log_softmax(outputs.double() / temperature, dim=1)
+
+
+def divergence(expected: Tensor, found: Tensor, temperature: float = 1.0) -> Tensor:
+    """T² · KL(p ‖ q) of each image (N,), in nats, on the CPU; log p and log q (N, classes, ...), mean of positions."""
+    return per_image(temperature**2 * (expected.exp() * (expected - found)).sum(1).clamp(min=0.0))
+
+
+def per_image(values: Tensor) -> Tensor:
+    """(N, ...) → (N,) by the mean over whatever an image has several of; float64, on the CPU."""
+    return values.double().reshape(len(values), -1).mean(1).cpu()
 
 
 def _joined(parts: Sequence[Outcomes]) -> Outcomes:

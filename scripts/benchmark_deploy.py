@@ -1,14 +1,16 @@
-"""Deployed files against float and ONNX Runtime's static INT8, in one run: a table in Markdown.
+"""Deployed files against float, ONNX Runtime's static INT8 and Brevitas' QCDQ, in one run: a table in Markdown.
 
     python scripts/benchmark_deploy.py dataset.path=cifar10.npz deploy.eval_images=10000
 
-Takes the five packed ResNet20 of docs/results unless files are given with --files. All runtimes have one thread and
+Takes the five packed ResNet20 of docs/results unless files are given with --files. Brevitas takes part where it and
+onnxoptimizer are installed. All runtimes have one thread and
 take turns; a time is the least of many.
 """
 
 from __future__ import annotations
 
 import argparse
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -16,7 +18,7 @@ from evaluate import facts_of, stated
 
 from hawq.data import Images, fixed_batches, sample_indices
 from hawq.deployment import available, deploy, float_model
-from hawq.deployment.rivals import Rival, measured, static_int8
+from hawq.deployment.rivals import Rival, brevitas_qcdq, measured, static_int8
 from hawq.experiment.config.build import compose_parts
 from hawq.experiment.config.names import REPOSITORY
 from hawq.experiment.stages.deploy import labelled_batches
@@ -56,10 +58,14 @@ def benchmark(path: Path, overrides: list[str]) -> list[str]:
     rows = []
     for profile in ("exact", "integer"):
         folder = Path("outputs") / "benchmark_deploy" / path.stem / profile
-        found = deploy(
-            network, folder / "model.onnx", example, profile=profile, calibration=calibration, data=data,
-            runtimes=runtimes,
-        )  # fmt: skip
+        try:
+            found = deploy(
+                network, folder / "model.onnx", example, profile=profile, calibration=calibration, data=data,
+                runtimes=runtimes,
+            )  # fmt: skip
+        except ValueError as refusal:
+            rows.append(f"| {path.stem}: {profile} | refused: {refusal} | | | | | |")
+            continue
         for one in found.runtimes:
             speed = " / ".join(f"{times['speedup']:.2f}" for times in one.milliseconds.values())
             rows.append(
@@ -72,6 +78,11 @@ def benchmark(path: Path, overrides: list[str]) -> list[str]:
         Rival("the same weights in float", floating),
         Rival("ONNX Runtime's static INT8 of them", static_int8(floating, calibration)),
     ]
+    if find_spec("brevitas") and find_spec("onnxoptimizer"):
+        try:
+            rivals.append(Rival("Brevitas' QCDQ, calibrated", brevitas_qcdq(network, calibration)))
+        except AssertionError as refusal:  # one bit
+            rows.append(f"| {path.stem}: Brevitas refuses it ({refusal}) | | | | | | |")
     for rival in rivals:
         rows += [f"| {path.stem}: {row}" for row in measured(rival, floating, network, data, runtimes)]
     return rows

@@ -17,7 +17,7 @@ from torch import nn
 
 from hawq.costs import published_bytes
 from hawq.data import Images
-from hawq.evaluation import accuracy_on
+from hawq.evaluation import hits_on, measured
 from hawq.experiment.config.build import component_section, compose_parts
 from hawq.experiment.config.names import config_folder
 from hawq.experiment.progress import Console
@@ -64,16 +64,16 @@ def evaluate(path: Path, overrides: list[str]) -> str:
         here = f"{parts['model'].name} for the {splits.num_classes} classes of {dataset.name}"
         raise ValueError(f"{error} (here {here})") from error
     images = Images(splits.test_images, splits.test_labels, dataset.prepare(preprocessing, facts.normalization))
-    accuracy = accuracy_on(network, images, device, options.workers, Console(), f"accuracy of {path.name}")
+    found = measured(hits_on(network, images, device, options.workers, Console(), f"accuracy of {path.name}"))
     size_bytes = path.stat().st_size
-    row = result_row(network.quantization.plan, accuracy, size_bytes, published_bytes(source.network.state_dict()))  # type: ignore
-    right = round(accuracy * len(images) / 100)
+    row = result_row(network.quantization.plan, found, size_bytes, published_bytes(source.network.state_dict()))  # type: ignore
+    right = len(images) - len(found.wrong or ())
     seen = f"{right:,} of {len(images):,} test images of {dataset.name} are right; {size_bytes:,} bytes on disk"
     lines = [results_table([row]), seen]
     recorded = recorded_accuracy(path)
     if recorded is not None and dataset.name == facts.dataset:
         value, origin = recorded
-        lines.append(f"recorded: {value:.2f} % ({origin}); difference {accuracy - value:+.2f} points")
+        lines.append(f"recorded: {value:.2f} % ({origin}); difference {found.accuracy - value:+.2f} points")
     return "\n".join(lines)
 
 

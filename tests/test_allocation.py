@@ -12,6 +12,7 @@ from sensitivities import full_sensitivity, made_sensitivity, plan_of, random_se
 
 from hawq.allocation import Allocation, HawqV3, IntegerProgram, Manual, Monotone, UniformBits, allocate, direct_baseline
 from hawq.costs import plan_cost
+from hawq.errors import UserError
 from hawq.records import Precision, to_dict
 
 
@@ -259,6 +260,26 @@ def test_limit_in_every_unit(seed, unit, target, reached):
     assert reached(IntegerProgram(target, unit).allocate(sensitivity).cost)
 
 
+@pytest.mark.parametrize("bits", [2, 3, 4, 6])
+@pytest.mark.parametrize("seed", range(5))
+def test_uniform_bits_are_those_of_the_uniform_network_of_the_same_size(seed, bits):
+    """The limit is the uniform network's own size, to the bit, and the optimum is never worse than that network."""
+    sizes = [int(n) for n in np.random.default_rng(seed).integers(5, 400, 6)]
+    sensitivity = made_sensitivity([*random_lambdas(seed), 0.3, 7.0], sizes)
+    uniform = UniformBits(bits, activations=4).allocate(sensitivity)
+    plan = IntegerProgram(bits, "uniform_bits").allocate(sensitivity)
+    assert plan.cost.average_bits * sum(sizes) <= uniform.cost.average_bits * sum(sizes) + 1e-6
+    assert plan.objective <= uniform.objective
+    assert plan.limits[0].reached <= bits
+    fixed = IntegerProgram(bits, "uniform_bits", candidates=(bits, 8), overrides={"b0": [8], "b5": [8]})
+    assert fixed.allocate(sensitivity).weight_bits() == uniform.weight_bits()  # no bit is left to raise a block
+
+
+def test_uniform_bits_need_blocks_between_the_ends():
+    with pytest.raises(UserError, match="no blocks between the first and the last: give unit=average_bits"):
+        IntegerProgram(3, "uniform_bits").allocate(made_sensitivity([1.0, 2.0], [10, 20]))
+
+
 def random_lambdas(seed):
     return (10 ** np.random.default_rng(seed).uniform(-2, 2, 4)).tolist()
 
@@ -356,7 +377,7 @@ def test_fixed_widths_narrow_the_feasible_range():
     [
         (IntegerProgram, {"target": 0.0}, "target=0"),
         (IntegerProgram, {"target": float("nan")}, "target=nan"),
-        (IntegerProgram, {"unit": "megabytes"}, "'megabytes'.*w_comp, average_bits, bytes"),
+        (IntegerProgram, {"unit": "megabytes"}, "'megabytes'.*w_comp, average_bits, uniform_bits, bytes"),
         (IntegerProgram, {"candidates": ()}, r"candidates=\[\]"),
         (IntegerProgram, {"candidates": (2, 9)}, r"candidates=\[2, 9\]"),
         (IntegerProgram, {"activations": 16}, "activations=16"),

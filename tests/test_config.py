@@ -27,7 +27,7 @@ NEEDED = {"bits=manual": ["+bits.weights={conv1: 8}"]}
 
 def options() -> list[str]:
     """group=option, for every file of conf/."""
-    files = sorted(path for path in CONF.rglob("*.yaml") if path.parent != CONF)
+    files = sorted(path for path in CONF.rglob("*.yaml") if path.parent not in (CONF, CONF / "sweep"))
     names = [path.relative_to(CONF).with_suffix("").as_posix() for path in files]
     return [name.replace("/", "=", 1) for name in names]
 

@@ -105,7 +105,7 @@ RUNS += re.findall(r'make train ARGS="(\w.+?)"', "\n".join(LINES))
 def overrides_of(command: str) -> list[str]:
     """Options of a command, of a sweep the first value of each."""
     words = shlex.split(command.partition("train.py")[2] or command)
-    options = [word for word in words if "=" in word and not word.startswith("-")]
+    options = [word for word in words if "=" in word and not word.startswith(("-", "hydra"))]
     return [re.sub(r"(=[^\[,{]+),.*", r"\1", option) for option in options] if "-m" in words else options
 
 

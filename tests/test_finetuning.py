@@ -13,7 +13,8 @@ from tuning import BATCHES, CALIBRATION, prepared, same_state
 
 from hawq.errors import UserError
 from hawq.finetuning import FineTuning, Training, finetune, fit
-from hawq.quantization import LSQ, Uniform, reestimate_batch_norm
+from hawq.quantization import LSQ, Uniform, quantize, reestimate_batch_norm
+from hawq.reconstruction import BRECQ, reconstruct
 from hawq.records import Phase
 
 NUM_STEPS = 14
@@ -91,12 +92,38 @@ def test_fine_tuning_freezes_the_last_steps(share, frozen):
     assert torch.equal(running(network), seen[-1]) == (frozen > 0)  # else they were measured anew in the end
 
 
-@pytest.mark.parametrize("settings", [FineTuning(epochs=0, reestimate_batches=3), SETTINGS], ids=["0", "14"])
-def test_fine_tuning_ends_with_statistics_of_its_training_batches(settings):
-    network, _ = finetune(*prepared(), Fresh(BATCHES), CALIBRATION, settings, seed=1)
+def test_fine_tuning_ends_with_statistics_of_its_training_batches():
+    network, _ = finetune(*prepared(), Fresh(BATCHES), CALIBRATION, SETTINGS, seed=1)
     expected = copy.deepcopy(network)
-    reestimate_batch_norm(expected, [BATCHES[i % 3][0] for i in range(settings.reestimate_batches)])
+    reestimate_batch_norm(expected, [BATCHES[i % 3][0] for i in range(SETTINGS.reestimate_batches)])
     assert same_state(network, expected)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"reestimate_batches": 3}, {"ema_decay": 0.9}, {"freeze_batch_norm": 1.0}, {"order": "joint"}],
+    ids=str,
+)
+def test_without_steps_nothing_is_measured_again(settings):
+    """The network is that of `quantize`, batch norm's statistics included."""
+    model, sensitivity, plan = prepared()
+    wanted = FineTuning(epochs=0, **settings)
+    network, _ = finetune(model, sensitivity, plan, Fresh(BATCHES), CALIBRATION, wanted, seed=1)
+    assert same_state(network, quantize(model, sensitivity.blocks, plan, CALIBRATION))
+
+
+@pytest.mark.parametrize("steps", [0, 6])
+def test_fine_tuning_goes_on_from_a_reconstructed_network(steps):
+    """All blocks are in it from the first step, and it is left as it was."""
+    model, sensitivity, plan = prepared()
+    start, _ = reconstruct(model, sensitivity.blocks, plan, CALIBRATION, BRECQ(iterations=5, batch_size=8))
+    before, settings = copy.deepcopy(start), FineTuning(max_steps=steps, lr=1e-3, reestimate_batches=0)
+    own = {"seed": 1, "start": start}
+    network, history = finetune(model, sensitivity, plan, Fresh(BATCHES), CALIBRATION, settings, **own)
+    assert same_state(start, before) and same_state(network, start) == (steps == 0)
+    assert [row["phase"] for row in history] == [0] * steps
+    calibrated, _ = finetune(model, sensitivity, plan, Fresh(BATCHES), CALIBRATION, settings, seed=1)
+    assert not same_state(network, calibrated)
 
 
 def test_training_lowers_the_loss():

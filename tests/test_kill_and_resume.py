@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from functools import partial as partial_function
 from pathlib import Path
 
@@ -30,16 +31,26 @@ LONG_ENOUGH = (
 )
 
 
-def start(outputs: Path) -> subprocess.Popen[str]:
-    command = [sys.executable, "train.py", *command_line(outputs, *LONG_ENOUGH)]
+RECONSTRUCTED = (
+    "stages=[analysis,allocation,reconstruction,finetune]",
+    "reconstruction=qdrop",
+    "reconstruction.iterations=20",
+    "reconstruction.num_samples=16",
+    "reconstruction.batch_size=8",
+    "finetune.epochs=0",
+)
+
+
+def start(outputs: Path, settings: Sequence[str] = LONG_ENOUGH) -> subprocess.Popen[str]:
+    command = [sys.executable, "train.py", *command_line(outputs, *settings)]
     pipe, out = subprocess.PIPE, subprocess.STDOUT
     heed = partial_function(signal.signal, signal.SIGINT, signal.SIG_DFL)  # shells let background jobs ignore Ctrl-C
     return subprocess.Popen(command, cwd=REPOSITORY, stdout=pipe, stderr=out, text=True, preexec_fn=heed)
 
 
-def finish(outputs: Path) -> tuple[Path, str]:
+def finish(outputs: Path, settings: Sequence[str] = LONG_ENOUGH) -> tuple[Path, str]:
     """Runs to the end; the run folder and what was printed."""
-    process = start(outputs)
+    process = start(outputs, settings)
     text, _ = process.communicate(timeout=200)
     assert process.returncode == 0, text
     return run_folder(outputs), text
@@ -49,9 +60,9 @@ def partial(outputs: Path, stage: str) -> list[Path]:
     return sorted((outputs / "cache" / stage).glob("*/progress-*.pt"))
 
 
-def kill_in(stage: str, outputs: Path) -> None:
+def kill_in(stage: str, outputs: Path, settings: Sequence[str] = LONG_ENOUGH) -> None:
     """Starts a run and kills it once the stage has stored a half-done state for the second time."""
-    process = start(outputs)
+    process = start(outputs, settings)
     try:
         end = time.monotonic() + 150
         while not any(int(path.stem.split("-")[1]) > 1 for path in partial(outputs, stage)):
@@ -101,10 +112,24 @@ def test_killed_run_ends_where_an_undisturbed_one_does(stage: str, undisturbed: 
     assert sensitivity(folder) == sensitivity(undisturbed)
     for name in ("plan.json", "finetune/history.json"):
         assert (folder / name).read_bytes() == (undisturbed / name).read_bytes(), name
-    resumed, straight = (torch.load(run / "finetune" / "network.pt") for run in (folder, undisturbed))
+    assert_same_networks(folder, undisturbed)
+    assert rows(folder) == rows(undisturbed)
+
+
+def assert_same_networks(one: Path, other: Path) -> None:
+    resumed, straight = (torch.load(run / "finetune" / "network.pt") for run in (one, other))
     assert resumed.keys() == straight.keys() and len(straight) > 50
     assert [name for name in straight if not same(resumed[name], straight[name])] == []
-    assert rows(folder) == rows(undisturbed)
+
+
+def test_killed_reconstruction_ends_where_an_undisturbed_one_does(tmp_path: Path) -> None:
+    straight, _ = finish(tmp_path / "undisturbed", RECONSTRUCTED)
+    outputs = tmp_path / "killed"
+    kill_in("reconstruction", outputs, RECONSTRUCTED)
+    folder, text = finish(outputs, RECONSTRUCTED)
+    assert "analysis: found in the cache" in text and not partial(outputs, "reconstruction")
+    assert_same_networks(folder, straight)
+    assert rows(folder) == rows(straight)
 
 
 def test_an_interrupted_run_says_how_to_go_on(undisturbed: Path, tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 """Memory: what a computation takes, what fits a limit, and what happens when it runs out after all."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from networks import build, cut, samples
@@ -7,7 +9,7 @@ from torch.nn import functional as F
 
 from hawq.blocks import find_blocks
 from hawq.curvature import OPERATORS, BlockHessian, Fisher, GradientNorm, Lanczos, activation_traces
-from hawq.curvature.memory import is_out_of_memory, peak_bytes, samples_that_fit
+from hawq.curvature.memory import free_bytes, is_out_of_memory, peak_bytes, samples_that_fit
 from hawq.errors import UserError
 from hawq.sensitivity import analyze, block_weights
 
@@ -195,3 +197,43 @@ def test_what_this_machine_says():
     with pytest.raises(RuntimeError) as caught:
         torch.empty(10**12)
     assert is_out_of_memory(caught.value)
+
+
+@pytest.mark.parametrize("free", [3 * 2**20, 12 * 2**20, 10 * 2**30])
+def test_without_a_limit_a_third_of_the_free_memory_is_taken(free, monkeypatch):
+    """As with a limit of that size, batches are cut and no product changes."""
+    monkeypatch.setattr("hawq.curvature.operator.memory_in_use_bytes", lambda device: 0.0)
+    monkeypatch.setattr("hawq.curvature.operator.free_bytes", lambda device: (float(free), 2.0**40))
+    monkeypatch.setattr("hawq.curvature.operator.is_scarce", lambda device: False)
+    model, batch = build("residual", torch.float32), samples(600, torch.float32)
+    whole, spared = operator_of(model, [batch]), operator_of(model, [batch])
+    spared.spare_memory()
+    limited = operator_of(model, [batch], limit=free / 3)
+    assert spared.samples.largest_batch == limited.samples.largest_batch
+    assert (spared.samples.largest_batch == 600) == (free > 2**30)
+    assert spared.vectors_that_fit == whole.vectors_that_fit  # so results do not depend on the machine
+    vectors = {name: whole.random_vector(name, torch.Generator().manual_seed(0)) for name in whole.names}
+    for name, expected in whole.products(vectors).items():
+        assert float((spared.products(vectors)[name] - expected).norm()) <= 1e-4 * float(expected.norm())
+
+
+def test_batches_are_halved_when_memory_becomes_scarce(monkeypatch):
+    model, batch = build("residual", torch.float32), samples(64, torch.float32)
+    operator = operator_of(model, [batch])
+    expected = operator.gradients()
+    operator.spare_memory()
+    for size in (32, 16):
+        monkeypatch.setattr("hawq.curvature.operator.is_scarce", lambda device: True)
+        found = operator.gradients()
+        monkeypatch.setattr("hawq.curvature.operator.is_scarce", lambda device: False)
+        operator.gradients()
+        assert operator.samples.largest_batch == size
+        assert all(torch.allclose(found[name], expected[name], atol=1e-6) for name in expected)
+    assert operator.subset(0.5)._is_watched
+
+
+def test_free_memory_is_what_the_system_says():
+    known = free_bytes(torch.device("cpu"))
+    if known is not None:
+        rows = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
+        assert 0 < known[0] <= known[1] <= 1024 * int(rows["MemTotal"].split()[0])

@@ -70,7 +70,8 @@ def test_wheel_holds_every_module_and_every_option(installed: Path) -> None:
     files = {name for name in files_below(installed) if (installed / name).is_file() and ".dist-info/" not in name}
     modules = {str(path.relative_to(REPOSITORY)) for path in (REPOSITORY / "hawq").rglob("*.py")}
     options = {f"hawq/{path.relative_to(REPOSITORY)}" for path in (REPOSITORY / "conf").rglob("*.yaml")}
-    assert files == modules | options | {"hawq/py.typed"}
+    assets = {str(path.relative_to(REPOSITORY)) for path in (REPOSITORY / "hawq/report/assets").iterdir()}
+    assert files == modules | options | assets | {"hawq/py.typed"} and "hawq/report/assets/page.css" in assets
 
 
 def test_wheel_requires_what_runs_and_no_more(installed: Path) -> None:

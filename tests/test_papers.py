@@ -102,7 +102,8 @@ def test_recalled_figures_are_shown_as_such(capsys):
 
 
 @pytest.mark.parametrize(
-    ("row", "message"), [("lqnets-3", "row 'lqnets-3' cannot be run"), ("hawg", "row 'hawg' is unknown: give baseline, dorefa-2")]
+    ("row", "message"),
+    [("lqnets-3", "row 'lqnets-3' cannot be run"), ("hawg", "row 'hawg' is unknown: give baseline, dorefa-2")],
 )
 def test_rows_that_cannot_be_run(row, message):
     with pytest.raises(SystemExit, match=message):

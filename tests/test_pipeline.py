@@ -16,10 +16,12 @@ from safetensors.torch import load_file
 from scipy.stats import spearmanr
 
 from hawq.experiment.config.build import build_settings
+from hawq.experiment.inputs import Inputs
 from hawq.experiment.metrics import read_metrics
-from hawq.experiment.prepare import Inputs, prepare
+from hawq.experiment.prepare import prepare
 from hawq.export import load
 from hawq.records import SENSITIVITY_SCHEMA, BitPlan, RunReport, Sensitivity, from_dict
+from hawq.report import validation_table
 from hawq.validation import Validated
 
 BLOCKS = ["conv1", *[f"layer{stage}.{unit}" for stage in (1, 2, 3) for unit in (0, 1, 2)], "fc"]
@@ -83,6 +85,7 @@ def test_run_folder_holds_every_result(first: Path) -> None:
         "model.safetensors",
         "metrics.jsonl",
         "report.json",
+        "report.html",
         "figures/sensitivity.png",
         "figures/finetuning.png",
         "figures/frontier.png",
@@ -152,7 +155,7 @@ def test_same_command_does_nothing_twice(outputs: Path, first: Path, capsys: pyt
     assert run_folder(outputs) == first
     assert reused(first) == {stage: stage != "allocation" for stage in reused(first)}
     after = digests(first)
-    assert {name for name in {*before, *after} if before.get(name) != after.get(name)} == {"report.json"}
+    assert {name for name in {*before, *after} if before.get(name) != after.get(name)} == {"report.json", "report.html"}
     assert digests(outputs / "cache") == cache
     assert "found in the cache" in capsys.readouterr().out
 
@@ -185,7 +188,7 @@ def test_allocation_goes_on_from_the_file_alone(first: Path, report: RunReport, 
     assert folder.name.startswith("sensitivity-mixed-s0-")
     assert record(folder / "plan.json", BitPlan) == report.plan
     assert set(digests(folder)) == {
-        *["config.yaml", "sensitivity.json", "plan.json", "frontier.json", "figures/frontier.png"]
+        *["config.yaml", "sensitivity.json", "plan.json", "frontier.json", "figures/frontier.png", "report.html"]
     }
     points = read_json(folder / "frontier.json")["points"]
     assert len(points) > 10 and points == read_json(first / "frontier.json")["points"]
@@ -252,7 +255,8 @@ def test_validation_holds_every_score_against_the_truth(tmp_path: Path, capsys: 
     small = "analysis.num_samples=4"
     few = (
         *(small, "analysis.activations=true", "validate.num_samples=30", "validate.bit_widths=[2,8]"),
-        *("validate.draws=20", "validate.solvers=[power,lanczos,gradient,random]"),
+        *("validate.draws=20", "validate.solvers=[power,lanczos,gradient,random]", "validate.scores=[kl]"),
+        "validate.plans=0",
     )
     message = run_here(tmp_path, "stages=[validate]", *few)
     assert message is not None and "leaves out analysis" in message and "['analysis', 'validate']" in message
@@ -265,15 +269,15 @@ def test_validation_holds_every_score_against_the_truth(tmp_path: Path, capsys: 
     result = record(folder / "validation.json", Validated)
     names = [(score.kind, score.name) for score in result.scores]
     assert names == [
-        *(("weights", name) for name in ("power", "lanczos", "gradient", "random", "error")),
-        *(("activations", name) for name in ("trace", "error")),
+        *(("weights", name) for name in ("power", "lanczos", "gradient", "random", "kl", "relative_error", "error")),
+        *(("activations", name) for name in ("trace", "kl", "error")),
     ]
     assert len(result.truth.increases) == 2 * (len(BLOCKS) + len(BLOCKS) - 1) and result.truth.num_samples == 30
     for found in result.correlations:
         increases = [r for r in result.truth.increases if r.kind == found.kind and found.bits in (None, r.bits)]
         score = next(s for s in result.scores if (s.kind, s.name) == (found.kind, found.score))
         predicted = [score.omegas[rise.block][rise.bits] for rise in increases]
-        rho = spearmanr(predicted, [rise.loss for rise in increases]).statistic
+        rho = spearmanr(predicted, [rise.kl for rise in increases]).statistic
         assert found.spearman == pytest.approx(rho) and found.num_points == len(increases)
         assert found.interval is not None and -1 <= found.interval[0] <= found.interval[1] <= 1
     sensitivity = record(folder / "sensitivity.json", Sensitivity)
@@ -284,14 +288,14 @@ def test_validation_holds_every_score_against_the_truth(tmp_path: Path, capsys: 
                 max(row.eigenvalue.value, 0) * row.weight_errors[bits]
             )
             assert error.omegas[row.block.name][bits] == row.weight_errors[bits]
-    assert all(score.seconds is not None and score.gradient_equivalents for score in result.scores[:5])
+    assert all(score.seconds is not None and score.gradient_equivalents for score in result.scores[:7])
     stages = [row["stage"] for row in read_metrics(folder)]
     assert stages.count("validate") == len(result.truth.increases) and stages.count("analysis/power") == len(BLOCKS)
     analyses = len(finished(tmp_path, "analysis"))
-    assert analyses == 5  # with activations, and each of the four solvers by weights alone
+    assert analyses == 6  # with activations, each of the four solvers by weights alone, and kl
 
     table = capsys.readouterr().out
-    assert table.count("| weights     | ") == 7 and "above 2 standard errors" in table
+    assert table.count("| weights     | ") == 7 and "above 2 standard errors" in validation_table(result)
     assert run_here(tmp_path, "stages=[validate,analysis,allocation]", *few, "validate.draws=10") is None
     assert "validate: found in the cache" in capsys.readouterr().out
     assert run_here(tmp_path, "stages=[analysis]", "solver=power", "solver.max_iterations=100", small) is None
@@ -308,7 +312,8 @@ def test_sweep_analyses_once_for_each_seed(tmp_path: Path) -> None:
     assert len(finished(tmp_path, "float_network")) == 4  # a network and its accuracy for each seed
     assert sorted(reused(job)["analysis"] for job in jobs) == [False] * 2 + [True] * 4
     table = (sweep / "table.md").read_text()
-    assert table in process.stdout
+    assert f"Table of all jobs: {sweep / 'table.html'}" in process.stdout
+    assert process.stdout.count("\n| bits.target=") == 6  # one short line for each job
     labels = [(target, seed) for target in ("8", "10", "13") for seed in ("0", "1")]
     assert re.findall(r"bits\.target=(\d+) seed=(\d)", table) == labels
     assert table.count("| HAWQ ") == table.count("| float ") == 6

@@ -156,7 +156,7 @@ def test_torchrun_gives_the_results_of_one_process(tmp_path):
     settings = ("stages=[analysis,validate,allocation,finetune,export,report]", *batches, *VALIDATED)
     process = run_in_two(tmp_path / "two", *settings)
     assert process.returncode == 0, process.stderr
-    assert process.stdout.count("float accuracy") == process.stdout.count("Everything of this run") == 1
+    assert process.stdout.count("float accuracy") == process.stdout.count("Report: ") == 1
     assert run_here(tmp_path / "one", *settings) is None
     one, two = (run_folder(tmp_path / name) for name in ("one", "two"))
     assert files_below(one) == files_below(two)

@@ -83,7 +83,7 @@ def test_on_a_terminal_each_block_has_a_bar(monkeypatch, capsys):
     with BlockBars(["stem", "head"], 0.01) as shown:
         shown.show("stem", estimate(1.0, 0.1), False)
         shown.show("head", estimate(2.0, 0.02), True)
-        bars = {name: (round(bar.n), bar.postfix) for name, bar in shown._bars.items()}
+        bars = {one.description: (round(one.completed), one.fields["note"]) for one in shown._bars.tasks}
     assert bars == {"stem": (50, "1 ± 0.1"), "head": (100, "2 ± 0.02")}
     text = capsys.readouterr().err
     assert "stem" in text and "head" in text and "blocks" not in text

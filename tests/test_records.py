@@ -16,14 +16,19 @@ from hawq.records import (
     Confidence,
     Correlation,
     Cost,
+    Difference,
     Estimate,
     FloatPart,
     Judgement,
     LimitUse,
     LossIncrease,
     LossIncreases,
+    Measured,
     Normalization,
     Phase,
+    PlanCorrelation,
+    PlanOutcome,
+    PlanScore,
     Precision,
     Prediction,
     Preprocessing,
@@ -35,6 +40,7 @@ from hawq.records import (
     Sensitivity,
     StageRecord,
     Validated,
+    ValidatedPlans,
     dump_record,
     from_dict,
     read_record,
@@ -49,13 +55,14 @@ OTHER = dataclasses.replace(ROW, block=Block("fc", ("fc",), 10))
 COST = Cost(10, 5, 4.0, 8.0, 7.5, 1200, 77, 12.5)
 USE = LimitUse("bops", 1300.0, 1200.0, 100.0)
 CONFIDENCE = Confidence(10, {"a": {"8/32": 7, "7/32": 3}}, False)
+DIFFERENCE = Difference(-0.5, -1.5, 0.25, 360)
 JUDGED = Judgement("KL on 400 images", 400, 0.1, 0.125, 0.025, 0.003)
 OTHERS = Judgement("KL on 1000 other images", 1000, 0.11, 0.12, 0.01, 0.004)
 SEARCHED = Searched("refinement", 94, 2, JUDGED, OTHERS)
 PLAN = BitPlan(
     {"b": Precision(3, 4), "a": Precision(8, 32)}, "HAWQ", COST, 0.25, 0.0, "trace", (USE,), CONFIDENCE, SEARCHED
 )
-RESULT = ResultRow("HAWQ", "2-8", "4", 92.1, 13.1, 81888, 8.0, 0.079)
+RESULT = ResultRow("HAWQ", "2-8", "4", 92.1, 13.1, 81888, 8.0, 0.079, 360, DIFFERENCE)
 STAGE = StageRecord("analysis", "0123abcd", False, 1.5, None)
 REPORT = RunReport(
     (RESULT,),
@@ -68,11 +75,16 @@ REPORT = RunReport(
     3.0,
     {"p": "q"},
     (FloatPart("w", 3),),
+    DIFFERENCE,
 )
 INCREASE = LossIncrease("b", "weights", 2, 0.1, 0.01, 1.5, 0.2)
 TRUTH = LossIncreases(9, 0.2, 99.0, (INCREASE, INCREASE))
 SCORE = Score("trace", "weights", "trace", {"b": {2: 1.5, 4: 0.5}}, 2.5, None)
 CORRELATION = Correlation("trace", "weights", None, 6, 0.5, (0.1, 0.9), None, None)
+OUTCOME = PlanOutcome({"a": "4", "b": "2/8"}, 8.0, 0.1, 0.01, -0.1, 0.02, 1.5, 0.3)
+PLAN_SCORE = PlanScore("trace", "solver=trace bits.score=trace", (1.5,))
+PLAN_CORRELATION = PlanCorrelation("trace", "kl", 40, 0.5, (0.1, 0.9), -0.1, (-0.2, 0.1), None, None)
+PLANS = ValidatedPlans(8.0, 390, 500, 0.2, 94.0, (OUTCOME,), (PLAN_SCORE,), (PLAN_CORRELATION,))
 BARE = [
     Block("a", ("a",), 1),
     BlockSensitivity(BLOCK, ESTIMATE, {}),
@@ -82,9 +94,11 @@ BARE = [
 FULL = [
     *(BLOCK, ESTIMATE, ROW, Sensitivity((ROW, OTHER), "power", 256, 1.5, 9), Normalization((0.4, 0.5), (0.2, 0.25))),
     *(Precision(2, 32), COST, USE, CONFIDENCE, PLAN, Phase(("a",), ("a", "b"), 7, 0.02, 0.0), RESULT, STAGE, REPORT),
-    *(FloatPart("attn", 0, 12), Preprocessing(224, 0.875, "bicubic"), JUDGED, SEARCHED),
+    *(DIFFERENCE, Measured(95.0, 20, (3,)), FloatPart("attn", 0, 12), Preprocessing(224, 0.875, "bicubic")),
+    *(JUDGED, SEARCHED),
     *(Prediction(-0.5, 0.25), ScoreTable("kl", {"a": {2: Prediction(1.0)}}, {}, {"a": Prediction(2.0)}, False)),
-    *(INCREASE, TRUTH, SCORE, CORRELATION, Validated(TRUTH, (SCORE,), (CORRELATION, CORRELATION))),
+    *(INCREASE, TRUTH, SCORE, CORRELATION, Validated(TRUTH, (SCORE,), (CORRELATION, CORRELATION), (PLANS,))),
+    *(OUTCOME, PLAN_SCORE, PLAN_CORRELATION, PLANS),
 ]
 
 
@@ -245,7 +259,10 @@ def test_confidence_reads_well(confidence, text):
     [
         (
             SEARCHED,
-            f"refinement, 94 plans measured: 0.125 → 0.1, gain 0.025 ± 0.003 ({JUDGED.about}); on other images {OTHERS}",
+            (
+                f"refinement, 94 plans measured: 0.125 → 0.1, gain 0.025 ± 0.003 ({JUDGED.about}); "
+                f"on other images {OTHERS}"
+            ),
         ),
         (
             Searched("refinement", 30, 0, Judgement("KL on 9 images", 9, 0.1, 0.1, 0.0, 0.0)),

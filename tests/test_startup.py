@@ -7,7 +7,10 @@ import sys
 
 from runs import REPOSITORY
 
-HEAVY = ("torch", "torchvision", "timm", "sklearn", "matplotlib", "wandb", "onnx", "scipy.optimize", "scipy.stats")
+HEAVY = (
+    *("torch", "torchvision", "timm", "sklearn", "matplotlib", "wandb", "onnx", "scipy.optimize", "scipy.stats"),
+    *("jinja2", "rich", "tensorboard"),
+)
 LIGHT = (
     *("allocation", "records", "costs", "errors", "checks", "components", "files", "measurement"),
     *("validation", "report"),

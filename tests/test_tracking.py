@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from runs import REPOSITORY, command_line, read_json, run_folder
 
 from hawq.errors import UserError
 from hawq.experiment import tracking
 from hawq.experiment.metrics import METRICS, MetricsLog, read_metrics
-from hawq.experiment.tracking import MODES, WandbTracking
+from hawq.experiment.tracking import MODES, TensorBoardTracking, WandbTracking
 
 ROWS = [{"stage": "float_network", "step": 1, "loss": 2.5}, {"stage": "float_network", "step": 2, "loss": 2.0}]
 
@@ -148,6 +149,14 @@ def test_an_id_that_is_none_is_replaced(tmp_path: Path, stored: str, capsys: pyt
     made = tracking._run_id(path)
     assert re.fullmatch("[0-9a-f]{8}", made) and tracking._run_id(path) == made == path.read_text()
     assert "a new run begins" in capsys.readouterr().out
+
+
+def test_a_sweep_of_wandb_names_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "wandb_id"
+    monkeypatch.setenv("WANDB_RUN_ID", "fromagent")
+    assert tracking._run_id(path) != "fromagent"  # without a sweep a variable left over must not join runs
+    monkeypatch.setenv("WANDB_SWEEP_ID", "s1")
+    assert tracking._run_id(path) == "fromagent" == path.read_text()
 
 
 # A real W&B run, without an account, at a terminal.
@@ -340,9 +349,17 @@ def test_offline_run_holds_the_figures(offline_run: tuple[Path, str], history: l
     assert sent == {path.read_bytes() for path in (folder / "figures").glob("*.png")}
 
 
+def test_offline_run_shows_the_report(offline_run: tuple[Path, str], history: list[dict[str, Any]]) -> None:
+    """The same page, so the same figures from the same data."""
+    folder, _ = offline_run
+    (path,) = shown(history, "html-file").values()
+    assert (wandb_folder(folder) / "files" / path).read_text() == (folder / "report.html").read_text()
+
+
 def test_no_key_is_logged_as_two_kinds_of_media(history: list[dict[str, Any]]) -> None:
     """W&B draws one panel for a key: a picture logged under a table's key takes the table's place."""
     assert set(shown(history, "table-file")) & set(shown(history, "image-file")) == set()
+    assert set(shown(history, "html-file")) & {*shown(history, "table-file"), *shown(history, "image-file")} == set()
 
 
 def test_offline_run_holds_artifacts_and_summary(offline_run: tuple[Path, str], records: dict[str, list[Any]]) -> None:
@@ -355,3 +372,63 @@ def test_offline_run_holds_artifacts_and_summary(offline_run: tuple[Path, str], 
     rows = read_json(folder / "report.json")["rows"]
     assert (summary["float_accuracy"], summary["accuracy"]) == (rows[0]["accuracy"], rows[-1]["accuracy"])
     assert records["exit"][0].exit_code == 0
+
+
+# TensorBoard, which needs no account either.
+
+
+def test_tensorboard_holds_every_metric_under_the_same_name(tmp_path: Path) -> None:
+    """Also after a kill: the next process writes again what the first one had recorded."""
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    for last in (3, 5):
+        with MetricsLog.open(tmp_path, TensorBoardTracking(), {"seed": 0}) as log:
+            for step in range(last):
+                log.log("finetune/direct", step, {"loss": 1.0 / (1 + step), "accuracy": 10.0 * step})
+            log.table("plan", ("block", "bits"), [("conv1", 4)])
+            log.summary({"accuracy": 91.5})
+    (events,) = (tmp_path / "tensorboard").glob("events.out.tfevents.*")
+    found = EventAccumulator(str(events))
+    found.Reload()
+    assert {"finetune/direct/loss", "finetune/direct/accuracy", "accuracy"} == set(found.Tags()["scalars"])
+    losses = [(one.step, one.value) for one in found.Scalars("finetune/direct/loss")]
+    assert losses == [(step, pytest.approx(1.0 / (1 + step))) for step in range(5)]
+    assert found.Scalars("accuracy")[0].value == pytest.approx(91.5)
+    text = b"".join(found.Tensors("plan/text_summary")[0].tensor_proto.string_val).decode()
+    assert text.splitlines() == ["| block | bits |", "| --- | --- |", "| conv1 | 4 |"]
+
+
+def test_tensorboard_that_is_not_installed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tracking, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"needs TensorBoard: pip install .* or give tracking=none"):
+        TensorBoardTracking().open(tmp_path, "name", {})
+
+
+# W&B sweeps.
+
+
+@pytest.mark.parametrize("path", sorted((REPOSITORY / "conf" / "sweep").glob("*.yaml")), ids=lambda path: path.stem)
+def test_wandb_sweep_gives_commands_that_run(path: Path) -> None:
+    """The command that W&B's own agent makes of each sweep, with the ends of every parameter, is one that we take."""
+    from wandb.sdk.launch.sweeps.utils import create_sweep_command_args
+
+    from hawq.experiment.config.build import compose_parts
+
+    sweep = yaml.safe_load(path.read_text())
+    assert sweep["program"] == "train.py" and sweep["metric"]["name"] == "accuracy"
+    for end in (0, -1):
+        drawn = {
+            key: {"value": one["values"][end] if "values" in one else one["min" if end == 0 else "max"]}
+            for key, one in sweep["parameters"].items()
+        }
+        arguments = create_sweep_command_args({"args": drawn})["args_no_hyphens"]
+        command = [
+            part for word in sweep["command"] for part in (arguments if word == "${args_no_hyphens}" else [word])
+        ]
+        assert command[:3] == ["${env}", "${interpreter}", "${program}"]
+        parts = compose_parts(command[3:])
+        for key, one in drawn.items():
+            section, _, name = key.partition(".")
+            value = getattr(parts[section], name) if name else getattr(parts["options"], section)
+            assert value == pytest.approx(one["value"])

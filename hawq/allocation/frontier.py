@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from hawq.allocation.allocator import CANDIDATES
 from hawq.allocation.integer_program import IntegerProgram
 from hawq.allocation.monotone import Monotone
 from hawq.checks import check_range
 from hawq.errors import UserError
-from hawq.records import Cost, Sensitivity
+from hawq.records import Cost, Precision, Sensitivity
 
 _GAP = 1e-3  # no difference the eye can see; each point states its own proven gap
 
@@ -19,12 +20,15 @@ MOST_POINTS = 1_000
 
 @dataclass(frozen=True)
 class FrontierPoint:
-    """One plan of the frontier: the `target` that gives it, its objective with proven gap, its cost in each unit."""
+    """One plan of the frontier: the `target` that gives it, its objective with proven gap, its cost in each unit, its
+    bits (block → precision; empty in files of earlier versions).
+    """
 
     target: float
     objective: float
     gap: float
     cost: Cost
+    precisions: dict[str, Precision] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,8 @@ def frontier(sensitivity: Sensitivity, allocator: IntegerProgram | Monotone, num
         ValueError: `num_points` out of range, or the blocks lack what a limit needs.
     """
     check_range("num_points", num_points, least=2, most=MOST_POINTS)
+    if allocator.unit == "uniform_bits":  # which small plans have fewer than none of
+        allocator = replace(allocator, unit="average_bits", target=max(CANDIDATES))
     main = allocator.problem(sensitivity.blocks, sensitivity.overhead_bytes)
     limit = main.limits[0]
     least, most = main.reach(limit)
@@ -66,5 +72,5 @@ def frontier(sensitivity: Sensitivity, allocator: IntegerProgram | Monotone, num
         assert plan.objective is not None and plan.gap is not None
         reached = plan.limits[0].reached
         target = reached if reached > 0 else plan.limits[0].target  # a target of 0 cannot be given
-        points.setdefault(reached, FrontierPoint(target, plan.objective, plan.gap, plan.cost))
+        points.setdefault(reached, FrontierPoint(target, plan.objective, plan.gap, plan.cost, plan.precisions))
     return Frontier(limit.unit, sensitivity.score_name(allocator.score), tuple(points.values()))

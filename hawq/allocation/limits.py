@@ -13,11 +13,14 @@ from hawq.records import FLOAT_BITS, Block, LimitUse, Precision
 
 BlockCost = Callable[[Block, Precision], float]
 
-SIZE_UNITS = ("w_comp", "average_bits", "bytes")
+SIZE_UNITS = ("w_comp", "average_bits", "uniform_bits", "bytes")
 UNITS = (*SIZE_UNITS, "bops", "a_comp", "activation_bits", "peak_activation_bytes", "latency_ms")
 AT_LEAST = ("w_comp", "a_comp")  # compressions: the plan must reach them; all others must not be exceeded
 
+ENDS = 8  # bits of the first and the last block of a uniform network ("Direct" of the HAWQ papers)
+
 _LEAST, _MOST = 1e-30, 1e30  # of a target; beyond, totals could overflow
+_ROUNDING = 1e-6  # of a bit: what a whole number of bits may have lost
 _ACTIVATIONS = ("a_comp", "activation_bits", "peak_activation_bytes")
 _NEEDED = {"bops": "macs", **dict.fromkeys(_ACTIVATIONS, "num_activations")}  # the counts that blocks must have
 
@@ -31,7 +34,8 @@ class Limit:
         unit: one of `UNITS`.
         target: in that unit.
         cost: a block's share of the total, at given bits.
-        scale, offset: `value` is scale / total for compressions, else total / scale + offset; bytes are whole.
+        scale, offset: `value` is scale / total for compressions, else total / scale + offset; bytes are whole, and so
+            are the bits of all weights together.
     """
 
     field: str
@@ -52,7 +56,8 @@ class Limit:
         if self.unit in AT_LEAST:
             return self.scale / self.target
         target = floor(self.target) if self.unit == "bytes" else self.target
-        return (target - self.offset) * self.scale
+        total = (target - self.offset) * self.scale
+        return floor(total + _ROUNDING) if self.unit == "uniform_bits" else total
 
     def value(self, total: float) -> float:
         """A total in the limit's unit."""
@@ -104,9 +109,11 @@ def make_limits(
         if unit == "latency_ms" and latency is None:
             raise UserError(f"{name}={target:g} (latency_ms) needs times: give latency=table.json or latency=table.csv")
         _refuse_untraced(name, unit, blocks)
+        between, ends = _as_uniform(name, blocks) if unit == "uniform_bits" else (0, 0.0)
         cost, scale, offset = {
             "w_comp": (weight_bits, FLOAT_BITS * weights, 0),
             "average_bits": (weight_bits, weights, 0),
+            "uniform_bits": (weight_bits, between, ends),
             "bytes": (weight_bits, 8, overhead_bytes or 0),
             "bops": (bops, 1, 0),
             "a_comp": (activation_bits, FLOAT_BITS * activations, 0),
@@ -116,6 +123,19 @@ def make_limits(
         }[unit]
         limits.append(Limit(name, unit, target, cost, scale, offset))  # type: ignore[arg-type]
     return tuple(limits)
+
+
+def _as_uniform(name: str, blocks: Sequence[Block]) -> tuple[int, float]:
+    """Scale and offset of the bits that a uniform network of the same size has between its ends.
+
+    Raises UserError where there is nothing between the ends.
+    """
+    ends = {blocks[0].name, blocks[-1].name}
+    kept = {block.name: block.fixed_bits or (ENDS if block.name in ends else None) for block in blocks}
+    between = sum(block.num_weights for block in blocks if kept[block.name] is None)
+    if not between:
+        raise UserError(f"{name} (uniform_bits) has no blocks between the first and the last: give unit=average_bits")
+    return between, -sum(block.num_weights * (kept[block.name] or 0) for block in blocks) / between
 
 
 def _refuse_untraced(name: str, unit: str, blocks: Sequence[Block]) -> None:

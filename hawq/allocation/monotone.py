@@ -32,7 +32,8 @@ class Monotone:
 
     Args:
         target: the size limit in `unit`.
-        unit: "w_comp" (compression of the weights, at least), "average_bits" or "bytes" of the packed file (at most).
+        unit: "w_comp" (compression of the weights, at least), "average_bits", "uniform_bits" or "bytes" of the packed
+            file (at most).
         candidates: bit-widths to choose from, 1 … 8; a block with fixed bits is not part of the order.
         activations: bit-width of all activations, 32 for float.
         score: "eigenvalue", "trace" or any other of `IntegerProgram`; it also ranks the blocks.

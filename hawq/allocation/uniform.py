@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from hawq.allocation.allocator import BIT_WIDTHS, CANDIDATES, check_activation_bits, check_bit_width, make_plan
+from hawq.allocation.limits import ENDS
 from hawq.components import component
 from hawq.records import BitPlan, Block, Precision, Sensitivity
 
@@ -25,7 +26,7 @@ class UniformBits:
     """
 
     weights: int = 3
-    ends: int = 8
+    ends: int = ENDS
     activations: int = 4
 
     def __post_init__(self) -> None:
@@ -55,6 +56,6 @@ def direct_baseline(sensitivity: Sensitivity, plan: BitPlan) -> BitPlan:
     fewest = min(precision.weight_bits for precision in plan.precisions.values())
     bit_widths = BIT_WIDTHS if fewest < CANDIDATES[0] else CANDIDATES
     activations = max(precision.activation_bits for precision in plan.precisions.values())
-    plans = [UniformBits(bits, 8, activations).allocate(sensitivity) for bits in bit_widths]
+    plans = [UniformBits(bits, ENDS, activations).allocate(sensitivity) for bits in bit_widths]
     fitting = [direct for direct in plans if direct.cost.weight_bytes <= plan.cost.weight_bytes]
     return fitting[-1] if fitting else plans[0]

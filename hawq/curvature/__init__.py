@@ -2,13 +2,15 @@
 
 from hawq.curvature.activations import activation_traces
 from hawq.curvature.block_solver import CurvatureCheckpoint, solve_blocks
-from hawq.curvature.first_order import GradientNorm, RandomScore
+from hawq.curvature.distillation import DistillationLoss
+from hawq.curvature.first_order import GradientNorm, NoCurvature, RandomScore
 from hawq.curvature.fisher import Fisher
 from hawq.curvature.forms import check_forms, detached_layers, fixed
 from hawq.curvature.gauss_newton import BlockGaussNewton
 from hawq.curvature.hessian import BlockHessian
 from hawq.curvature.hutchinson import Hutchinson
 from hawq.curvature.lanczos import Lanczos
+from hawq.curvature.landscape import Slice, landscape
 from hawq.curvature.low_rank import LowRank
 from hawq.curvature.operator import Batch, BlockOperator, Loss
 from hawq.curvature.power import PowerIteration
@@ -24,14 +26,17 @@ __all__ = [
     "BlockHessian",
     "BlockOperator",
     "CurvatureCheckpoint",
+    "DistillationLoss",
     "Fisher",
     "GradientNorm",
     "Hutchinson",
     "Lanczos",
     "Loss",
     "LowRank",
+    "NoCurvature",
     "PowerIteration",
     "RandomScore",
+    "Slice",
     "Solver",
     "State",
     "activation_traces",
@@ -40,6 +45,7 @@ __all__ = [
     "check_network",
     "detached_layers",
     "fixed",
+    "landscape",
     "refuse_short_weights",
     "solve",
     "solve_blocks",

@@ -19,7 +19,7 @@ class GradientNorm(SolverDefaults):
     """‖g_i‖ in place of λ_i: first-order sensitivity, which at a minimum says nothing (1905.03696, §1).
 
     Args:
-        memory_limit_gib: most memory of the process while it reads; None does not limit it.
+        memory_limit_gib: most memory of the process while it reads; None: a third of what is free at the start.
 
     Raises:
         ValueError: a memory limit that is not positive.
@@ -80,3 +80,31 @@ class RandomScore(SolverDefaults):
     def estimates(self, state: State) -> dict[str, Estimate]:
         """ "proxy", without an error."""
         return {"proxy": Estimate(state["value"], 0.0, 0, True)}
+
+
+@component("solver/none")
+@dataclass(frozen=True)
+class NoCurvature(SolverDefaults):
+    """Measures nothing: for allocations by a score that needs no curvature (kl, error, ...)."""
+
+    @property
+    def name(self) -> str:
+        """How results call it."""
+        return "none"
+
+    @property
+    def reads(self) -> str:
+        """Nothing."""
+        return "nothing"
+
+    def start(self, vector: Tensor, seed: int = 0) -> State:
+        """The end; nothing is used."""
+        return {"vector": vector[:0], "done": True}
+
+    def update(self, state: State, reading: Tensor) -> State:
+        """The same state: it was done at the start."""
+        return state
+
+    def estimates(self, state: State) -> dict[str, Estimate]:
+        """None."""
+        return {}

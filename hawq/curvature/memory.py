@@ -1,9 +1,10 @@
-"""How much memory a computation needs, and how many samples fit a limit."""
+"""How much memory a computation needs, how much there is, and how many samples fit."""
 
 from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,6 +23,8 @@ _OUT_OF_MEMORY = (  # of the allocators of PyTorch, the C++ library, oneDNN and 
     "could not create a memory object",
     "alloc_failed",
 )
+SHARE = 1 / 3  # of the memory that is free at the start, where no limit is given
+_SCARCE = 0.04  # of all memory: with less of it free, the system may kill the process
 _MARGIN = 0.6  # of what is free: allocators keep what they once had, and kernels have buffers of their own (measured)
 
 
@@ -60,6 +63,40 @@ def peak_bytes(work: Callable[[], Any]) -> int:
     with _LiveBytes() as counter:
         work()
     return counter.peak
+
+
+def free_bytes(device: torch.device) -> tuple[float, float] | None:
+    """Memory that is free for this process, and all there is, of a GPU or of the machine; None where it is not known.
+
+    On Linux that is MemAvailable, and what a control group leaves of its limit.
+    """
+    if device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(device)
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return float(free + cached), float(total)
+    meminfo = Path("/proc/meminfo")
+    if device.type != "cpu" or not meminfo.is_file():
+        return None
+    rows = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
+    left, whole = (1024.0 * float(rows[key].split()[0]) for key in ("MemAvailable", "MemTotal"))
+    group = Path("/sys/fs/cgroup")
+    limit, used = (_number(group / name) for name in ("memory.max", "memory.current"))
+    if limit is not None and used is not None:
+        left, whole = min((left, whole), (max(limit - used, 0.0), limit))
+    return left, whole
+
+
+def _number(path: Path) -> float | None:
+    try:
+        return float(path.read_text())
+    except (OSError, ValueError):  # no such file, or "max"
+        return None
+
+
+def is_scarce(device: torch.device) -> bool:
+    """Whether so little memory is free that batches must become smaller."""
+    known = free_bytes(device)
+    return known is not None and known[0] < _SCARCE * known[1]
 
 
 def samples_that_fit(limit_bytes: float, in_use_bytes: float, needs: dict[int, int]) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from abc import ABC, abstractmethod
@@ -15,8 +16,8 @@ from torch import Tensor, nn
 from hawq.curvature.block_weights import BlockWeights
 from hawq.curvature.cost import CostMeter
 from hawq.curvature.double_backward import second_derivatives
-from hawq.curvature.memory import is_out_of_memory, peak_bytes, samples_that_fit
-from hawq.curvature.samples import Batch, Samples, channels_last
+from hawq.curvature.memory import SHARE, free_bytes, is_out_of_memory, is_scarce, peak_bytes, samples_that_fit
+from hawq.curvature.samples import Batch, Samples, fast_layout
 from hawq.curvature.survey import Loss, Survey, survey
 from hawq.distributed import all_gather, all_reduce
 from hawq.errors import UserError
@@ -24,6 +25,7 @@ from hawq.measurement import memory_in_use_bytes
 from hawq.modes import analysis_mode
 
 Result = TypeVar("Result")
+_LOG = logging.getLogger(__name__)
 
 _VECTORS_KEPT = 12  # flat vectors of all weights that a solver holds at once: a Krylov basis and a few more
 _BYTES_KEPT = 2**31  # of such vectors where memory is not limited
@@ -63,11 +65,11 @@ class BlockOperator(ABC):
     ) -> None:
         self.model, self.loss = model, loss
         self.weights, self.samples, self.cost = BlockWeights(parameters), Samples(batches), CostMeter(parameters)
-        self._is_limited = memory_limit_bytes is not None
+        self._is_limited, self._is_watched = memory_limit_bytes is not None, False
         self._kept: Any = None
         self._kept_outputs: Tensor | None = None
         self._kept_sample: tuple[int, Tensor] | None = None
-        self._use_fast_layout()
+        self.samples.batches = fast_layout(model, self.samples.batches)
         if memory_limit_bytes is not None and self.samples.local_count:
             self.samples.cut(self._fitting_size(memory_limit_bytes))
         if seen is None:
@@ -104,6 +106,20 @@ class BlockOperator(ABC):
     def trace_is_gauss_newtons(self) -> bool:
         """Whether Tr(C_ii) = Tr(G_ii) for every block, seen on the network's graph."""
         return False
+
+    def spare_memory(self) -> None:
+        """Cuts batches to a third of the memory that is free now, and from now on halves them when little is left."""
+        known = free_bytes(self.device)
+        self._is_watched = known is not None
+        if known is None or not self.samples.local_count:
+            return
+        try:
+            size = self._fitting_size(memory_in_use_bytes(self.device) + SHARE * known[0])
+        except UserError:  # not even one
+            size = 1
+        if size < self.samples.largest_batch:
+            _LOG.info("batches of %d samples: more would take over a third of the free memory", size)
+            self.samples.cut(size)
 
     def random_vector(self, name: str, generator: torch.Generator) -> Tensor:
         """A standard normal vector (n_i,) for block `name`, drawn on the CPU, so equal on every device."""
@@ -168,7 +184,9 @@ class BlockOperator(ABC):
     def of_samples(self, chosen: Collection[int], seen: Survey | None = None) -> BlockOperator:
         """The same operator on some of this process's samples, by their index; `seen` is what is known of them."""
         parameters = {name: self.weights.of(name) for name in self.names}
-        return type(self)(self.model, parameters, self.samples.picked(chosen), self.loss, seen=seen)
+        part = type(self)(self.model, parameters, self.samples.picked(chosen), self.loss, seen=seen)
+        part._is_watched = self._is_watched
+        return part
 
     def release(self) -> None:
         """Drops the graphs that were kept for a single batch."""
@@ -241,24 +259,12 @@ class BlockOperator(ABC):
                 return False
         return torch.allclose(alone, self.outputs[:1], rtol=1e-3, atol=1e-5)
 
-    def _use_fast_layout(self) -> None:
-        """Images as channels last, unless the network cannot take them (it may `view` them)."""
-        fast = channels_last(self.samples.batches)
-        try:
-            with self.analysis(), torch.no_grad():
-                for inputs, _ in fast[:1]:
-                    self.model(inputs[:1])
-        except (RuntimeError, ValueError):  # also one that cannot take a single sample
-            return
-        self.samples.batches = fast
-
     def _fitting_size(self, limit_bytes: float) -> int:
         """The largest batch with which products for every block stay below the limit."""
         inputs, targets = self.samples.batches[0]
-        sizes = sorted({min(size, len(inputs)) for size in _TRIAL_SIZES})
+        sizes, zeros = sorted({min(size, len(inputs)) for size in _TRIAL_SIZES}), self.weights.zeros()
         if len(sizes) < 2:
             return sizes[0]
-        zeros = self.weights.zeros()
 
         def trial(size: int) -> None:
             with self.analysis():
@@ -273,7 +279,11 @@ class BlockOperator(ABC):
         return samples_that_fit(limit_bytes, memory_in_use_bytes(inputs.device) + kept, needs)
 
     def until_it_fits(self, work: Callable[[], Result]) -> Result:
-        """Does `work`; when memory runs out, with batches of half the size."""
+        """Does `work`; when memory runs out, or is about to, with batches of half the size."""
+        if self._is_watched and self.samples.largest_batch > 1 and is_scarce(self.device):
+            _LOG.warning("little memory is left: batches of %d samples from now on", self.samples.largest_batch // 2)
+            self.release()
+            self.samples.cut(self.samples.largest_batch // 2)
         while True:
             try:
                 return work()

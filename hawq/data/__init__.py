@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from hawq.data.in_memory import Cifar10, Cifar100, Digits
     from hawq.data.splits import ImageData, Splits
     from hawq.data.timm_data import TimmData
+    from hawq.data.unlabelled import open_unlabelled
 
 _HOMES = {
     "Cifar10": "in_memory",
@@ -23,6 +24,7 @@ _HOMES = {
     "Splits": "splits",
     "TimmData": "timm_data",
     "TrainBatches": "batches",
+    "open_unlabelled": "unlabelled",
     "fixed_batches": "batches",
     "sample_indices": "batches",
 }
@@ -39,6 +41,7 @@ __all__ = [
     "TimmData",
     "TrainBatches",
     "fixed_batches",
+    "open_unlabelled",
     "sample_indices",
 ]
 

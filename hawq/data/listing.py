@@ -51,11 +51,13 @@ def find_images(part: str, classes: Mapping[str, int]) -> list[tuple[str, int]]:
     return sorted(found, key=lambda pair: _natural(pair[0]))
 
 
-def find_images_below(folder: str) -> list[str]:
-    """Paths of all image files below a folder, in their natural order; others are named in a warning."""
+def images_below(folder: str) -> list[str]:
+    """Paths of all image files below a folder, in natural order; other files are named in a warning."""
     images, others = _sorted_out(folder)
     if others:
-        logger.warning("%s: left out, as they are no images: %d files (%s)", folder, len(others), _named(others))
+        logger.warning(
+            "%s: left out, as they are no images: %d files (%s)", printable(folder), len(others), _named(others)
+        )
     return sorted(images, key=_natural)
 
 

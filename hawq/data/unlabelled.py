@@ -1,25 +1,42 @@
-"""A user's own images without labels: an array, or a folder of image files."""
+"""A user's own images without labels, an array or a folder of files, in the form in which a data set stores its own."""
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from hawq.data.image_files import ImageFiles
-from hawq.data.listing import find_images_below
+from hawq.data.listing import images_below
 from hawq.data.splits import RawImages
 
 _ARRAY = "images"
 
 
-def open_unlabelled(path: str, like: RawImages) -> RawImages:
-    """The images at a path, stored as those of a data set are, so that its `prepare` takes them.
+class StoredImages(Protocol):
+    """Images that a data set's `prepare` takes."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Any:
+        """One image: uint8 (H, W, 3), or a PIL image in RGB. Raises UserError where it cannot be decoded."""
+        ...
+
+    def identity(self) -> str:
+        """SHA-256 (hexadecimal) of their contents."""
+        ...
+
+
+def open_unlabelled(path: str, like: RawImages) -> StoredImages:
+    """The images at a path, stored as those of a data set are.
 
     Args:
-        path: a folder of image files, an .npy of uint8 (N, H, W, 3), or an .npz with such an array `images`.
-        like: images of the data set.
+        path: a folder with image files in it or below it, in the natural order of their paths; an .npy of uint8
+            (N, H, W, 3); or an .npz with such an array `images`.
+        like: images of the data set. Where these are arrays, each file is cropped to their proportions and scaled to
+            their size; else the transforms of the data set do what is needed.
 
     Raises:
         FileNotFoundError: nothing at `path`.
@@ -27,15 +44,58 @@ def open_unlabelled(path: str, like: RawImages) -> RawImages:
     """
     place = Path(path)
     if not place.exists():
-        raise FileNotFoundError(f"images={path} does not exist: give train, held_out, a folder of images, .npy or .npz")
-    found: Any = ImageFiles(find_images_below(path), path) if place.is_dir() else _read_array(place)
+        raise FileNotFoundError(f"images={path} does not exist: give a folder of image files, an .npy or an .npz")
+    first = like[0]
+    found: StoredImages = (
+        _Files(place, first) if place.is_dir() else _Array(_read(place), isinstance(first, np.ndarray))
+    )
     if not len(found):
-        raise ValueError(f"images={path} has no images: give at least two")
-    arrays = isinstance(like, np.ndarray)
-    return found if isinstance(found, np.ndarray) == arrays else Converted(found, arrays)
+        raise ValueError(f"images={path} holds no image that Pillow reads: give a folder with image files")
+    return found
 
 
-def _read_array(path: Path) -> np.ndarray:
+class _Files:
+    """Every image file below a folder, decoded on demand."""
+
+    def __init__(self, folder: Path, like: Any) -> None:
+        self._files = ImageFiles(images_below(str(folder)), str(folder))
+        self._shape = like.shape[:2] if isinstance(like, np.ndarray) else None  # (H, W)
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def __getitem__(self, index: int) -> Any:
+        image = self._files[index]
+        if self._shape is None:
+            return image
+        from PIL import ImageOps
+
+        height, width = self._shape
+        return np.array(ImageOps.fit(image, (width, height)), dtype=np.uint8)
+
+    def identity(self) -> str:
+        return self._files.identity()
+
+
+class _Array:
+    """uint8 (N, H, W, 3), as arrays or as PIL images."""
+
+    def __init__(self, array: np.ndarray, as_arrays: bool) -> None:
+        self._array, self._as_arrays = array, as_arrays
+
+    def __len__(self) -> int:
+        return len(self._array)
+
+    def __getitem__(self, index: int) -> Any:
+        from PIL import Image
+
+        return self._array[index] if self._as_arrays else Image.fromarray(self._array[index])
+
+    def identity(self) -> str:
+        return hashlib.sha256(str(self._array.shape).encode() + self._array.tobytes()).hexdigest()
+
+
+def _read(path: Path) -> np.ndarray:
     """uint8 (N, H, W, 3). Raises ValueError for anything else."""
     try:
         loaded = np.load(path, allow_pickle=False)
@@ -48,28 +108,6 @@ def _read_array(path: Path) -> np.ndarray:
     if array.dtype != np.uint8 or array.ndim != 4 or array.shape[-1] != 3:
         raise ValueError(f"images={path} holds {array.dtype} {array.shape}: uint8 (N, H, W, 3) is needed")
     return np.ascontiguousarray(array)
-
-
-class Converted:
-    """Images in the form that a data set stores: arrays (H, W, 3) instead of PIL images, or the other way round.
-
-    Args:
-        images: in the other form.
-        arrays: whether arrays are wanted.
-    """
-
-    def __init__(self, images: RawImages, arrays: bool) -> None:
-        self._images, self._arrays = images, arrays
-
-    def __len__(self) -> int:
-        return len(self._images)
-
-    def __getitem__(self, index: int) -> Any:
-        """One image. Raises UserError where it cannot be decoded."""
-        from PIL import Image
-
-        image = self._images[index]
-        return np.array(image, np.uint8) if self._arrays else Image.fromarray(image)
 
 
 class Chosen:
@@ -92,8 +130,6 @@ class Chosen:
 
     def identity(self) -> str:
         """A hash of all images, and which of them these are."""
-        import hashlib
-
         whole: Any = self._images
         return hashlib.sha256(whole.identity().encode() + self._indices.tobytes()).hexdigest()
 

@@ -72,7 +72,7 @@ def deploy(
     """
     check_choice("profile", profile, PROFILES)
     check_range("opset", opset, least=OPSETS[0], most=OPSETS[-1])
-    quantized = _in_profile(_loaded(model, network), profile, calibration)
+    quantized = _in_profile(_loaded(model, network), profile, calibration, progress)
     traced = trace(quantized, example, opset)
     written = write_graph(traced)
     images = example[:_PARITY_IMAGES]
@@ -82,7 +82,19 @@ def deploy(
     data_bytes = written.model.SerializeToString()
     float_bytes = float_model(quantized, example, opset)
     same = (quantized, written, data_bytes, float_bytes)
-    records = [measure(one, *same, found[one.name], data, timed_batches, images, progress) for one in chosen]
+    records = [
+        measure(
+            one,
+            *same,
+            found[one.name],
+            data,
+            timed_batches,
+            images,
+            progress,
+            must_agree=profile != "exact" or one != OnnxRuntime(),  # which rounds biases to integers in some layers
+        )
+        for one in chosen
+    ]
     deployed = Deployed(
         profile=profile,
         opset=opset,
@@ -112,10 +124,11 @@ def _checked_layers(
     check_weight_codes(written.model, traced.weights, written.weights)
     plain = OnnxRuntime(optimized=False)
     found = {one.name: layer_parity(written, one, images.cpu().numpy(), codes) for one in [plain, *runtimes]}
-    refuse_wrong_layers(found[plain.name], plain.name)
+    bits = {key: grid.bits for key, grid in traced.activations.items()}
+    refuse_wrong_layers(found[plain.name], plain.name, bits=bits)
     for one in runtimes:
         if one != OnnxRuntime():  # rounds biases to whole steps, so codes may differ by more than rounding
-            refuse_wrong_layers(found[one.name], one.name, most=_MOST_IN_RUNTIMES)
+            refuse_wrong_layers(found[one.name], one.name, most=_MOST_IN_RUNTIMES, bits=bits)
     return found
 
 
@@ -136,14 +149,15 @@ def _loaded(model: nn.Module | str | Path, network: nn.Module | None) -> nn.Modu
     return model
 
 
-def _in_profile(model: nn.Module, profile: str, calibration: Sequence[Tensor]) -> nn.Module:
+def _in_profile(model: nn.Module, profile: str, calibration: Sequence[Tensor], progress: Progress) -> nn.Module:
     trained = hasattr(model, RESIDUALS)
     if profile == "exact" or trained:
         return model
     if not calibration:
         raise ValueError("calibration is empty: give batches of training inputs, profile=integer needs their ranges")
     prepared = add_residual_quantizers(copy.deepcopy(model).eval(), LSQ(), RESIDUAL_BITS)
-    enable_residual_quantizers(prepared, calibration)
+    with progress.task("ranges of additions", sum(map(len, calibration))) as task:
+        enable_residual_quantizers(prepared, calibration, task)
     return prepared
 
 

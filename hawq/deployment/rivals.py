@@ -1,9 +1,10 @@
-"""Other ways to an INT8 file, for comparison: ONNX Runtime's static quantisation."""
+"""Other ways to an INT8 file, for comparison: ONNX Runtime's static quantisation, and Brevitas' QCDQ."""
 
 from __future__ import annotations
 
 import logging
 import tempfile
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +17,9 @@ from torch import Tensor, nn
 
 from hawq.deployment.measuring import LabelledImages
 from hawq.deployment.runtimes import Runtime, milliseconds
-from hawq.deployment.tracing import INPUT
+from hawq.deployment.tracing import INPUT, OUTPUT, without_quantizers
 from hawq.modes import eval_mode
+from hawq.quantization import input_quantizer, weight_quantizer
 
 _BATCHES = (1, 64)
 
@@ -47,6 +49,67 @@ def static_int8(floating: bytes, calibration: Sequence[Tensor]) -> bytes:
         source.write_bytes(floating)
         quantize_static(str(source), str(target), Reader(), quant_format=QuantFormat.QDQ, per_channel=True)
         return target.read_bytes()
+
+
+def brevitas_qcdq(model: nn.Module, calibration: Sequence[Tensor]) -> bytes:
+    """Brevitas' QCDQ file of a network of the same structure, weights and bit-widths.
+
+    Its grids are its own: symmetric weights without −2^(b−1), ranges from `calibration`. So its accuracy is that of a
+    network which was not trained with these grids; bytes, kernels and speed are comparable.
+
+    Args:
+        model: a quantised network, whose forward pass `torch.fx` can trace; left unchanged.
+        calibration: batches of inputs (N, ...).
+
+    Raises:
+        ImportError: brevitas or onnxoptimizer is not installed.
+    """
+    from brevitas.export import export_onnx_qcdq
+    from brevitas.graph.calibrate import calibration_mode
+    from torch.fx.experimental.optimization import fuse
+
+    layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, (nn.Conv2d, nn.Linear))}
+    network = fuse(without_quantizers(model)).eval()
+    for name, layer in layers.items():
+        parent, _, leaf = name.rpartition(".")
+        setattr(network.get_submodule(parent), leaf, _brevitas_layer(network.get_submodule(name), layer))
+    with torch.no_grad(), calibration_mode(network.eval()):
+        for images in calibration:
+            network(images)
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        target, batch = Path(folder) / "qcdq.onnx", {0: "batch"}
+        export_onnx_qcdq(
+            network, args=calibration[0][:2], export_path=str(target), opset_version=17, dynamo=False,
+            input_names=[INPUT], output_names=[OUTPUT], dynamic_axes={INPUT: batch, OUTPUT: batch},
+        )  # fmt: skip
+        return target.read_bytes()
+
+
+def _brevitas_layer(plain: Any, quantized: nn.Module) -> nn.Module:
+    """Brevitas' layer with the weights of `plain`, and the bit-widths of `quantized`."""
+    import brevitas.nn as qnn
+    from brevitas.quant import Int8ActPerTensorFloat, Int8WeightPerChannelFloat, Uint8ActPerTensorFloat
+
+    weight, inputs = weight_quantizer(quantized), input_quantizer(quantized)
+    if weight is None or inputs is None:
+        return plain  # type: ignore[no-any-return]
+    signed = float(inputs.grid(torch.zeros(1))[1].reshape(-1)[0]) < 0
+    settings = {
+        "bias": plain.bias is not None,
+        "weight_quant": Int8WeightPerChannelFloat,
+        "weight_bit_width": weight.bits,
+        "input_quant": Int8ActPerTensorFloat if signed else Uint8ActPerTensorFloat,
+        "input_bit_width": inputs.bits,
+    }
+    layer: nn.Module
+    if isinstance(plain, nn.Linear):
+        layer = qnn.QuantLinear(plain.in_features, plain.out_features, **settings)
+    else:
+        about = (plain.kernel_size, plain.stride, plain.padding, plain.dilation, plain.groups)
+        layer = qnn.QuantConv2d(plain.in_channels, plain.out_channels, *about, **settings)
+    layer.load_state_dict(plain.state_dict(), strict=False)
+    return layer
 
 
 def measured(

@@ -76,6 +76,18 @@ def trace(model: nn.Module, example: Tensor, opset: int, *, quantized: bool = Tr
     return Traced(program.model_proto, weights, activations)
 
 
+def without_quantizers(model: nn.Module) -> nn.Module:
+    """A copy of a quantised network with the quantised weights as plain ones, and float activations."""
+    copied = copy.deepcopy(model).eval()
+    _mark(copied, {}, quantized=False)
+    for module in copied.modules():
+        if isinstance(getattr(module, "input_quantizer", None), nn.Identity):
+            module._forward_pre_hooks.clear()
+            module._forward_pre_hooks_with_kwargs.clear()
+            del module.input_quantizer
+    return copied
+
+
 def _mark(model: nn.Module, weights: dict[str, WeightGrid], *, quantized: bool) -> dict[str, ActivationGrid]:
     """Puts a marker in place of every quantiser of integers; returns the grids of the activations."""
     activations: dict[str, ActivationGrid] = {}

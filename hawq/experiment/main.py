@@ -5,8 +5,10 @@ from __future__ import annotations
 import errno
 import os
 import sys
+import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 import hydra
 import yaml
@@ -16,13 +18,15 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from hawq.errors import UserError
 from hawq.experiment.config.explain import explain, modernise
-from hawq.experiment.config.names import config_folder, register_resolvers
-from hawq.experiment.progress import speaks
+from hawq.experiment.config.listing import asked_groups, options_text
+from hawq.experiment.config.names import config_folder, job_facts, register_resolvers
+from hawq.experiment.jobs import begin, fail, finish, is_done
+from hawq.experiment.progress import be_quiet, speaks
 
 _INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
@@ -31,7 +35,50 @@ _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 @hydra.main(version_base="1.3", config_path=str(config_folder()), config_name="config")
 def main(config: DictConfig) -> None:
     """One run, or one job of a sweep: everything is built and checked before any work starts."""
+    if OmegaConf.is_missing(HydraConfig.get().job, "num"):
+        run(config)
+    else:
+        run_job(config)
+
+
+def run_job(config: DictConfig) -> None:
+    """One job of a sweep. A finished one is not run again; a failed one is recorded and does not end the sweep."""
+    folder, facts = Path(HydraConfig.get().runtime.output_dir), job_facts(config)
+    if _agreed(is_done(folder, facts)):
+        if speaks():
+            print(f"{folder.name}: finished before")
+        return
+    if speaks():
+        begin(folder)
+    try:
+        run(config)
+    except SystemExit as stopped:
+        error = str(stopped.code).removeprefix("error: ")
+    except Exception as unexpected:
+        traceback.print_exc()
+        error = f"{type(unexpected).__name__}: {unexpected}"
+    else:
+        if speaks():
+            finish(folder, facts)
+        return
+    if speaks():
+        fail(folder, error)
+        print(f"error: {error}", file=sys.stderr)
+
+
+def _agreed(done: bool) -> bool:
+    """What the first process says, where there are several."""
+    if "torch.distributed" not in sys.modules:
+        return done
+    from hawq.distributed import broadcast
+
+    return broadcast(done)
+
+
+def run(config: DictConfig) -> None:
+    """Builds, checks and walks through the stages. Raises SystemExit with one sentence for what is wrong."""
     from hawq.experiment.config.build import build_settings, leave_no_empty_folder
+    from hawq.experiment.console import last_line_alone
     from hawq.experiment.pipeline import assist, run_stages
     from hawq.experiment.prepare import prepare
 
@@ -47,7 +94,8 @@ def main(config: DictConfig) -> None:
         raise SystemExit(f"error: {text}") from error
     try:
         if speaks():
-            run_stages(settings, inputs)
+            with last_line_alone():
+                run_stages(settings, inputs)
         else:
             assist(inputs)
     except UserError as error:
@@ -63,7 +111,9 @@ def command_line() -> None:
     """`main`, with whatever is wrong with a command line told in one sentence, and Ctrl-C in one line."""
     register_resolvers()
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra then raises instead of printing over many lines
-    sys.argv[1:] = modernise(sys.argv[1:])
+    sys.argv[1:] = modernise(be_quiet(sys.argv[1:]))
+    if (groups := asked_groups(sys.argv[1:])) is not None:
+        return _list_options(groups)
     try:
         with _process_group():
             check_command_line(sys.argv[1:])
@@ -77,6 +127,14 @@ def command_line() -> None:
         if HydraConfig.initialized():  # a job had begun: not about the command line
             raise
         raise SystemExit(f"error: {_explained(error)}") from error
+
+
+def _list_options(groups: Sequence[str]) -> None:
+    """Prints the options. Raises SystemExit for a group that does not exist."""
+    try:
+        print(options_text(groups))
+    except ValueError as error:
+        raise SystemExit(f"error: {error}") from error
 
 
 def check_command_line(arguments: Sequence[str]) -> None:

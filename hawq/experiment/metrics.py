@@ -84,6 +84,11 @@ class MetricsLog:
         if self._sink:
             self._sink.image(name, path)
 
+    def page(self, name: str, path: Path) -> None:
+        """A page for the sink, from its HTML file."""
+        if self._sink:
+            self._sink.page(name, path)
+
     def artifact(self, name: str, kind: str, path: Path) -> None:
         """A file that the sink keeps."""
         if self._sink:

@@ -12,12 +12,13 @@ import yaml
 
 from hawq.experiment.config.build import component_section
 from hawq.experiment.config.options import Settings
+from hawq.experiment.inputs import Inputs
 from hawq.experiment.metrics import MetricsLog
-from hawq.experiment.prepare import Inputs
 from hawq.experiment.run import Run
 from hawq.experiment.table import Stage, wanted_stages
 from hawq.files import write_whole
 from hawq.records import Sensitivity
+from hawq.report import headline, read_run, write_page
 
 
 def run_stages(settings: Settings, inputs: Inputs | Sensitivity) -> dict[str, Any]:
@@ -37,8 +38,10 @@ def run_stages(settings: Settings, inputs: Inputs | Sensitivity) -> dict[str, An
         for stage in stages:
             if stage.name not in results:
                 results[stage.name] = call(stage, run, results)
+        page = write_page(folder, settings.command)
+        log.page("report", page)
     _dismiss_others()
-    print(f"\nEverything of this run: {folder}")
+    print(f"\n{headline(read_run(folder))}\nReport: {page}")
     return results
 
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hawq.allocation import measures_plans
 from hawq.experiment.artifacts import Store
 from hawq.experiment.config.build import component_section
+from hawq.experiment.config.demands import check_demands
 from hawq.experiment.config.options import Settings
+from hawq.experiment.inputs import Inputs
 from hawq.records import (
     Block,
     FloatPart,
@@ -25,102 +26,12 @@ from hawq.search.settings import HELD_OUT, TRAIN
 
 if TYPE_CHECKING:
     import numpy as np
-    import torch
-    from torch import Tensor, nn
+    from torch import Tensor
 
-    from hawq.data import ImageData, Images, Splits, TrainBatches
+    from hawq.data import Splits
     from hawq.data.splits import RawImages
+    from hawq.data.unlabelled import StoredImages
     from hawq.models import FloatModel
-    from hawq.progress import Progress
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """Data, network and blocks of a run, all there and fitting each other; nothing has been computed yet.
-
-    `judging` are the images, and their labels where there are any, that a search judges plans on; None for those that
-    the network is trained on.
-    """
-
-    dataset: ImageData
-    splits: Splits
-    data_facts: dict[str, Any]
-    model_name: str
-    model: FloatModel
-    normalization: Normalization
-    blocks: tuple[Block, ...]
-    float_parts: tuple[FloatPart, ...]
-    overhead_bytes: int
-    about: dict[str, Any]
-    device: torch.device
-    workers: int
-    store: Store
-    judging: tuple[RawImages, np.ndarray | None] | None = None
-
-    @property
-    def network(self) -> nn.Module:
-        """The float network, on its device."""
-        return self.model.network
-
-    def prepare_image(self, *, augmented: bool = False) -> Callable[[Any], Tensor]:
-        """The function that makes a network's input (3, H, W) of an image of the data set."""
-        return self.dataset.prepare(self.model.preprocessing, self.normalization, augmented=augmented)
-
-    def train_images(self, *, augmented: bool) -> Images:
-        """Training images as network inputs (3, H, W) with labels; `augmented` ones are asked for by (index, seed)."""
-        from hawq.data import Images
-
-        augment = self.prepare_image(augmented=True) if augmented else None
-        return Images(self.splits.train_images, self.splits.train_labels, self.prepare_image(), augment)
-
-    def test_images(self) -> Images:
-        """Test images as network inputs (3, H, W) with labels."""
-        from hawq.data import Images
-
-        return Images(self.splits.test_images, self.splits.test_labels, self.prepare_image())
-
-    def training_data(self, batch_size: int, seed: int) -> TrainBatches:
-        """Augmented batches of `batch_size` training images, a function of seed and step."""
-        from hawq.data import TrainBatches
-
-        return TrainBatches(self.train_images(augmented=True), batch_size, seed, self.device, workers=self.workers)
-
-    def fixed_batches(self, num_samples: int, batch_size: int, seed: int) -> list[tuple[Tensor, Tensor]]:
-        """`num_samples` training images drawn by the seed, not augmented, in batches; this process' share of them."""
-        from hawq.data import fixed_batches, sample_indices
-        from hawq.distributed import rank, shard, world_size
-
-        images = self.train_images(augmented=False)
-        indices = sample_indices(len(images), num_samples, seed)
-        own = indices[shard(len(indices), rank(), world_size())]
-        return fixed_batches(images, own, batch_size, self.device)
-
-    def calibration(self, num_samples: int, batch_size: int, seed: int) -> list[Tensor]:
-        """Inputs of `num_samples` training images, not augmented, the same for every process."""
-        from hawq.data import fixed_batches, sample_indices
-
-        images = self.train_images(augmented=False)
-        indices = sample_indices(len(images), num_samples, seed)
-        return [inputs for inputs, _ in fixed_batches(images, indices, batch_size, self.device)]
-
-    def example(self) -> Tensor:
-        """The first test image, (1, 3, H, W)."""
-        from hawq.data import fixed_batches
-
-        return fixed_batches(self.test_images(), [0], 1, self.device)[0][0]
-
-    def test_accuracy(
-        self, network: nn.Module, num_images: int | None = None, progress: Progress | None = None, title: str = ""
-    ) -> float:
-        """Accuracy in percent on the first `num_images` test images, or on all."""
-        from torch.utils.data import Subset
-
-        from hawq.evaluation import accuracy_on
-        from hawq.progress import SILENT
-
-        count = min(num_images or len(self.splits.test_images), len(self.splits.test_images))
-        images = Subset(self.test_images(), range(count))
-        return accuracy_on(network, images, self.device, self.workers, progress or SILENT, title)
 
 
 def prepare(settings: Settings) -> Inputs | Sensitivity:
@@ -161,6 +72,7 @@ def prepare_network(settings: Settings) -> Inputs:
 
     from hawq.export import packed_overhead
 
+    check_demands(settings)
     options = settings.options
     if options.threads is not None:
         torch.set_num_threads(options.threads)
@@ -185,6 +97,7 @@ def prepare_network(settings: Settings) -> Inputs:
     overhead_bytes = packed_overhead(model.network, blocks, settings.quantizer, about)
     with component_section("bits", settings.bits):
         settings.bits.check(blocks, overhead_bytes)
+    _check_plans(settings, blocks)
     return Inputs(
         dataset=settings.dataset,
         splits=splits,
@@ -203,8 +116,31 @@ def prepare_network(settings: Settings) -> Inputs:
         device=device,
         workers=options.workers,
         store=Store(Path(options.outputs) / "cache"),
+        unlabelled=_unlabelled(settings, splits),
         judging=judging,
     )
+
+
+def _check_plans(settings: Settings, blocks: Sequence[Block]) -> None:
+    """Raises UserError where a validation asks for plans of a size that too few have."""
+    from hawq.validation import wanted_plans
+
+    wanted = settings.validate
+    if "validate" in settings.options.stages and wanted.plans and wanted.target is not None:
+        with component_section("validate", wanted):
+            wanted_plans(wanted, settings.bits, blocks, wanted.target, settings.options.seed)
+
+
+def _unlabelled(settings: Settings, splits: Splits) -> StoredImages | None:
+    """The user's own images, where a score is to be measured on them."""
+    from hawq.data.unlabelled import open_unlabelled
+    from hawq.scoring import HELD_OUT as TEST
+
+    which = settings.analysis.images
+    if which in (TRAIN, TEST):
+        return None
+    with component_section("analysis", settings.analysis):
+        return open_unlabelled(which, splits.test_images)
 
 
 def _judging_images(

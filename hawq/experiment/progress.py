@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
+import os
 import sys
 import time
 from collections.abc import Sequence
 from shutil import get_terminal_size
 from types import TracebackType
-
-from tqdm import tqdm
+from typing import TYPE_CHECKING
 
 from hawq.records import Estimate
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as Bars
 
 _LINE_EVERY_SECONDS = 15.0
 _BOUND = 0.9  # of `Estimate.confidence`: below it an error is a standard error
@@ -25,6 +28,20 @@ def speaks() -> bool:
     from hawq.distributed import rank
 
     return rank() == 0
+
+
+def is_quiet() -> bool:
+    """Whether --quiet was typed, for this process or the one that started it."""
+    return os.environ.get("HAWQ_QUIET") == "1"
+
+
+def be_quiet(arguments: Sequence[str]) -> list[str]:
+    """The arguments without --quiet, which also holds for the processes that this one starts, and for Hydra."""
+    kept = [argument for argument in arguments if argument != "--quiet"]
+    if len(kept) == len(arguments):
+        return kept
+    os.environ["HAWQ_QUIET"] = "1"
+    return [*kept, "hydra/hydra_logging=none"]
 
 
 class Console:
@@ -45,16 +62,17 @@ class TaskBar:
     def __init__(self, total: int, title: str, *, done: int = 0, shown: bool = True) -> None:
         self._total, self._title, self._done, self._first = total, title, done, done
         self._started = self._printed = time.monotonic()
-        self._shown = shown
-        terminal = shown and sys.stderr.isatty()
-        self._bar = tqdm(total=total, desc=title, initial=done, leave=False, dynamic_ncols=True) if terminal else None
+        self._shown = shown and not is_quiet()
+        self._bars = _bars(remaining=True) if self._shown and sys.stderr.isatty() else None
+        if self._bars is not None:
+            self._bar = self._bars.add_task(title, total=total, completed=done, note="")
+            self._bars.start()
 
     def advance(self, steps: int = 1, note: str = "") -> None:
         """Marks `steps` more as done; `note` stands beside the bar."""
         self._done += steps
-        if self._bar is not None:
-            self._bar.set_postfix_str(note, refresh=False)
-            self._bar.update(steps)
+        if self._bars is not None:
+            self._bars.update(self._bar, advance=steps, note=note)
         elif self._shown and time.monotonic() - self._printed >= _LINE_EVERY_SECONDS:
             self._print(note)
 
@@ -71,8 +89,8 @@ class TaskBar:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._bar is not None:
-            self._bar.close()
+        if self._bars is not None:
+            self._bars.stop()
 
 
 class BlockBars:
@@ -87,9 +105,12 @@ class BlockBars:
         self._shares, self._spent = dict.fromkeys(names, 0.0), dict.fromkeys(names, 0.0)
         self._notes: dict[str, str] = {}
         self._unpaced: set[str] = set()
-        self._shown = speaks()
+        self._shown = speaks() and not is_quiet()
         fits = self._shown and sys.stderr.isatty() and len(names) < get_terminal_size().lines - 1
-        self._bars = {name: _block_bar(name, place) for place, name in enumerate(names)} if fits else {}
+        self._bars = _bars(remaining=False) if fits else None
+        if self._bars is not None:
+            self._places = {name: self._bars.add_task(name, total=100, note="") for name in names}
+            self._bars.start()
 
     def show(self, name: str, estimate: Estimate, done: bool) -> None:
         """The newest estimate of one block."""
@@ -99,10 +120,8 @@ class BlockBars:
         self._notes[name] = f"{estimate.value:.4g}{error}"
         if estimate.confidence is not None and estimate.confidence >= _BOUND:  # it falls at no pace that one could know
             self._unpaced.add(name)
-        if name in self._bars:
-            bar = self._bars[name]
-            bar.set_postfix_str(self._notes[name], refresh=False)
-            bar.update(100 * self._shares[name] - bar.n)
+        if self._bars is not None:
+            self._bars.update(self._places[name], completed=100 * self._shares[name], note=self._notes[name])
         elif self._shown and time.monotonic() - self._printed >= _LINE_EVERY_SECONDS:
             self._print()
 
@@ -141,10 +160,23 @@ class BlockBars:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for bar in self._bars.values():
-            bar.close()
+        if self._bars is not None:
+            self._bars.stop()
 
 
-def _block_bar(name: str, place: int) -> tqdm[None]:
-    form = "{desc} {percentage:3.0f}%|{bar}| {elapsed}{postfix}"
-    return tqdm(total=100, desc=f"{name:<16}", position=place, leave=False, dynamic_ncols=True, bar_format=form)
+def _bars(*, remaining: bool) -> Bars:
+    """Bars on the terminal that vanish when they are stopped; with the `remaining` time where a pace foretells it."""
+    from rich.console import Console as Terminal
+    from rich.progress import (
+        BarColumn,
+        Progress,
+        TaskProgressColumn,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    times = (TimeElapsedColumn(), TimeRemainingColumn()) if remaining else (TimeElapsedColumn(),)
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(show_speed=True), *times)
+    note = TextColumn("{task.fields[note]}")
+    return Progress(*columns, note, console=Terminal(stderr=True), transient=True, refresh_per_second=4)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,29 +11,34 @@ from typing import Any
 from hydra import compose
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.utils import JobReturn, JobStatus
+from hydra.core.utils import JobReturn
 from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
+from hawq.experiment.artifacts import locked
 from hawq.experiment.config.build import check_config, config_keys
 from hawq.experiment.config.explain import explain
+from hawq.experiment.config.names import run_name
 from hawq.experiment.config.targets import check_hydra
+from hawq.experiment.console import jobs_summary
+from hawq.experiment.jobs import FINISHED, Job, read_jobs, write_jobs
+from hawq.experiment.progress import is_quiet, speaks
 from hawq.files import write_whole
 from hawq.records import RunReport, from_dict
-from hawq.report import RESULT_COLUMNS, markdown, result_cells
+from hawq.report import RESULT_COLUMNS, Entry, markdown, result_cells, write_table
 
 
 class SweepTable(Callback):
-    """Checks the values of all jobs before the first one starts, and collects their reports in `table.md`."""
+    """Checks the values of all jobs before the first one starts, and shows their results in `table.html`, `table.md`.
 
-    def __init__(self) -> None:
-        self._jobs: list[tuple[str, Path]] = []
-        self._folder: Path | None = None
+    Jobs may run in other processes; what they found is read from disk.
+    """
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Refuses the whole sweep where one of its jobs could not start."""
-        self._folder = Path(str(OmegaConf.select(config, "hydra.sweep.dir")))
+        """Refuses the whole sweep where one of its jobs could not start; settles the sweep's folder for all jobs."""
+        sweep = _settled_folder(config)
+        jobs: list[tuple[list[str], str]] = []
         for overrides in _overrides_of_jobs(config):
             try:
                 job = compose(config.hydra.job.config_name, overrides=overrides, return_hydra_config=True)
@@ -41,20 +47,70 @@ class SweepTable(Callback):
             except (ValueError, FileNotFoundError, HydraException) as error:
                 text = explain(error, config_keys()) if isinstance(error, HydraException) else error
                 raise SystemExit(f"error: job {' '.join(overrides)}: {text}") from error
+            jobs.append((overrides, run_name(job)))
+        common = set.intersection(*(set(overrides) for overrides, _ in jobs)) if len(jobs) > 1 else set()
+        labels = [" ".join(word for word in overrides if word not in common) for overrides, _ in jobs]
+        if str(config.hydra.launcher._target_).endswith(".LocalLauncher"):
+            _share_cores(len(jobs))
+        write_jobs(sweep, [(label, name) for label, (_, name) in zip(labels, jobs, strict=True)])
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
-        """Rewrites the table after each job, so that a stopped sweep has the table of what it finished."""
-        if self._folder is None or job_return.status is not JobStatus.COMPLETED:
-            return
-        folder = Path(job_return.hydra_cfg.hydra.runtime.output_dir)  # type: ignore[union-attr]
-        if (folder / "report.json").is_file():
-            self._jobs.append((" ".join(job_return.overrides or []), folder))
-            write_whole(self._folder / "table.md", (jobs_table(self._jobs) + "\n").encode())
+        """Rewrites the tables after each job, so that a stopped sweep has those of what it finished."""
+        if not OmegaConf.is_missing(config.hydra.job, "num") and speaks():
+            write_tables(Path(str(config.hydra.sweep.dir)))
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        """Prints the table, and where it is."""
-        if self._jobs and self._folder is not None:
-            print(f"\n{jobs_table(self._jobs)}\n\nTable of all jobs: {self._folder / 'table.md'}")
+        """Prints the results, and where the tables are. Raises SystemExit when a job failed."""
+        sweep = Path(str(config.hydra.sweep.dir))
+        if not speaks():
+            return
+        jobs = write_tables(sweep)
+        if not is_quiet():
+            print("\n" + jobs_summary(jobs) + "\n")
+        print(f"Table of all jobs: {sweep / 'table.html'}")
+        failed = [job for job in jobs if job.state != FINISHED]
+        if failed:
+            count = f"{len(failed)} of {len(jobs)} jobs failed"
+            first = f"{failed[0].label}: {failed[0].error or failed[0].state}"
+            raise SystemExit(f"error: {count}, first {first}; the same command runs these alone")
+
+
+def _share_cores(jobs: int) -> None:
+    """Gives each of several processes that start at once its share of the cores, unless the environment says otherwise.
+
+    PyTorch would take all cores in each of them, and all would wait for each other. (Joblib does the same by itself.)
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // max(1, jobs))))
+
+
+def _settled_folder(config: DictConfig) -> Path:
+    """The folder of the sweep, fixed as an absolute path in what every job's config is composed of.
+
+    Its name comes from this process' command line; those of the jobs' processes are other ones.
+    """
+    sweep = Path(str(OmegaConf.select(config, "hydra.sweep.dir"))).absolute()
+    quoted = str(sweep).replace("\\", "\\\\").replace("'", "\\'")
+    with read_write(config.hydra), open_dict(config.hydra):
+        config.hydra.sweep.dir = str(sweep)
+        given = [text for text in config.hydra.overrides.hydra if not str(text).startswith("hydra.sweep.dir=")]
+        config.hydra.overrides.hydra = [*given, f"hydra.sweep.dir='{quoted}'"]
+    return sweep
+
+
+def write_tables(sweep: Path) -> list[Job]:
+    """`table.html` and `table.md` of a sweep's jobs as they are by now; returns the jobs."""
+    with locked(sweep / ".lock"):
+        jobs = read_jobs(sweep)
+        ended = [(job.label, job.folder) for job in jobs if (job.folder / "report.json").is_file()]
+        write_whole(sweep / "table.md", (jobs_table(ended) + "\n").encode())
+        write_table(sweep / "table.html", [entry(job) for job in jobs], f"Sweep {sweep.name}")
+    return jobs
+
+
+def entry(job: Job) -> Entry:
+    """A job as a line of the table."""
+    return Entry(job.label, job.folder, job.state, job.error)
 
 
 def _overrides_of_jobs(config: DictConfig) -> list[list[str]]:

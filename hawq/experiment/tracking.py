@@ -8,14 +8,19 @@ import re
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
+import yaml
+
 from hawq.checks import check_choice, check_range
 from hawq.components import component
+from hawq.errors import UserError
 from hawq.files import write_whole
 
 _ROWS = "metrics_rows"  # how many rows of metrics.jsonl a W&B run has received
+_ID = r"[A-Za-z0-9_-]{1,64}"
 MODES = ("auto", "online", "offline")
 
 
@@ -36,6 +41,10 @@ class Sink(Protocol):
 
     def image(self, name: str, path: Path) -> None:
         """A figure, from its PNG file."""
+        ...
+
+    def page(self, name: str, path: Path) -> None:
+        """A self-contained HTML page."""
         ...
 
     def artifact(self, name: str, kind: str, path: Path) -> None:
@@ -96,6 +105,67 @@ class WandbTracking:
         return _WandbSink(self, folder, name, config)
 
 
+@component("tracking/tensorboard")
+@dataclass(frozen=True)
+class TensorBoardTracking:
+    """TensorBoard's files in the run folder: no account, no network. `tensorboard --logdir outputs/runs` shows them.
+
+    Metrics have the names that W&B shows.
+    """
+
+    def open(self, folder: Path, name: str, config: Mapping[str, Any]) -> Sink | None:
+        """A writer that begins anew from metrics.jsonl. Raises UserError where TensorBoard is not installed."""
+        if find_spec("tensorboard") is None:
+            raise UserError(
+                'tracking=tensorboard needs TensorBoard: pip install ".[tensorboard]", or give tracking=none'
+            )
+        return _TensorBoardSink(folder / "tensorboard", config)
+
+
+class _TensorBoardSink:
+    """Event files of one run; those of earlier processes hold a part of what this one writes, and are removed."""
+
+    def __init__(self, folder: Path, config: Mapping[str, Any]) -> None:
+        from torch.utils.tensorboard import SummaryWriter  # here, so that other tracking never imports it
+
+        for earlier in folder.glob("events.out.tfevents.*"):
+            earlier.unlink()
+        self._folder, self._writer = folder, SummaryWriter(str(folder))
+        self._writer.add_text("config", f"```yaml\n{yaml.safe_dump(dict(config), sort_keys=False)}```")
+
+    def catch_up(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        for row in rows:
+            self.log(row["stage"], row["step"], {k: v for k, v in row.items() if k not in ("stage", "step", "key")})
+
+    def log(self, stage: str, step: int, metrics: Mapping[str, float]) -> None:
+        for key, value in metrics.items():
+            self._writer.add_scalar(f"{stage}/{key}", value, step)
+
+    def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        lines = [columns, ["---"] * len(columns), *rows]
+        self._writer.add_text(name, "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines))
+
+    def image(self, name: str, path: Path) -> None:
+        from numpy import asarray
+        from PIL import Image
+
+        with Image.open(path) as opened:
+            self._writer.add_image(name, asarray(opened.convert("RGB")), dataformats="HWC")
+
+    def page(self, name: str, path: Path) -> None:
+        self._writer.add_text(name, f"{path}: open it in a browser")
+
+    def artifact(self, name: str, kind: str, path: Path) -> None:
+        self._writer.add_text(f"files/{kind}", str(path))
+
+    def summary(self, values: Mapping[str, Any]) -> None:
+        for key, value in values.items():
+            self._writer.add_scalar(key, value, 0)
+
+    def close(self, exit_code: int) -> None:
+        self._writer.close()
+
+
 class _WandbSink:
     """A W&B run, continued when the folder already holds its id."""
 
@@ -148,6 +218,9 @@ class _WandbSink:
     def image(self, name: str, path: Path) -> None:
         self._run.log({name: self._wandb.Image(str(path))})
 
+    def page(self, name: str, path: Path) -> None:
+        self._run.log({name: self._wandb.Html(path.read_text(encoding="utf-8"), inject=False)})
+
     def artifact(self, name: str, kind: str, path: Path) -> None:
         artifact = self._wandb.Artifact(name, type=kind)
         artifact.add_file(str(path))
@@ -161,9 +234,16 @@ class _WandbSink:
 
 
 def _run_id(path: Path) -> str:
-    """The id of this folder's W&B run, made and stored on the first call. One that W&B could not take is replaced."""
+    """The id of this folder's W&B run, made and stored on the first call. One that W&B could not take is replaced.
+
+    In a W&B sweep it is the one that the agent hands out, by which the server knows the run.
+    """
+    given = os.environ.get("WANDB_RUN_ID", "") if os.environ.get("WANDB_SWEEP_ID") else ""
+    if re.fullmatch(_ID, given):
+        write_whole(path, given.encode())
+        return given
     stored = path.read_text(errors="replace").strip() if path.is_file() else ""
-    if re.fullmatch(r"[A-Za-z0-9_-]{1,64}", stored):
+    if re.fullmatch(_ID, stored):
         return stored
     if path.is_file():
         print(f"{path} holds no id of a W&B run: a new run begins")

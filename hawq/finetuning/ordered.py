@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import copy
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -15,9 +16,9 @@ from hawq.finetuning.distillation import Distillation
 from hawq.finetuning.loop import fit
 from hawq.finetuning.oscillation import Oscillations
 from hawq.finetuning.run import Row
-from hawq.finetuning.schedule import make_phases
+from hawq.finetuning.schedule import Order, make_phases
 from hawq.finetuning.settings import FineTuning
-from hawq.progress import SILENT, Progress
+from hawq.progress import SILENT, Progress, Task
 from hawq.quantization import (
     LSQ,
     Quantizer,
@@ -27,7 +28,7 @@ from hawq.quantization import (
     input_batches,
     reestimate_batch_norm,
 )
-from hawq.records import BitPlan, Block, Sensitivity
+from hawq.records import BitPlan, Block, Phase, Sensitivity
 
 
 def finetune(
@@ -45,6 +46,7 @@ def finetune(
     checkpoint: TrainingCheckpoint | None = None,
     on_row: Callable[[Row], None] = lambda row: None,
     on_best: Callable[[dict[str, Any]], None] = lambda state: None,
+    start: nn.Module | None = None,
     progress: Progress = SILENT,
     title: str = "fine-tuning",
 ) -> tuple[nn.Module, list[Row]]:
@@ -52,7 +54,7 @@ def finetune(
 
     Blocks enter by Ω_i = λ_i ‖Q(W_i) − W_i‖²₂, largest first (Algorithm 2 of 1905.03696); blocks that have entered
     stay quantised while all weights continue to train. Batch norm's statistics are re-estimated where they freeze, else
-    (and for averaged weights) at the end.
+    (and for averaged weights) at the end; not where nothing was trained.
 
     Args:
         model: the float network, left unchanged; with `settings.distillation` also the teacher.
@@ -62,6 +64,8 @@ def finetune(
         settings, quantizer: `FineTuning()`, which is what train.py does by default, and LSQ unless given.
         seed: of a random order, and of the randomness inside the network.
         loss: mean loss of (outputs, targets); cross-entropy unless given. With distillation it is the hard part.
+        start: a quantised copy of `model` by this plan, from `reconstruct` say, to go on from; left unchanged. All its
+            blocks are quantised from the first step, whatever the order.
         evaluate, checkpoint, on_row, on_best, progress, title: see `fit`.
 
     Raises ValueError: the plan is for another model, or the loss is not finite.
@@ -69,25 +73,20 @@ def finetune(
     settings = settings or FineTuning()
     inputs = input_batches(calibration, device := next(model.parameters()).device)
     data = data if isinstance(data, TrainingData) else RepeatedLoader(data, device)
-    quantized = attach(model, sensitivity.blocks, plan, quantizer or LSQ())
+    quantized = attach(model, sensitivity.blocks, plan, quantizer or LSQ()) if start is None else copy.deepcopy(start)
     steps = settings.num_steps(data.steps_per_epoch)
-    phases = make_phases(sensitivity, plan, settings.block_order(), steps, settings.lr, seed)
-    norms = _BatchNorms(data, settings, steps, steps - round(phases[-1].steps * settings.freeze_batch_norm))
+    order = settings.block_order() if start is None else Order("joint")
+    phases = make_phases(sensitivity, plan, order, steps, settings.lr, seed)
+    frozen_from = steps - round(phases[-1].steps * settings.freeze_batch_norm)
+    norms = _BatchNorms(data, settings, steps, frozen_from, progress)
     told: dict[str, Any] = {"evaluate": evaluate, "checkpoint": checkpoint, "on_row": on_row, "on_best": on_best}
-    told |= {"progress": progress, "title": title}
-    history = fit(
-        quantized,
-        phases,
-        data,
-        settings,
-        seed=seed,
-        loss=loss,
-        distillation=_teacher(model, settings),
-        enter=lambda network, phase: enable(network, phase.enters, inputs),
-        begin_step=norms.begin_step,
-        watch=_watch(sensitivity.blocks, settings),
-        **told,
-    )
+    told |= {"begin_step": norms.begin_step, "progress": progress, "title": title}
+    told |= {"seed": seed, "loss": loss, "distillation": _teacher(model, settings)}
+
+    def enter(network: nn.Module, phase: Phase) -> None:
+        enable(network, phase.enters if start is None else (), inputs, progress=progress)
+
+    history = fit(quantized, phases, data, settings, enter=enter, watch=_watch(sensitivity.blocks, settings), **told)
     norms.finish(quantized)
     return quantized, history
 
@@ -109,6 +108,7 @@ class _BatchNorms:
     settings: FineTuning
     steps: int
     frozen_from: int
+    progress: Progress
 
     def begin_step(self, network: nn.Module, step: int) -> None:
         """Before each step, `step` of which are done."""
@@ -118,12 +118,23 @@ class _BatchNorms:
             freeze_batch_norm(network)
 
     def finish(self, network: nn.Module) -> None:
-        """After the last step."""
+        """After the last step; without any, the statistics stay as calibration left them."""
+        if not self.steps:
+            return
         if self.frozen_from == self.steps or self.settings.ema_decay:  # averaged weights are another network
             self._reestimate(network)
 
     def _reestimate(self, network: nn.Module) -> None:
         if self.settings.reestimate_batches:
-            batches = islice(self.data.batches(0), self.settings.reestimate_batches)
-            reestimate_batch_norm(network, (inputs for inputs, _ in batches))
+            count = self.settings.reestimate_batches
+            with self.progress.task("statistics of batch norm", count) as task:
+                batches = islice(self.data.batches(0), count)
+                reestimate_batch_norm(network, _inputs(batches, task))
             broadcast_parameters(network)
+
+
+def _inputs(batches: Iterable[tuple[Tensor, Any]], task: Task) -> Iterator[Tensor]:
+    """The inputs of each batch; `task` is advanced by one for each."""
+    for inputs, _ in batches:
+        yield inputs
+        task.advance()

@@ -12,11 +12,11 @@ from hawq.quantization.attaching import (
     weight_quantizer,
 )
 from hawq.quantization.batch_norm import CarriedBatchNorm, freeze_batch_norm, reestimate_batch_norm
-from hawq.quantization.calibration import input_batches
+from hawq.quantization.calibration import InputSample, input_batches, observe_inputs
 from hawq.quantization.dorefa import DoReFa
 from hawq.quantization.fake_quantize import FakeQuantizer, fake_quantize
 from hawq.quantization.lsq import LSQ
-from hawq.quantization.model import activation_errors, enable, quantize, weight_errors
+from hawq.quantization.model import activation_errors, enable, quantize, quantized_weight, reached_blocks, weight_errors
 from hawq.quantization.pact import PACT
 from hawq.quantization.rvquant import RVQuant
 from hawq.quantization.uniform import Uniform
@@ -29,6 +29,7 @@ __all__ = [
     "CarriedBatchNorm",
     "DoReFa",
     "FakeQuantizer",
+    "InputSample",
     "Quantization",
     "Quantizer",
     "RVQuant",
@@ -42,8 +43,11 @@ __all__ = [
     "freeze_batch_norm",
     "input_batches",
     "input_quantizer",
+    "observe_inputs",
     "original_weight",
     "quantize",
+    "quantized_weight",
+    "reached_blocks",
     "reestimate_batch_norm",
     "refuse_quantized",
     "weight_errors",

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from hawq.modes import eval_mode
+from hawq.progress import SILENT, Task, counted
 
 Statistics = dict[_BatchNorm, tuple[Tensor, Tensor]]  # layer → running mean (C,), running variance (C,)
 
@@ -41,22 +42,45 @@ class CarriedBatchNorm:
     Args:
         model: before the change.
         batches: inputs (N, ...); those of a single sample are ignored.
+        task: advanced by every sample of every pass.
     """
 
-    def __init__(self, model: nn.Module, batches: Sequence[Tensor]) -> None:
-        self._model = model
+    def __init__(self, model: nn.Module, batches: Sequence[Tensor], task: Task = SILENT) -> None:
+        self._model, self._task = model, task
         self._batches = [inputs for inputs in batches if len(inputs) > 1]  # a single sample has no statistics
         self._known = {norm: (mean.clone(), var.clone()) for norm, (mean, var) in _known(model).items()}
-        self._before = _measure(model, self._batches)
+        self._before = _measure(model, counted(self._batches, task))
 
-    def follow(self) -> None:
-        """Adapts the running statistics to the network as it is now."""
+    @property
+    def batches(self) -> list[Tensor]:
+        """The inputs (N, ...) that statistics are measured on."""
+        return list(self._batches)
+
+    def follow(self, run: Callable[[int, Tensor], object] | None = None) -> None:
+        """Adapts the running statistics to the network as it is now.
+
+        Args:
+            run: runs the network on the batch of a number; layers that it does not run keep their statistics.
+        """
         carried: Statistics = {}
-        for norm, (mean, var) in _measure(self._model, self._batches).items():
+        for norm, (mean, var) in _measure(self._model, counted(self._batches, self._task), run).items():
             (known_mean, known_var), (mean_before, var_before) = self._known[norm], self._before[norm]
             ratio = (var + norm.eps) / (var_before + norm.eps)
             carried[norm] = known_mean + mean - mean_before, known_var * ratio
         _put(carried)
+
+    def observe(self, run: Callable[[int, Tensor], object]) -> None:
+        """Runs the network on each batch as `follow` does, and changes nothing; `run` as there."""
+        _measure(self._model, self._batches, run)
+
+    def undo(self) -> None:
+        """The running statistics as they were before the change."""
+        _put(self._known)
+
+
+def has_batch_norm(model: nn.Module) -> bool:
+    """Whether a network has a batch norm with running statistics."""
+    return bool(_known(model))
 
 
 def _known(model: nn.Module) -> Statistics:
@@ -77,8 +101,13 @@ def _put(statistics: Statistics) -> None:
 
 
 @torch.no_grad()
-def _measure(model: nn.Module, batches: Iterable[Tensor]) -> Statistics:
-    """The statistics of each layer that the batches reach; the network is left unchanged."""
+def _measure(
+    model: nn.Module, batches: Iterable[Tensor], run: Callable[[int, Tensor], object] | None = None
+) -> Statistics:
+    """The statistics of each layer that the batches reach; the network is left unchanged.
+
+    `run` takes the number of a batch and its inputs; unless given, the whole network runs.
+    """
     before = {norm: {name: x.clone() for name, x in norm.named_buffers()} for norm in _known(model)}
     momenta = {norm: norm.momentum for norm in before}
     found: Statistics = {}
@@ -90,8 +119,11 @@ def _measure(model: nn.Module, batches: Iterable[Tensor]) -> Statistics:
                 norm.train()
                 norm.reset_running_stats()
                 norm.momentum = None  # PyTorch then keeps the equal-weighted mean
-            for inputs in batches:
-                model(inputs.clone())  # a network may change its input in place
+            for number, inputs in enumerate(batches):
+                if run is None:
+                    model(inputs.clone())  # a network may change its input in place
+                else:
+                    run(number, inputs)
             reached = {norm: values for norm, values in _known(model).items() if norm.num_batches_tracked}
             found = {norm: (mean.clone(), var.clone()) for norm, (mean, var) in reached.items()}
         finally:

@@ -15,6 +15,7 @@ from hawq.attention import opened_attention
 from hawq.errors import UserError
 from hawq.layers import layer_inputs
 from hawq.modes import eval_mode
+from hawq.progress import SILENT, Task, counted
 from hawq.structures import described
 
 _LOG = logging.getLogger(__name__)
@@ -117,7 +118,7 @@ def _in_memory_order(x: Tensor) -> Tensor | None:
 
 @torch.no_grad()
 def observe_inputs(
-    model: nn.Module, layers: Mapping[str, nn.Module], calibration: Sequence[Tensor]
+    model: nn.Module, layers: Mapping[str, nn.Module], calibration: Sequence[Tensor], task: Task = SILENT
 ) -> dict[str, InputSample]:
     """A sample of what enters each of the named layers of `model`, in eval mode.
 
@@ -125,6 +126,7 @@ def observe_inputs(
         model: run on all of `calibration`.
         layers: qualified name → layer of `model`.
         calibration: batches of the network's inputs (N, ...).
+        task: advanced by every sample.
 
     Returns:
         The samples by name, without layers that were never called or received nothing.
@@ -140,7 +142,7 @@ def observe_inputs(
     ]
     try:
         with eval_mode(model), opened_attention(model):
-            for inputs in calibration:
+            for inputs in counted(calibration, task):
                 model(inputs.clone())  # a network may change its input in place
     finally:
         for hook in hooks:

@@ -57,6 +57,16 @@ class SquashedQuantizer(FakeQuantizer):
         """tanh(x) on the grid, of the shape of x; x itself while switched off."""
         return super().forward(x.tanh()) if self.enabled else x
 
+    def positions(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """(tanh(x)/s, s, lo, hi), as `FakeQuantizer.positions`."""
+        return super().positions(x.tanh())
+
+    @torch.no_grad()
+    def preimage(self, values: Tensor) -> Tensor:
+        """atanh(values), finite: tanh rounds to ±1 from 9 on."""
+        most = 1 - torch.finfo(values.dtype).eps
+        return values.clamp(-most, most).atanh()
+
     def codes(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(codes of tanh(x), scale, lo), as `FakeQuantizer.codes`."""
         return super().codes(x.tanh())

@@ -151,6 +151,20 @@ class FakeQuantizer(nn.Module):
         return x.abs() > scale * high
 
     @torch.no_grad()
+    def positions(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """(x/s before rounding and clipping, s, lo, hi): where the values stand between the points of their grid."""
+        scale, low, high = self.grid(x)
+        return x / scale, scale, low, high
+
+    @torch.no_grad()
+    def preimage(self, values: Tensor) -> Tensor:
+        """An x with `forward(x)` = `values`, which are points of the grid."""
+        return values
+
+    def hold(self, x: Tensor) -> None:
+        """Keeps the grid of `x` from now on, whatever is quantised; for grids that follow their data."""
+
+    @torch.no_grad()
     def codes(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(codes of `x`, scale, lo): `codes · scale` equals `forward(x)` bit for bit, except for large values kept."""
         scale, low, high = self.grid(x)

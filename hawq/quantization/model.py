@@ -12,6 +12,7 @@ from hawq.attention import opened_attention
 from hawq.blocks import trace_blocks
 from hawq.costs import plan_cost
 from hawq.layers import refuse_computed_weights, weight_of
+from hawq.progress import SILENT, Progress, Task
 from hawq.quantization.attaching import (
     Quantization,
     Quantizer,
@@ -23,11 +24,11 @@ from hawq.quantization.attaching import (
     weight_quantizer,
     weight_quantizer_for,
 )
-from hawq.quantization.batch_norm import CarriedBatchNorm
+from hawq.quantization.batch_norm import CarriedBatchNorm, has_batch_norm
 from hawq.quantization.calibration import input_batches, observe_inputs
 from hawq.quantization.fake_quantize import FakeQuantizer
 from hawq.quantization.lsq import LSQ
-from hawq.quantization.residuals import enable_residual_quantizers
+from hawq.quantization.residuals import RESIDUALS, enable_residual_quantizers
 from hawq.records import BIT_WIDTHS, BitPlan, Block
 from hawq.tracing import trace_layers
 
@@ -40,6 +41,7 @@ def quantize(
     quantizer: Quantizer | None = None,
     *,
     carry_batch_norm: bool = True,
+    progress: Progress = SILENT,
 ) -> nn.Module:
     """A fake-quantised copy of `model`: each block's weights and layer inputs on the grids that the plan gives.
 
@@ -52,6 +54,7 @@ def quantize(
             DataLoader, a generator, or one batch.
         quantizer: LSQ unless given.
         carry_batch_norm: adapt batch norm's statistics to what quantisation changes on the calibration batches.
+        progress: advanced by every sample of every pass over them.
 
     Raises:
         ValueError: the plan names other blocks than the model has, the network is quantised already, a weight is
@@ -61,17 +64,22 @@ def quantize(
     refuse_quantized(model)
     refuse_computed_weights(model, [name for block in blocks for name in block.layers])
     batches = input_batches(calibration, next(model.parameters()).device)
-    if any(block.macs is None for block in blocks):
-        blocks, plan = _reached(model, blocks, plan, batches[0][:1])
+    blocks, plan = reached_blocks(model, blocks, plan, batches[0][:1])
     quantized = attach(model, blocks, plan, quantizer or LSQ())
-    enable(quantized, list(plan.precisions), batches, carry_batch_norm=carry_batch_norm)
+    enable(quantized, list(plan.precisions), batches, carry_batch_norm=carry_batch_norm, progress=progress)
     return quantized
 
 
-def _reached(
+def reached_blocks(
     model: nn.Module, blocks: Sequence[Block], plan: BitPlan, example: Tensor
 ) -> tuple[tuple[Block, ...], BitPlan]:
-    """Blocks traced with `example` (1, ...), and the plan for what it reaches, with its cost."""
+    """Blocks traced with `example` (1, ...), unless they are, and the plan for what it reaches, with its cost.
+
+    Raises ValueError for a plan of another model.
+    """
+    check_plan_fits(blocks, plan)
+    if all(block.macs is not None for block in blocks):
+        return tuple(blocks), plan
     traced = trace_blocks(model, blocks, example)
     if [(b.name, b.layers) for b in traced] == [(b.name, b.layers) for b in blocks]:
         return traced, plan
@@ -80,7 +88,12 @@ def _reached(
 
 
 def enable(
-    model: nn.Module, names: Sequence[str], calibration: Sequence[Tensor], *, carry_batch_norm: bool = True
+    model: nn.Module,
+    names: Sequence[str],
+    calibration: Sequence[Tensor],
+    *,
+    carry_batch_norm: bool = True,
+    progress: Progress = SILENT,
 ) -> None:
     """Switches on the quantisers of the named blocks, with ranges chosen from weights and from calibration inputs.
 
@@ -91,16 +104,24 @@ def enable(
         model: from `attach`; changed in place.
         names: of blocks; none for no change.
         calibration: batches of inputs (N, ...).
-        carry_batch_norm: see `quantize`.
+        carry_batch_norm, progress: see `quantize`.
 
     Raises:
         UserError: what enters a layer is not finite.
     """
     if not names:
         return
-    carried = CarriedBatchNorm(model, calibration if carry_batch_norm else [])
+    carried_over = calibration if carry_batch_norm else []
+    passes = 1 + 3 * bool(carried_over) * has_batch_norm(model) + hasattr(model, RESIDUALS)
+    with progress.task("calibration", passes * sum(map(len, calibration))) as task:
+        _enable(model, set(names), calibration, CarriedBatchNorm(model, carried_over, task), task)
+
+
+def _enable(
+    model: nn.Module, names: set[str], calibration: Sequence[Tensor], carried: CarriedBatchNorm, task: Task
+) -> None:
     info: Quantization = model.quantization  # type: ignore[assignment]
-    wanted = {layer for block in info.blocks if block.name in set(names) for layer in block.layers}
+    wanted = {layer for block in info.blocks if block.name in names for layer in block.layers}
     layers = {name: module for name, module in model.named_modules() if name in wanted}
     for layer in layers.values():
         quantizer = weight_quantizer(layer)
@@ -109,11 +130,12 @@ def enable(
     carried.follow()
     grids = {name: grid for name, layer in layers.items() if (grid := input_quantizer(layer)) is not None}
     if grids:
-        for name, sample in observe_inputs(model, {name: layers[name] for name in grids}, calibration).items():
+        observed = observe_inputs(model, {name: layers[name] for name in grids}, calibration, task)
+        for name, sample in observed.items():
             grids[name].initialise(sample.values_and_extremes())
         carried.follow()
     if all(quantizer.enabled for quantizer in _quantizers(model, info)):
-        enable_residual_quantizers(model, calibration)
+        enable_residual_quantizers(model, calibration, task)
 
 
 def _quantizers(model: nn.Module, info: Quantization) -> Iterator[FakeQuantizer]:
@@ -145,12 +167,22 @@ def _weight_error(weight: Tensor | nn.Module, quantizer: Quantizer, bits: int) -
     return _squared_error(weight, quantizer.weight(bits))
 
 
+@torch.no_grad()
+def quantized_weight(layer: nn.Module, quantizer: Quantizer, bits: int) -> Tensor:
+    """Q_b(W) of a layer, of the shape of W, with the range that the quantiser chooses from W."""
+    weight = weight_of(layer).detach()
+    made = weight_quantizer_for(layer, quantizer, bits).to(weight.device)
+    made.initialise(weight)
+    return made(weight)
+
+
 def activation_errors(
     model: nn.Module,
     blocks: Sequence[Block],
     inputs: Sequence[Tensor],
     quantizer: Quantizer,
     bit_widths: Sequence[int] = BIT_WIDTHS,
+    progress: Progress = SILENT,
 ) -> dict[str, dict[int, float]]:
     """Block → bit-width b → mean over samples of ‖Q_b(a) − a‖²₂, a what enters its layers (the image is not counted).
 
@@ -162,6 +194,7 @@ def activation_errors(
         inputs: batches of the network's inputs (N, ...).
         quantizer: decides Q_b.
         bit_widths: of 1 to 8 bits each.
+        progress: advanced by every sample.
 
     Raises:
         UserError: what enters a layer is not finite.
@@ -169,8 +202,9 @@ def activation_errors(
     counted = {block.name: [name for name in block.layers if name not in block.image_layers] for block in blocks}
     names = [name for members in counted.values() for name in members]
     layers = dict(model.named_modules())
-    with opened_attention(model):
-        samples = observe_inputs(model, {name: layers[name] for name in names}, inputs)
+    observing = progress.task("activations of the float network", sum(map(len, inputs)))
+    with opened_attention(model), observing as task:
+        samples = observe_inputs(model, {name: layers[name] for name in names}, inputs, task)
         elements = trace_layers(model, names, inputs[0][:1])
 
     def error(name: str, bits: int) -> float:

@@ -13,6 +13,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.utils import parametrize
 
 from hawq.modes import eval_mode
+from hawq.progress import SILENT, Task, counted
 from hawq.quantization.fake_quantize import FakeQuantizer
 
 RESIDUALS = "residual_quantizers"
@@ -121,8 +122,11 @@ def add_residual_quantizers(model: nn.Module, quantizer: Any, bits: int) -> nn.M
 
 
 @torch.no_grad()
-def enable_residual_quantizers(model: nn.Module, calibration: Sequence[Tensor]) -> None:
-    """Chooses their ranges from batches of inputs (N, ...), and switches them on; those already on stay as they are."""
+def enable_residual_quantizers(model: nn.Module, calibration: Sequence[Tensor], task: Task = SILENT) -> None:
+    """Chooses their ranges from batches of inputs (N, ...), and switches them on; those already on stay as they are.
+
+    `task` is advanced by every sample.
+    """
     off = [one for one in getattr(model, RESIDUALS, {}).values() if not one.enabled]
     seen: dict[FakeQuantizer, list[Tensor]] = {one: [] for one in off}
     share = _VALUES // max(len(calibration), 1)
@@ -135,7 +139,7 @@ def enable_residual_quantizers(model: nn.Module, calibration: Sequence[Tensor]) 
     handles = [one.register_forward_pre_hook(collect) for one in off]
     try:
         with eval_mode(model):
-            for inputs in calibration if off else ():
+            for inputs in counted(calibration if off else (), task):
                 model(inputs)
     finally:
         for handle in handles:

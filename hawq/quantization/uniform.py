@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -94,7 +95,7 @@ class UniformQuantizer(FakeQuantizer):
         """Chooses the range from `x` and switches the quantiser on."""
         least, most = self._range(x)
         if self.fixed:
-            self.fixed_range = torch.stack([least, most]).reshape(2, 1)
+            self.fixed_range = _ends(least, most)
         self.low_ratio = self.high_ratio = torch.ones(1, dtype=x.dtype, device=x.device)
         if self.percentile is None:
             self.low_ratio = least_squares_ratio(x, *self.grid(x), self.channel_axis)
@@ -113,9 +114,29 @@ class UniformQuantizer(FakeQuantizer):
         low, high = integer_limits(self.bits, least, most, symmetric=self.symmetric)
         return covering_scale(least, most, low, high), low, high
 
+    @torch.no_grad()
+    def hold(self, x: Tensor) -> None:
+        """Keeps the range that `x` has."""
+        if not self.fixed:
+            self.fixed_range, self.fixed = _ends(*self._range(x)), True
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """Whether the quantiser is on, and whether its range is fixed."""
+        return {**super().get_extra_state(), "fixed": self.fixed}
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        """Restores what `get_extra_state` gave."""
+        super().set_extra_state(state)
+        self.fixed = state.get("fixed", self.fixed)  # states of earlier versions do not hold it
+
     def _range(self, x: Tensor) -> tuple[Tensor, Tensor]:
         axes = reduce_axes(x, self.channel_axis)
         return x.amin(axes, keepdim=self.channel_axis is not None), x.amax(axes, keepdim=self.channel_axis is not None)
+
+
+def _ends(least: Tensor, most: Tensor) -> Tensor:
+    """Both ends of a range, (2, 1), or (2, ...) where it has one per channel."""
+    return torch.stack([least, most]).reshape(2, *(least.shape or (1,)))
 
 
 def _ratio(part: Tensor, whole: Tensor, empty: Tensor) -> Tensor:

@@ -6,13 +6,24 @@ from hawq.records.derived import MEASURED
 from hawq.records.files import PLAN_SCHEMA, SENSITIVITY_SCHEMA, dump_record, read_record, read_sensitivity
 from hawq.records.kinds import BIT_WIDTHS, FLOAT_BITS, IMAGE_BITS
 from hawq.records.plans import BitPlan, Confidence, Cost, Judgement, LimitUse, Phase, Precision, Searched
-from hawq.records.reports import ResultRow, RunReport, StageRecord
-from hawq.records.scores import ACTIVATIONS, SCORES, WEIGHTS, Prediction, ScoreTable
+from hawq.records.reports import Difference, Measured, ResultRow, RunReport, StageRecord
+from hawq.records.scores import ACTIVATIONS, BEYOND_CURVATURE, SCORES, WEIGHTS, Prediction, ScoreTable
 from hawq.records.sensitivity import BlockSensitivity, Estimate, Sensitivity
-from hawq.records.validation import Correlation, LossIncrease, LossIncreases, Score, Validated
+from hawq.records.validation import (
+    Correlation,
+    LossIncrease,
+    LossIncreases,
+    PlanCorrelation,
+    PlanOutcome,
+    PlanScore,
+    Score,
+    Validated,
+    ValidatedPlans,
+)
 
 __all__ = [
     "ACTIVATIONS",
+    "BEYOND_CURVATURE",
     "BIT_WIDTHS",
     "FLOAT_BITS",
     "IMAGE_BITS",
@@ -27,14 +38,19 @@ __all__ = [
     "Confidence",
     "Correlation",
     "Cost",
+    "Difference",
     "Estimate",
     "FloatPart",
     "Judgement",
     "LimitUse",
     "LossIncrease",
     "LossIncreases",
+    "Measured",
     "Normalization",
     "Phase",
+    "PlanCorrelation",
+    "PlanOutcome",
+    "PlanScore",
     "Precision",
     "Prediction",
     "Preprocessing",
@@ -47,6 +63,7 @@ __all__ = [
     "Sensitivity",
     "StageRecord",
     "Validated",
+    "ValidatedPlans",
     "dump_record",
     "from_dict",
     "read_record",

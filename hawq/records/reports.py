@@ -6,12 +6,44 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hawq.records.blocks import FloatPart
+from hawq.records.kinds import Amount, Count, Number
 from hawq.records.plans import BitPlan
 
 
 @dataclass(frozen=True)
+class Measured:
+    """Accuracy in percent on `num_images` test images; `wrong` are the indices of those that got another label.
+
+    Files of earlier versions hold the accuracy alone.
+    """
+
+    accuracy: Amount
+    num_images: Count | None = None
+    wrong: tuple[Count, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Accuracy of one network minus that of another on the same images, in points, with its 95 % interval."""
+
+    value: Number
+    low: Number
+    high: Number
+    num_images: Count
+
+    @property
+    def is_within_error(self) -> bool:
+        """Whether the interval holds zero: these images do not show which network is better."""
+        return self.low <= 0.0 <= self.high
+
+
+@dataclass(frozen=True)
 class ResultRow:
-    """One line of the results table, in the papers' columns. `accuracy` is in percent, sizes are bytes on disk."""
+    """One line of the results table, in the papers' columns. `accuracy` is in percent, sizes are bytes on disk.
+
+    `num_images` were tested; `difference` is that to the float network on the same images. Both are None in reports of
+    earlier versions.
+    """
 
     method: str
     weight_bits: str
@@ -21,6 +53,8 @@ class ResultRow:
     size_bytes: int
     a_comp: float | None
     paper_size_mib: float
+    num_images: int | None = None
+    difference: Difference | None = None
 
 
 @dataclass(frozen=True)
@@ -36,7 +70,10 @@ class StageRecord:
 
 @dataclass(frozen=True)
 class RunReport:
-    """Everything a run found, and what is needed to find it again: config, versions, commit, command, artifact keys."""
+    """Everything a run found, and what is needed to find it again: config, versions, commit, command, artifact keys.
+
+    `over_baseline` is the accuracy of the plan's network minus that of the uniform baseline; None without one.
+    """
 
     rows: tuple[ResultRow, ...]
     stages: tuple[StageRecord, ...]
@@ -48,3 +85,4 @@ class RunReport:
     seconds: float
     paths: dict[str, str] = field(default_factory=dict)
     float_parts: tuple[FloatPart, ...] = ()
+    over_baseline: Difference | None = None

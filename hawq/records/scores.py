@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
-from hawq.records.kinds import BitsKey, Name, Product, Spread
+from hawq.records.kinds import Amount, BitsKey, Count, Name, Product, Spread
 
 WEIGHTS, ACTIVATIONS = "weights", "activations"
 SCORES = {
@@ -13,10 +13,16 @@ SCORES = {
     "trace": "Tr(H_i)/n_i · ‖ΔW_i‖² (HAWQ-V2)",
     "proxy": "a stand-in for λ_i, times ‖ΔW_i‖²",
     "given": "numbers from elsewhere",
+    "kl": "mean KL(float ‖ block i alone at b bits), measured",
+    "quadratic": "½ ΔW_iᵀ H_ii ΔW_i",
+    "output_shift": "mean over samples of Σ (∂ℓ/∂Y)² · ΔY² over the outputs Y of the block's layers",
     "error": "‖ΔW_i‖²",
     "relative_error": "Σ ‖ΔW‖²/‖W‖² over the layers of the block",
 }
 """Score → its formula, in the order in which "auto" prefers those that an analysis has found."""
+
+BEYOND_CURVATURE = ("kl", "quadratic", "output_shift")
+"""Scores that an analysis measures for each block and bit-width, where they are asked for (`hawq.scoring`)."""
 
 ByBits = dict[BitsKey, "Prediction"]
 
@@ -48,6 +54,9 @@ class ScoreTable:
             increase per weight at the fewest bits.
         one_factor: whether the predictions of a block are one measured factor times known numbers, so that their errors
             are one error.
+        seconds: that measuring it took; None where it follows from other numbers.
+        gradient_equivalents: those seconds over the seconds of one forward and backward pass on as many samples.
+        num_samples: that it was measured on.
     """
 
     score: Name
@@ -55,6 +64,9 @@ class ScoreTable:
     activations: dict[Name, ByBits] = field(default_factory=dict)
     ranks: dict[Name, Prediction] = field(default_factory=dict)
     one_factor: bool = True
+    seconds: Amount | None = field(default=None, compare=False)
+    gradient_equivalents: Amount | None = field(default=None, compare=False)
+    num_samples: Count | None = None
 
     def of(self, kind: str) -> dict[str, ByBits]:
         """Block → bits → prediction, for one kind."""
@@ -78,3 +90,11 @@ class ScoreTable:
 
 
 KINDS = (WEIGHTS, ACTIVATIONS)
+
+
+def check_scores(name: str, scores: Sequence[str]) -> None:
+    """Raises ValueError unless these are measured scores, none twice; `name` is the field's."""
+    given = list(scores)
+    if not set(given) <= set(BEYOND_CURVATURE) or len(set(given)) < len(given):
+        allowed = ", ".join(BEYOND_CURVATURE)
+        raise ValueError(f"{name}={given} is out of range: give some of {allowed}, none twice")

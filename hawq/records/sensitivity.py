@@ -127,6 +127,12 @@ class Sensitivity:
         """The same with other rows, and with the scores that follow from these alone."""
         return replace(self, rows=tuple(rows), scores=())
 
+    def with_scores(self, tables: Sequence[ScoreTable]) -> Sensitivity:
+        """The same with further scores; those of a name that is there already take its place."""
+        names = {table.score for table in tables}
+        kept = (table for table in self.scores if table.score not in names)
+        return replace(self, scores=(*kept, *tables))
+
     def score_name(self, asked: str = "auto") -> str:
         """The score that is asked for; "auto" is the first of `SCORES` that was found of all blocks."""
         if asked != "auto":

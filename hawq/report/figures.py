@@ -29,7 +29,7 @@ def sensitivity_figure(sensitivity: Sensitivity, plan: BitPlan, path: Path) -> P
     the planned bits and S_i. Writes `path` and returns it. Raises UserError when the analysis lacks the plan's score.
     """
     names = [block.name for block in sensitivity.blocks]
-    figure = _figure(max(6.4, 0.42 * len(names) + 1.6), 6.4)
+    figure = new_figure(max(6.4, 0.42 * len(names) + 1.6), 6.4)
     top, middle, bottom = figure.subplots(3, 1, sharex=True, height_ratios=(3, 3, 2))
     score, ranks = plan.score, sensitivity.table(plan.score).ranks
     found = [row.curvature(score) for row in sensitivity.rows]
@@ -59,7 +59,7 @@ def sensitivity_figure(sensitivity: Sensitivity, plan: BitPlan, path: Path) -> P
     bottom.set_yticks(range(0, max(bits) + 1, 2))
     bottom.set_xticks(range(len(names)), names, rotation=60, ha="right", rotation_mode="anchor", fontsize=8)
     bottom.set_xlabel("block, from input to output")
-    return _save(figure, (top, middle, bottom), path)
+    return save_figure(figure, (top, middle, bottom), path)
 
 
 def _log_points(axes: Axes, values: Sequence[float], errors: Sequence[float], color: str) -> None:
@@ -83,7 +83,7 @@ def finetuning_figure(histories: Mapping[str, Sequence[Mapping[str, Any]]], floa
         float_accuracy: of the float network, in percent.
         path: a .png or .svg to write.
     """
-    figure = _figure(7.2, 5.2)
+    figure = new_figure(7.2, 5.2)
     top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
     for (method, history), color in zip(histories.items(), (_BLUE, _ORANGE, _INK), strict=False):
         points = [(row["step"], row["accuracy"]) for row in history if "accuracy" in row]
@@ -99,7 +99,7 @@ def finetuning_figure(histories: Mapping[str, Sequence[Mapping[str, Any]]], floa
     top.legend(frameon=False, fontsize=8, loc="lower right")
     bottom.set_ylabel("training loss")
     bottom.set_xlabel("step")
-    return _save(figure, (top, bottom), path)
+    return save_figure(figure, (top, bottom), path)
 
 
 def frontier_figure(frontier: Frontier, plan: BitPlan, path: Path) -> Path:
@@ -107,7 +107,7 @@ def frontier_figure(frontier: Frontier, plan: BitPlan, path: Path) -> Path:
 
     Writes `path` and returns it.
     """
-    figure = _figure(6.4, 4.4)
+    figure = new_figure(6.4, 4.4)
     axes = figure.subplots()
     shown = [point for point in frontier.points if point.objective > 0]
     axes.plot([p.target for p in shown], [p.objective for p in shown], "o-", color=_BLUE, ms=4, linewidth=1)
@@ -119,7 +119,7 @@ def frontier_figure(frontier: Frontier, plan: BitPlan, path: Path) -> Path:
     axes.set_xlabel(frontier.unit)
     axes.set_ylabel(f"Σ Ω ({frontier.score})")
     axes.set_title("Least Σ Ω at each budget", loc="left")
-    return _save(figure, (axes,), path)
+    return save_figure(figure, (axes,), path)
 
 
 def convergence_figure(
@@ -136,7 +136,7 @@ def convergence_figure(
         curve_images: test images that the curves were measured on, None for all.
         path: a .png or .svg to write.
     """
-    figure = _figure(11.5, 4.8)
+    figure = new_figure(11.5, 4.8)
     whole, ending = figure.subplots(1, 2, width_ratios=(1, 1))
     last_phase = max((row.borders[-1] for seeds in rows.values() for row in seeds if row.borders), default=0)
     ends = {}
@@ -163,7 +163,7 @@ def convergence_figure(
     whole.set_ylabel(f"accuracy % on {images} test images")
     whole.set_title("Fine-tuning; dots: one more block is quantised", loc="left")
     ending.set_title("Once all blocks are quantised", loc="left")
-    return _save(figure, (whole, ending), path)
+    return save_figure(figure, (whole, ending), path)
 
 
 def _common_points(seeds: Sequence[RecordedRow]) -> tuple[np.ndarray, np.ndarray]:
@@ -193,10 +193,10 @@ def _label_ends(axes: Axes, ends: Mapping[str, tuple[float, float, str]]) -> Non
 
 
 def validation_figure(result: Validated, path: Path) -> Path:
-    """Predicted Ω against the true increase of the loss on logarithmic axes: a panel per score, a colour per bit-width.
+    """Predicted Ω against the true KL on logarithmic axes: a panel per score, a colour per bit-width.
 
-    A hollow mark below the points shows that the loss did not increase; bars are standard errors. Writes `path` and
-    returns it.
+    In older results the truth is the increase of the loss. A hollow mark below the points shows none; bars are standard
+    errors. Writes `path` and returns it.
     """
     from matplotlib import colormaps
     from matplotlib.lines import Line2D
@@ -204,7 +204,7 @@ def validation_figure(result: Validated, path: Path) -> Path:
     panels = result.scores
     columns = min(4, len(panels))
     rows = -(-len(panels) // columns)
-    figure = _figure(2.9 * columns + 0.6, 2.7 * rows + 0.9)
+    figure = new_figure(2.9 * columns + 0.6, 2.7 * rows + 0.9)
     grid = figure.subplots(rows, columns, squeeze=False).reshape(-1)
     whole = {(found.kind, found.score): found for found in result.correlations if found.bits is None}
     increases = result.truth.increases
@@ -218,40 +218,46 @@ def validation_figure(result: Validated, path: Path) -> Path:
     for axes in grid[len(panels) :]:
         axes.set_visible(False)
     figure.supxlabel("predicted Ω", fontsize=10)
-    figure.supylabel(f"true increase of the loss, {result.truth.num_samples} held-out images", fontsize=10)
+    what = "KL" if all(row.kl is not None for row in increases) else "increase of the loss"
+    figure.supylabel(f"true {what}, {result.truth.num_samples} held-out images", fontsize=10)
     marks = [Line2D([], [], marker="o", ls="none", color=color, label=f"{bits} bits") for bits, color in colors.items()]
     marks.append(Line2D([], [], marker="v", ls="none", mfc="none", color=_GREY, label="no increase"))
     figure.legend(handles=marks, loc="outside upper center", ncols=len(marks), frameon=False, fontsize=9)
-    return _save(figure, list(grid[: len(panels)]), path)
+    return save_figure(figure, list(grid[: len(panels)]), path)
 
 
 def _increases_over_score(
     axes: Axes, score: Score, increases: Sequence[LossIncrease], colors: Mapping[int, Any]
 ) -> None:
-    positive = [row.loss for row in increases if row.loss > 0]
+    positive = [value for value, _ in map(_truth, increases) if value > 0]
     floor = min(positive, default=1.0) / 3
     for bits, color in colors.items():
-        shown = [(score.omegas[row.block][bits], row) for row in increases if row.bits == bits]
-        up = [(omega, row.loss, row.loss_error) for omega, row in shown if row.loss > 0 < omega]
+        shown = [(score.omegas[row.block][bits], *_truth(row)) for row in increases if row.bits == bits]
+        up = [(omega, value, error) for omega, value, error in shown if value > 0 < omega]
         if up:
             x, y, errors = zip(*up, strict=True)
             below = [min(error, 0.9 * value) for _, value, error in up]
             axes.errorbar(x, y, [below, errors], fmt="o", ms=4, elinewidth=0.8, color=color)
-        rest = [omega for omega, row in shown if row.loss <= 0 < omega]
+        rest = [omega for omega, value, _ in shown if value <= 0 < omega]
         axes.plot(rest, [floor] * len(rest), "v", ms=4, mfc="none", color=color)
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.tick_params(labelsize=8)
 
 
-def _figure(width: float, height: float) -> Figure:
+def _truth(row: LossIncrease) -> tuple[float, float]:
+    """KL and its error, or in older results those of the increase of the loss."""
+    return (row.loss, row.loss_error) if row.kl is None or row.kl_error is None else (row.kl, row.kl_error)
+
+
+def new_figure(width: float, height: float) -> Figure:
     """An empty figure, in inches."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def _save(figure: Figure, axes: Sequence[Axes], path: Path) -> Path:
+def save_figure(figure: Figure, axes: Sequence[Axes], path: Path) -> Path:
     """The finished figure in a file."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from hawq.report.figures import _INK, _SERIES, _figure, _save
+from hawq.report.figures import _INK, _SERIES, new_figure, save_figure
 
 
 def searches_figure(curves: Mapping[str, Sequence[Sequence[float]]], label: str, title: str, path: Path) -> Path:
@@ -21,7 +21,7 @@ def searches_figure(curves: Mapping[str, Sequence[Sequence[float]]], label: str,
         title: of the figure.
         path: a .png or .svg to write.
     """
-    figure = _figure(7.6, 4.8)
+    figure = new_figure(7.6, 4.8)
     axes = figure.subplots()
     longest = max(len(curve) for seeds in curves.values() for curve in seeds)
     for (name, seeds), color in zip(curves.items(), cycle(_SERIES)):
@@ -38,7 +38,7 @@ def searches_figure(curves: Mapping[str, Sequence[Sequence[float]]], label: str,
     axes.set_ylabel(label)
     axes.set_title(title, loc="left")
     axes.legend(fontsize=8, frameon=False, labelcolor=_INK)
-    return _save(figure, (axes,), path)
+    return save_figure(figure, (axes,), path)
 
 
 def _extended(curve: Sequence[float], length: int) -> list[float]:

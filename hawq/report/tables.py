@@ -8,7 +8,8 @@ from dataclasses import fields
 from typing import Any
 
 from hawq.costs import paper_size_mib
-from hawq.records import FLOAT_BITS, WEIGHTS, BitPlan, Estimate, ResultRow, Sensitivity, Validated
+from hawq.records import FLOAT_BITS, WEIGHTS, BitPlan, Estimate, Measured, ResultRow, ScoreTable, Sensitivity, Validated
+from hawq.report.intervals import paired_difference
 
 RESULT_COLUMNS = ("method", "w-bits", "a-bits", "accuracy %", "W-Comp", "size", "A-Comp")
 
@@ -23,24 +24,29 @@ def size_label(size_bytes: int) -> str:
     return f"{size_bytes / 2**10:.1f} KiB" if size_bytes < 2**20 else f"{size_bytes / 2**20:.2f} MiB"
 
 
-def result_row(plan: BitPlan, accuracy: float, size_bytes: int, float_bytes: int) -> ResultRow:
+def result_row(
+    plan: BitPlan, measured: Measured, size_bytes: int, float_bytes: int, parent: Measured | None = None
+) -> ResultRow:
     """The row of a packed network.
 
     Args:
         plan: of the network.
-        accuracy: in percent.
+        measured: on the test images.
         size_bytes: of the packed file on disk.
         float_bytes: of the published float checkpoint.
+        parent: the float network on the same images, to be compared with.
     """
     return ResultRow(
         method=plan.method,
         weight_bits=bits_label([precision.weight_bits for precision in plan.precisions.values()]),
         activation_bits=bits_label([precision.activation_bits for precision in plan.precisions.values()]),
-        accuracy=accuracy,
+        accuracy=measured.accuracy,
         w_comp=plan.cost.w_comp,
         size_bytes=size_bytes,
         a_comp=plan.cost.a_comp,
         paper_size_mib=paper_size_mib(float_bytes, plan.cost.w_comp),
+        num_images=measured.num_images,
+        difference=paired_difference(measured, parent) if parent else None,
     )
 
 
@@ -72,13 +78,15 @@ def results_table(rows: Sequence[ResultRow]) -> str:
 def sensitivity_rows(sensitivity: Sensitivity, plan: BitPlan | None) -> tuple[tuple[str, ...], list[tuple[Any, ...]]]:
     """Columns and rows: block, n_i, what was measured for the score (λ_i, say) with error and cost, S_i.
 
-    With a plan also its bits and the increase that the score predicts for the weights at these. What was measured is
-    left out for a score that needs no curvature. Raises UserError when the analysis lacks the plan's score or bits.
+    With a plan also its bits and the increase that the score predicts for the weights at these, with its error where
+    the score itself was measured. What was found of the curvature is left out for a score that needs none. Raises
+    UserError when the analysis lacks the plan's score or bits.
     """
     score = plan.score if plan else sensitivity.score_name()
     known = all(row.curvature(score) is not None for row in sensitivity.rows)
     columns = ("block", "weights", *((score, "error", "products", "gradients") if known else ()), "score")
-    columns += ("bits", "a-bits", "omega") if plan else ()
+    itself = not known and sensitivity.table(score).seconds is not None
+    columns += ("bits", "a-bits", "omega", *(("omega error",) if itself else ())) if plan else ()
     rows: list[tuple[Any, ...]] = []
     for row in sensitivity.rows:
         block, found = row.block, row.curvature(score)
@@ -86,8 +94,8 @@ def sensitivity_rows(sensitivity: Sensitivity, plan: BitPlan | None) -> tuple[tu
         planned: tuple[Any, ...] = ()
         if plan:
             bits = plan.precisions[block.name]
-            omega = sensitivity.predicted(score, block, WEIGHTS, bits.weight_bits).value
-            planned = (bits.weight_bits, bits.activation_bits, omega)
+            omega = sensitivity.predicted(score, block, WEIGHTS, bits.weight_bits)
+            planned = (bits.weight_bits, bits.activation_bits, omega.value, *((omega.error,) if itself else ()))
         rows.append((block.name, block.num_weights, *cells, sensitivity.rank(score, block), *planned))
     return columns, rows
 
@@ -147,8 +155,10 @@ def validation_rows(result: Validated) -> tuple[tuple[str, ...], list[tuple[Any,
 def validation_table(result: Validated) -> str:
     """The correlations of all scores, and below them a summary of the true increases."""
     truth = result.truth
+    by_kl = all(row.kl is not None for row in truth.increases)
     title = (
-        f"Spearman's ρ of predicted Ω with the true increase of the loss on {truth.num_samples} held-out images "
+        f"Spearman's ρ of predicted Ω with the true {'KL' if by_kl else 'increase of the loss'} of each block alone on "
+        f"{truth.num_samples} held-out images "
         f"(float network: loss {truth.loss:.4g}, accuracy {truth.accuracy:.2f} %); gain: over the plain error; "
         "low and high: 95 % of the resamples of the blocks"
     )
@@ -158,10 +168,20 @@ def validation_table(result: Validated) -> str:
     for kind, bits in dict.fromkeys((row.kind, row.bits) for row in truth.increases):
         own = [row for row in truth.increases if (row.kind, row.bits) == (kind, bits)]
         losses, sure = [row.loss for row in own], sum(row.is_sure for row in own)
-        ends = (f"{end:.2g}" for end in (min(losses), statistics.median(losses), max(losses)))
-        increases.append((kind, bits, *ends, f"{sure} of {len(own)}", f"{max(row.accuracy for row in own):.2f}"))
-    seen = ("quantised", "bits", "least", "median", "largest", "above 2 standard errors", "largest loss of accuracy")
+        cells = [*_ends([row.kl for row in own if row.kl is not None]), *_ends(losses)]
+        increases.append((kind, bits, *cells, f"{sure} of {len(own)}", f"{max(row.accuracy for row in own):.2f}"))
+    seen = (
+        *("quantised", "bits", "KL, least", "median", "largest", "loss, least", "median", "largest"),
+        *("above 2 standard errors", "largest loss of accuracy"),
+    )
     return "\n\n".join((title, scores, markdown(seen, increases)))
+
+
+def _ends(values: Sequence[float]) -> list[str]:
+    """Least, median and largest value as text."""
+    if not values:
+        return ["–"] * 3
+    return [f"{end:.2g}" for end in (min(values), statistics.median(values), max(values))]
 
 
 def _short(cell: Any) -> str:
@@ -174,10 +194,21 @@ def _number(value: float | None) -> str:
 
 
 def sensitivity_table(sensitivity: Sensitivity, plan: BitPlan | None) -> str:
-    """`sensitivity_rows` as a table for the console."""
+    """`sensitivity_rows` as a table for the console, and below it what the measured scores cost."""
     columns, rows = sensitivity_rows(sensitivity, plan)
     shown = [[f"{cell:.3g}" if isinstance(cell, float) else str(cell) for cell in row] for row in rows]
-    return markdown(columns, shown)
+    return "\n".join([markdown(columns, shown), *map(score_cost, filter(_is_measured, sensitivity.scores))])
+
+
+def _is_measured(table: ScoreTable) -> bool:
+    return table.seconds is not None
+
+
+def score_cost(table: ScoreTable) -> str:
+    """What a measured score cost, in one line."""
+    gradients = table.gradient_equivalents
+    unit = "" if gradients is None else f" (those of {gradients:.3g} gradients)"
+    return f"score {table.score}: {table.num_samples} images, {table.seconds or 0:.3g} s{unit}"
 
 
 def markdown(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:

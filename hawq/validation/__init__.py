@@ -1,12 +1,16 @@
-"""What quantising one block alone truly costs on held-out images, and how well each score predicts it."""
+"""What quantising truly costs on held-out images, by single blocks and whole plans, and how well scores predict it."""
 
 from typing import Any
 
 from hawq.records import ACTIVATIONS, WEIGHTS, Correlation, LossIncrease, LossIncreases, Score, Validated
-from hawq.validation.correlation import correlate
+from hawq.validation.correlation import PLAN_TRUTHS, correlate, correlate_plans
+from hawq.validation.files import VALIDATION_SCHEMA, read_validation
+from hawq.validation.plans import Plan, plan_of, random_plans, wanted_plans
 from hawq.validation.scores import (
     PLAIN_ERROR,
+    Compared,
     activation_scores,
+    compared_curvature,
     curvature_score,
     gradient_seconds,
     table_score,
@@ -16,26 +20,42 @@ from hawq.validation.settings import Validation
 __all__ = [
     "ACTIVATIONS",
     "PLAIN_ERROR",
+    "PLAN_TRUTHS",
+    "VALIDATION_SCHEMA",
     "WEIGHTS",
+    "Compared",
     "Correlation",
     "LossIncrease",
     "LossIncreases",
+    "Plan",
     "Score",
     "Validated",
     "Validation",
     "activation_scores",
+    "compared_curvature",
     "correlate",
+    "correlate_plans",
     "curvature_score",
     "gradient_seconds",
     "loss_increases",
+    "measure_plans",
+    "outcome_of",
+    "plan_of",
+    "random_plans",
+    "read_validation",
     "table_score",
+    "wanted_plans",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    """`loss_increases` is loaded when it is asked for: it alone needs PyTorch."""
-    if name != "loss_increases":
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from hawq.validation.increases import loss_increases
+    """What measures is loaded when it is asked for: it alone needs PyTorch."""
+    if name == "loss_increases":
+        from hawq.validation.increases import loss_increases
 
-    return loss_increases
+        return loss_increases
+    if name in ("measure_plans", "outcome_of"):
+        from hawq.validation import outcomes
+
+        return getattr(outcomes, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

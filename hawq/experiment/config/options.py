@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from hawq.finetuning import FineTuning, Training
     from hawq.models import ModelSpec
     from hawq.quantization import Quantizer
+    from hawq.reconstruction import NoReconstruction, Reconstruction
     from hawq.search import Search
     from hawq.sensitivity import Analysis
     from hawq.validation import Validation
@@ -36,6 +37,7 @@ COMPONENTS = (
     "search",
     "allocation",
     "quantizer",
+    "reconstruction",
     "finetune",
     "export",
     "deploy",
@@ -133,6 +135,7 @@ class Settings:
     solver: Solver = None  # type: ignore[assignment]
     validate: Validation = None  # type: ignore[assignment]
     quantizer: Quantizer = None  # type: ignore[assignment]
+    reconstruction: NoReconstruction | Reconstruction = None  # type: ignore[assignment]
     finetune: FineTuning = None  # type: ignore[assignment]
     export: PackedExport = None  # type: ignore[assignment]
     deploy: NoDeployment | OnnxDeployment | DyadicReport = None  # type: ignore[assignment]

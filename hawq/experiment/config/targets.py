@@ -37,6 +37,7 @@ _NEEDED: Mapping[str, tuple[str, ...]] = {
     "search": ("images", "num_images", "judge"),
     "allocation": ("sensitivity",),
     "quantizer": ("name", "weight", "activation"),
+    "reconstruction": (),
     "finetune": ("num_steps", "block_order"),
     "export": (),
     "deploy": (),

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING
 
 from hawq.allocation import IntegerProgram, Monotone, Scored, allocate, confidence, frontier, measures_plans
 from hawq.experiment.artifacts import fingerprint
+from hawq.experiment.console import LESS, table
 from hawq.experiment.run import Run
 from hawq.files import write_whole
 from hawq.measurement import measured
 from hawq.records import PLAN_SCHEMA, SENSITIVITY_SCHEMA, BitPlan, Sensitivity, StageRecord, dump_record, to_dict
-from hawq.report import frontier_figure, limits_table, sensitivity_rows, sensitivity_table
+from hawq.report import frontier_figure, limits_table, sensitivity_rows
 
 if TYPE_CHECKING:
     from hawq.experiment.stages.float_network import FloatNetwork
@@ -38,7 +39,7 @@ def allocation(run: Run, float_network: FloatNetwork | None, analysis: Sensitivi
     write_whole(folder / "plan.json", dump_record(PLAN_SCHEMA, plan))
     run.log.table("sensitivity", *sensitivity_rows(analysis, plan))
     run.log.table("plan", ("block", "weight_bits", "activation_bits"), _rows(plan))
-    print("\n" + sensitivity_table(analysis, plan) + "\n\n" + limits_table(plan) + "\n")
+    print("\n" + table(*sensitivity_rows(analysis, plan), drop=LESS) + "\n\n" + limits_table(plan) + "\n")
     if isinstance(settings.bits, (IntegerProgram, Monotone)) and wanted.frontier_points:
         front = frontier(analysis, settings.bits, wanted.frontier_points)
         write_whole(folder / "frontier.json", dump_record(FRONTIER_SCHEMA, front))

@@ -9,6 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from hawq.evaluation import measured
 from hawq.experiment.artifacts import Artifact
 from hawq.experiment.run import Run
 from hawq.experiment.stages.cache import Files, KeyedSettings, cached
@@ -16,14 +17,15 @@ from hawq.experiment.stages.finetune import Tuned, label, network_folder
 from hawq.experiment.stages.float_network import FloatNetwork
 from hawq.export import PACKED_SCHEMA, load, save
 from hawq.files import write_whole
+from hawq.records import Measured, from_dict, to_dict
 
 
 @dataclass(frozen=True)
 class Packed:
-    """A packed file, the accuracy measured from it in percent, and its bytes on disk."""
+    """A packed file, what was measured from it on the test images, and its bytes on disk."""
 
     artifact: Artifact
-    accuracy: float
+    measured: Measured
     size_bytes: int
 
 
@@ -40,8 +42,8 @@ def export(run: Run, float_network: FloatNetwork, finetune: dict[str, Tuned]) ->
         make, stage = partial(_pack, run, float_network, tuned), label("export", name)
         weights = float_network.weights_hash
         artifact = cached(run, "export", make, reads=("export",), network=weights, facts=facts, label=stage)
-        accuracy = float(artifact.read_json("accuracy.json")["accuracy"])
-        packed[name] = Packed(artifact, accuracy, (artifact.path / "model.safetensors").stat().st_size)
+        found = from_dict(artifact.read_json("accuracy.json"), Measured)
+        packed[name] = Packed(artifact, found, (artifact.path / "model.safetensors").stat().st_size)
         for path in artifact.files():
             if path.suffix == ".safetensors":
                 write_whole(network_folder(run.folder, name) / path.name, path.read_bytes())
@@ -54,8 +56,8 @@ def _pack(run: Run, float_network: FloatNetwork, tuned: Tuned, settings: KeyedSe
     restored = load(path, float_network.network)
     _refuse_other_outputs(tuned.network, restored, example)
     title = f"accuracy of the packed file ({tuned.plan.method})"
-    accuracy = inputs.test_accuracy(restored, progress=run.progress, title=title)
-    return {"model.safetensors": path.read_bytes(), "accuracy.json": json.dumps({"accuracy": accuracy}).encode()}
+    found = measured(inputs.test_hits(restored, progress=run.progress, title=title))
+    return {"model.safetensors": path.read_bytes(), "accuracy.json": json.dumps(to_dict(found)).encode()}
 
 
 @torch.no_grad()

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -16,15 +16,18 @@ from torch import nn
 from hawq.allocation import UniformBits, direct_baseline
 from hawq.distributed import broadcast, broadcast_parameters
 from hawq.experiment.artifacts import Artifact
-from hawq.experiment.prepare import Inputs
+from hawq.experiment.inputs import Inputs
 from hawq.experiment.run import Run
 from hawq.experiment.stages.cache import Files, KeyedSettings, cached
 from hawq.experiment.stages.float_network import FloatNetwork, kept_file
 from hawq.files import write_whole
-from hawq.finetuning import FineTuning, Row, make_phases
+from hawq.finetuning import FineTuning, Order, Row, make_phases
 from hawq.finetuning import finetune as finetune_blocks
 from hawq.quantization import Quantizer, attach
 from hawq.records import PLAN_SCHEMA, BitPlan, Sensitivity, dump_record, to_dict
+
+if TYPE_CHECKING:
+    from hawq.experiment.stages.reconstruction import Reconstructed
 
 MAIN = "hawq"
 
@@ -39,12 +42,22 @@ class Tuned:
     artifact: Artifact
 
 
-def finetune(run: Run, float_network: FloatNetwork, analysis: Sensitivity, allocation: BitPlan) -> dict[str, Tuned]:
-    """Name → network: "hawq" follows the plan, "direct" is uniform and trained jointly for the same number of steps."""
+def finetune(
+    run: Run,
+    float_network: FloatNetwork,
+    analysis: Sensitivity,
+    allocation: BitPlan,
+    reconstruction: dict[str, Reconstructed],
+) -> dict[str, Tuned]:
+    """Name → network: "hawq" follows the plan, "direct" is uniform and trained jointly for the same number of steps.
+
+    Networks that were reconstructed start as they are then, with all blocks quantised.
+    """
     tuned = {}
-    for name, plan in _plans(run, analysis, allocation).items():
+    for name, plan in network_plans(run, analysis, allocation).items():
         own = run.settings.finetune if name == MAIN else replace(run.settings.finetune, order="joint")
-        tuned[name] = _tune(run.with_settings(finetune=own), float_network, analysis, plan, label("finetune", name))
+        start, stage = reconstruction.get(name), label("finetune", name)
+        tuned[name] = _tune(run.with_settings(finetune=own), float_network, analysis, plan, start, stage)
         _copy(tuned[name], name, network_folder(run.folder, name))
     return tuned
 
@@ -59,19 +72,33 @@ def network_folder(folder: Path, name: str) -> Path:
     return folder if name == MAIN else folder / name
 
 
-def _plans(run: Run, analysis: Sensitivity, plan: BitPlan) -> dict[str, BitPlan]:
+def network_plans(run: Run, analysis: Sensitivity, plan: BitPlan) -> dict[str, BitPlan]:
+    """Name → plan of every network that a run quantises."""
     if run.settings.options.baseline == "none" or isinstance(run.settings.bits, UniformBits):
         return {MAIN: plan}
     return {"direct": direct_baseline(analysis, plan), MAIN: plan}
 
 
-def _tune(run: Run, float_network: FloatNetwork, analysis: Sensitivity, plan: BitPlan, stage: str) -> Tuned:
+def _tune(
+    run: Run,
+    float_network: FloatNetwork,
+    analysis: Sensitivity,
+    plan: BitPlan,
+    start: Reconstructed | None,
+    stage: str,
+) -> Tuned:
     """One quantised network, fine-tuned by the run's settings."""
     settings, seed = run.settings.finetune, run.settings.options.seed
     steps = settings.num_steps(run.inputs.training_data(settings.batch_size, seed).steps_per_epoch)
-    phases = make_phases(analysis, plan, settings.block_order(), steps, settings.lr, seed)
-    facts = {"bits": to_dict(plan.precisions), "phases": [to_dict(phase) for phase in phases]}
-    make, reads = partial(_train, run, analysis, plan, stage), ("finetune", "quantizer", "seed")
+    order = Order("joint") if start else settings.block_order()
+    phases = make_phases(analysis, plan, order, steps, settings.lr, seed)
+    facts: dict[str, Any] = {"bits": to_dict(plan.precisions), "phases": [to_dict(phase) for phase in phases]}
+    if start:
+        facts["reconstruction"] = start.artifact.key
+    if not steps:
+        facts["batch_norm"] = "as calibrated"  # until 2026-11 its statistics were re-estimated even then
+    state = start.state if start else None
+    make, reads = partial(_train, run, analysis, plan, state, stage), ("finetune", "quantizer", "seed")
     weights = float_network.weights_hash
     artifact = cached(run, "finetune", make, reads=reads, network=weights, facts=facts, label=stage)
     network = attach(float_network.network, run.inputs.blocks, plan, run.settings.quantizer)
@@ -83,21 +110,29 @@ def _tune(run: Run, float_network: FloatNetwork, analysis: Sensitivity, plan: Bi
 
 
 def _train(
-    run: Run, analysis: Sensitivity, plan: BitPlan, stage: str, settings: KeyedSettings, artifact: Artifact
+    run: Run,
+    analysis: Sensitivity,
+    plan: BitPlan,
+    start: dict[str, Any] | None,
+    stage: str,
+    settings: KeyedSettings,
+    artifact: Artifact,
 ) -> Files:
     best: dict[str, Any] = {}
-    own = {"settings": settings.finetune, "quantizer": settings.quantizer, "seed": settings.seed}
+    own = {"settings": settings.finetune, "quantizer": settings.quantizer, "seed": settings.seed, "start": start}
     network, history = broadcast(partial(shared_tuning, sensitivity=analysis, plan=plan, **own))(
         run.inputs,
-        evaluate=lambda candidate: run.inputs.test_accuracy(candidate, settings.finetune.eval_samples),
+        evaluate=lambda candidate: run.inputs.test_accuracy(
+            candidate, settings.finetune.eval_samples, run.progress, "accuracy during fine-tuning"
+        ),
         checkpoint=artifact.partial,
         on_row=partial(run.log.row, stage),
         on_best=best.update,
         progress=run.progress,
         title=f"fine-tuning ({plan.method})",
     )
-    files = {"network.pt": _to_bytes(network.state_dict()), "history.json": json.dumps(history).encode()}
-    return files | ({"best.pt": _to_bytes(best)} if best else {})
+    files = {"network.pt": to_bytes(network.state_dict()), "history.json": json.dumps(history).encode()}
+    return files | ({"best.pt": to_bytes(best)} if best else {})
 
 
 def shared_tuning(
@@ -107,10 +142,18 @@ def shared_tuning(
     settings: FineTuning,
     quantizer: Quantizer,
     seed: int,
+    start: dict[str, Any] | None = None,
     **callbacks: Any,
 ) -> tuple[nn.Module, list[Row]]:
-    """Fine-tunes the first process' network. Every process calls this; callbacks are given to the first one alone."""
+    """Fine-tunes the first process' network, from the quantised state `start` on if there is one.
+
+    Every process calls this; callbacks are given to the first one alone.
+    """
     broadcast_parameters(inputs.network)
+    network = None
+    if start is not None:
+        network = attach(inputs.network, inputs.blocks, plan, quantizer)
+        network.load_state_dict(start)
     return finetune_blocks(
         inputs.network,
         sensitivity,
@@ -120,6 +163,7 @@ def shared_tuning(
         settings,
         quantizer=quantizer,
         seed=seed,
+        start=network,
         **callbacks,
     )
 
@@ -132,7 +176,8 @@ def _copy(tuned: Tuned, name: str, target: Path) -> None:
         write_whole(target / "finetune" / path.name, path.read_bytes())
 
 
-def _to_bytes(state: Mapping[str, Any]) -> bytes:
+def to_bytes(state: Mapping[str, Any]) -> bytes:
+    """A state dict as `torch.save` writes it."""
     buffer = io.BytesIO()
     torch.save(dict(state), buffer)
     return buffer.getvalue()

@@ -10,23 +10,29 @@ from typing import Any
 from torch import nn
 
 from hawq.distributed import broadcast
+from hawq.evaluation import measured
 from hawq.experiment.artifacts import Artifact, hash_tensors
-from hawq.experiment.prepare import Inputs
+from hawq.experiment.inputs import Inputs
 from hawq.experiment.run import Run
 from hawq.experiment.stages.cache import Files, KeyedSettings, cached
 from hawq.finetuning import Row, Training, fit
 from hawq.models import read_checkpoint, write_checkpoint
-from hawq.records import Phase
+from hawq.records import Measured, Phase, from_dict, to_dict
 from hawq.weights import load_strictly
 
 
 @dataclass(frozen=True)
 class FloatNetwork:
-    """The trained float network, a hash of its weights, and its accuracy on the test images in percent."""
+    """The trained float network, a hash of its weights, and what was measured of it on the test images."""
 
     network: nn.Module
     weights_hash: str
-    accuracy: float
+    measured: Measured
+
+    @property
+    def accuracy(self) -> float:
+        """On the test images, in percent."""
+        return self.measured.accuracy
 
 
 def float_network(run: Run) -> FloatNetwork:
@@ -49,7 +55,7 @@ def float_network(run: Run) -> FloatNetwork:
         facts={"result": "accuracy"},
         label="float_network/accuracy",
     )
-    found = FloatNetwork(network, weights_hash, float(artifact.read_json("accuracy.json")["accuracy"]))
+    found = FloatNetwork(network, weights_hash, from_dict(artifact.read_json("accuracy.json"), Measured))
     print(f"float accuracy: {found.accuracy:.2f} %")
     return found
 
@@ -65,7 +71,9 @@ def _train(run: Run, settings: KeyedSettings, artifact: Artifact) -> Files:
     best: dict[str, Any] = {}
     history = broadcast(partial(shared_training, training=training, seed=settings.seed))(
         inputs,
-        evaluate=lambda candidate: inputs.test_accuracy(candidate, training.eval_samples),
+        evaluate=lambda candidate: inputs.test_accuracy(
+            candidate, training.eval_samples, run.progress, "accuracy during training"
+        ),
         checkpoint=artifact.partial,
         on_row=partial(run.log.row, "float_network"),
         on_best=best.update,
@@ -91,5 +99,5 @@ def shared_training(inputs: Inputs, training: Training, seed: int, **callbacks: 
 
 def _measure(run: Run, settings: KeyedSettings, artifact: Artifact) -> Files:
     title = "accuracy of the float network"
-    accuracy = run.inputs.test_accuracy(run.inputs.network, progress=run.progress, title=title)
-    return {"accuracy.json": json.dumps({"accuracy": accuracy}).encode()}
+    found = measured(run.inputs.test_hits(run.inputs.network, progress=run.progress, title=title))
+    return {"accuracy.json": json.dumps(to_dict(found)).encode()}

@@ -1,0 +1,68 @@
+"""What one section of a config asks of another, checked before any work starts."""
+
+from __future__ import annotations
+
+from hawq.components import component_name
+from hawq.experiment.config.options import Settings
+from hawq.experiment.table import wanted_stages
+from hawq.records import MEASURED
+
+_FINDS = {
+    "solver/lanczos": ("eigenvalue",),
+    "solver/power": ("eigenvalue",),
+    "solver/hutchinson": ("trace", "eigenvalue"),
+    "solver/low_rank": ("eigenvalue", "trace"),
+    "solver/fisher": ("trace",),
+    "solver/gradient": ("proxy",),
+    "solver/random": ("proxy",),
+    "solver/none": (),
+}
+"""Solver → the scores by curvature that it may find."""
+
+_REMEDY = {"eigenvalue": "solver=lanczos", "trace": "solver=trace", "proxy": "solver=gradient"}
+
+
+def check_demands(settings: Settings) -> None:
+    """Raises ValueError, in one sentence, where the analysis will not find what another section needs."""
+    analysis, solver, bits = settings.analysis, settings.solver, settings.bits
+    name, chosen = component_name(type(solver)) or "", solver.name
+    stages = [stage.name for stage in wanted_stages(settings.options.stages)]
+    if "allocation" in stages or "validate" in stages:
+        _check_score(getattr(bits, "score", "auto"), name)
+    if "allocation" in stages and getattr(bits, "activations", None) == "mixed":
+        _check_mixed(getattr(bits, "score", "auto"), analysis.activations)
+    if "validate" in stages and any(component_name(type(one)) == "solver/none" for one in settings.compared.values()):
+        raise ValueError("validate.solvers names none, which has no score: leave it out")
+    if analysis.loss == "distillation" and solver.reads in ("gradients", "sketches"):
+        raise ValueError(
+            f"analysis.loss=distillation has no gradient at the float network, and solver={chosen} reads nothing else: "
+            "give solver=lanczos, trace or ggn, or analysis.loss=cross_entropy"
+        )
+    if analysis.loss == "distillation" and "output_shift" in (*analysis.scores, getattr(bits, "score", "auto")):
+        raise ValueError(
+            "analysis.loss=distillation has no gradient at the float network, by which score output_shift weighs: "
+            "leave that score out, or give analysis.loss=cross_entropy"
+        )
+
+
+def _check_score(score: str, solver: str) -> None:
+    """Raises ValueError for a score by curvature that the solver (its declared name) never finds."""
+    found = _FINDS.get(solver, MEASURED)
+    if score in MEASURED and score not in found:
+        others = " or ".join(f"bits.score={one}" for one in (*found, "kl"))
+        chosen = solver.removeprefix("solver/")
+        raise ValueError(
+            f"the analysis has no {score}, which bits.score={score} needs and solver={chosen} does not find: "
+            f"give {_REMEDY[score]}, or {others}"
+        )
+
+
+def _check_mixed(score: str, analysed: bool) -> None:
+    """Raises ValueError where mixed activations have no score."""
+    if not analysed:
+        raise ValueError(
+            "bits.activations=mixed needs the sensitivity to activations: give analysis.activations=true, or the bits "
+            "of all activations, say bits.activations=8"
+        )
+    if score in ("quadratic", "relative_error"):
+        raise ValueError(f"bits.score={score} says nothing of activations: give bits.score=kl, or bits.activations=8")

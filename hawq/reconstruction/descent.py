@@ -1,0 +1,156 @@
+"""Roundings of a single linear layer, improved one and two at a time: its error is a known quadratic function."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from hawq.modes import eval_mode
+from hawq.quantization import input_quantizer, original_weight, weight_quantizer
+from hawq.reconstruction.rounding import SoftRounding
+
+if TYPE_CHECKING:
+    from hawq.reconstruction.optimizing import Data
+
+_BATCH = 32  # images at a time
+_MOST_ENTRIES = 2**24  # of a Gram matrix
+_ENUMERATED_UP_TO = 16  # weights of a row all of whose roundings are tried
+_PAIRS_UP_TO = 64  # weights of a row whose pairs are tried
+
+
+def can_descend(layer: nn.Module, rounding: SoftRounding) -> bool:
+    """Whether the error of a layer's outputs is the quadratic form that `descend` takes it for."""
+    plain_convolution = isinstance(layer, nn.Conv2d) and layer.padding_mode == "zeros" and layer.padding != "same"
+    if not (isinstance(layer, nn.Linear) or plain_convolution) or rounding.large is not None:
+        return False
+    values = rounding.codes() * rounding.scale
+    quantizer = weight_quantizer(layer)
+    is_identity = quantizer is not None and torch.equal(quantizer.preimage(values), values)
+    per_row = original_weight(layer)[0].numel()
+    groups = layer.groups if isinstance(layer, nn.Conv2d) else 1
+    return is_identity and groups * per_row**2 <= _MOST_ENTRIES
+
+
+@torch.no_grad()
+def descend(layer: nn.Module, rounding: SoftRounding, data: Data) -> None:
+    """Moves the weight of `layer`, which rounds to nearest, to the best roundings found from two beginnings.
+
+    With r the error of an output channel's values and x what enters (both over images and positions), moving its
+    weights by δ changes mean r² by 2 δ·b + δᵀGδ, b = mean r·x and G = mean x xᵀ. From rounding to nearest, and from the
+    roundings of `rounding`, the change of one weight (or, in short rows, two) that lowers it most is made until none
+    does; each channel keeps the better end. Rows of up to 16 weights, as depthwise convolutions have, get the best of
+    all their roundings.
+
+    Args:
+        layer: for which `can_descend`, changed in place; its weight's quantiser rounds to nearest.
+        rounding: roundings to begin with.
+        data: of the layer as a unit, without weights.
+    """
+    quantizer = weight_quantizer(layer)
+    assert quantizer is not None
+    shape = original_weight(layer).shape
+    gram, slope = _moments(layer, data)
+    nearest = quantizer.codes(original_weight(layer))[0].flatten(1)
+    base, is_free = rounding.base.flatten(1), rounding.is_free.flatten(1)
+    steps = rounding.scale.expand(shape).flatten(1).double()
+    if base.shape[1] <= _ENUMERATED_UP_TO:
+        ups = _best_of_all((base - nearest).double() * steps, is_free, steps, slope, gram)
+        original_weight(layer).data.copy_((base + ups.to(base.dtype)).view(shape) * rounding.scale)
+        return
+    ends = []
+    for codes in (nearest, rounding.codes().flatten(1)):
+        moved = (codes - nearest).double() * steps
+        product = _times(moved, gram)
+        change = (moved * (2 * slope + product)).sum(1)
+        ends.append(_descended((codes - base).double(), is_free, steps, slope + product, gram, change))
+    (first, first_change), (second, second_change) = ends
+    ups = torch.where((second_change < first_change)[:, None], second, first)
+    codes = (base + ups.to(base.dtype)).view(shape)
+    original_weight(layer).data.copy_(codes * rounding.scale)
+
+
+def _descended(
+    ups: Tensor, is_free: Tensor, steps: Tensor, slope: Tensor, gram: Tensor, change: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Roundings (rows, k) from which no change of one or two lowers the error, and the change of it so far (rows,)."""
+    group = torch.arange(len(ups), device=ups.device) // (len(ups) // len(gram))
+    diagonal = gram.diagonal(dim1=1, dim2=2)[group]
+    tolerance = 1e-12 * (steps.square() * diagonal).amax(1).clamp_min(1e-300)
+    for _ in range(4 * ups.shape[1]):
+        moves = steps * (1 - 2 * ups)
+        gains = (2 * moves * slope + moves.square() * diagonal).masked_fill(~is_free, torch.inf)
+        gain, places = gains.min(1, keepdim=True)
+        if ups.shape[1] <= _PAIRS_UP_TO and not bool((gain[:, 0] < -tolerance).any()):
+            gain, places = _best_pair(gains, moves, gram[group])
+        better = gain[:, 0] < -tolerance
+        if not bool(better.any()):
+            break
+        chosen = moves.gather(1, places) * better[:, None]  # (rows, moves at once)
+        change = change + torch.where(better, gain[:, 0], 0.0)
+        slope = slope + (chosen[:, :, None] * gram[group[:, None], places]).sum(1)
+        old = ups.gather(1, places)
+        ups = ups.scatter(1, places, torch.where(better[:, None], 1 - old, old))
+    return ups, change
+
+
+def _best_of_all(down: Tensor, is_free: Tensor, steps: Tensor, slope: Tensor, gram: Tensor) -> Tensor:
+    """The roundings (rows, k) with the least error among all 2^k; `down` is what rounding all down moves, (rows, k)."""
+    k = down.shape[1]
+    choices = (torch.arange(2**k, device=down.device)[:, None] >> torch.arange(k, device=down.device)) & 1  # (2^k, k)
+    per_group = len(down) // len(gram)
+    found = []
+    for row in range(len(down)):
+        ups = choices * is_free[row]
+        moved = down[row] + ups * steps[row]
+        change = 2 * moved @ slope[row] + (moved @ gram[row // per_group] * moved).sum(1)
+        found.append(ups[change.argmin()])
+    return torch.stack(found)
+
+
+def _best_pair(gains: Tensor, moves: Tensor, gram: Tensor) -> tuple[Tensor, Tensor]:
+    """The least change of the error by two moves, (rows, 1), and which two, (rows, 2); G as (rows, k, k)."""
+    k = gains.shape[1]
+    both = gram * moves[:, :, None] * moves[:, None, :]
+    pairs = gains[:, :, None] + gains[:, None, :] + 2 * both
+    pairs.diagonal(dim1=1, dim2=2).fill_(torch.inf)
+    gain, place = pairs.flatten(1).min(1, keepdim=True)
+    return gain, torch.cat([place // k, place % k], 1)
+
+
+def _times(rows: Tensor, gram: Tensor) -> Tensor:
+    """Each row (out, k) times the Gram matrix of its group, (groups, k, k)."""
+    return (rows.view(len(gram), -1, rows.shape[1]) @ gram).flatten(0, 1)
+
+
+def _moments(layer: nn.Module, data: Data) -> tuple[Tensor, Tensor]:
+    """G = mean x xᵀ (groups, k, k) and b = mean r·x (out, k), in float64, over all images and positions."""
+    groups = layer.groups if isinstance(layer, nn.Conv2d) else 1
+    gram: Tensor | float = 0.0
+    slope: Tensor | float = 0.0
+    count = 0
+    quantizer = input_quantizer(layer)
+    with eval_mode(layer):
+        for first in range(0, len(data), _BATCH):
+            places = slice(first, min(first + _BATCH, len(data)))
+            entering = data.inputs.at(places)
+            errors = data.inputs.call(layer, entering) - data.targets.at(places)
+            x = _columns(layer, entering[0] if quantizer is None else quantizer(entering[0]))  # (groups, k, positions)
+            r = (errors.movedim(1, 0) if isinstance(layer, nn.Conv2d) else errors.movedim(-1, 0)).flatten(1)
+            r = r.reshape(groups, -1, r.shape[1])  # (groups, out / groups, positions)
+            gram = gram + (x @ x.mT).double()
+            slope = slope + (r @ x.mT).double().flatten(0, 1)
+            count += x.shape[2]
+    assert isinstance(gram, Tensor) and isinstance(slope, Tensor)
+    return gram / count, slope / count
+
+
+def _columns(layer: nn.Module, x: Tensor) -> Tensor:
+    """What each output value is a product with, (groups, k, positions)."""
+    if isinstance(layer, nn.Conv2d):
+        padding = layer.padding if not isinstance(layer.padding, str) else 0
+        unfolded = F.unfold(x, layer.kernel_size, layer.dilation, padding, layer.stride)  # (N, channels · kernel, L)
+        return unfolded.movedim(1, 0).reshape(layer.groups, unfolded.shape[1] // layer.groups, -1)
+    return x.flatten(0, -2).T[None]

@@ -1,0 +1,141 @@
+"""The verb: a quantised network whose roundings and steps keep what the float network computes."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from hawq.progress import SILENT, Progress, Task
+from hawq.quantization import LSQ, Quantizer, attach, enable, input_batches, reached_blocks
+from hawq.reconstruction.bias import correct_biases
+from hawq.reconstruction.cache import Recorder, plan_store
+from hawq.reconstruction.fisher import output_curvature
+from hawq.reconstruction.optimizing import Data, reconstruct_unit
+from hawq.reconstruction.settings import BRECQ, Reconstruction
+from hawq.reconstruction.units import Unit, find_units
+from hawq.records import BitPlan, Block
+
+_LOG = logging.getLogger(__name__)
+Row = dict[str, Any]
+
+
+class Checkpoint(Protocol):
+    """Where an unfinished reconstruction is kept."""
+
+    def load(self) -> dict[str, Any] | None:
+        """What `save` stored last, or None."""
+        ...
+
+    def save(self, state: dict[str, Any]) -> None:
+        """Stores the state of an unfinished reconstruction: tensors and plain values."""
+        ...
+
+
+def reconstruct(
+    model: nn.Module,
+    blocks: Sequence[Block],
+    plan: BitPlan,
+    calibration: Iterable[Tensor | Sequence[Tensor]] | Tensor,
+    settings: Reconstruction | None = None,
+    *,
+    quantizer: Quantizer | None = None,
+    seed: int = 0,
+    classes: bool = True,
+    checkpoint: Checkpoint | None = None,
+    on_row: Callable[[Row], None] = lambda row: None,
+    progress: Progress = SILENT,
+    title: str = "reconstruction",
+) -> tuple[nn.Module, list[Row]]:
+    """A quantised copy of `model` that is closer to it than `quantize` comes, and a row per unit; nothing is labelled.
+
+    Unit after unit, in the order of the forward pass, each weight is rounded up or down, and steps of activations are
+    trained, so that the unit's outputs, from inputs that the quantised network gives it, are those of the float network
+    from float inputs. Weights end on points of their grids. No unit ends with a larger error than rounding to nearest.
+
+    Args:
+        model: the float network; left unchanged.
+        blocks, plan, quantizer: as for `quantize`.
+        calibration: the images, as for `quantize`; the first `settings.num_samples` are used.
+        settings: `AdaRound()`, `BRECQ()` (unless given) or `QDrop()`.
+        seed: of the order of images, of what is dropped, and of the random vectors for the curvature.
+        classes: whether axis 1 of the network's outputs has scores of classes (`output_curvature`).
+        checkpoint: where an unfinished reconstruction is stored after each unit, and found.
+        on_row: called with every row: step (number of the unit), unit, error of rounding to nearest, error now, images.
+        progress: advanced at every step under `title`, and by calibration and curvature.
+
+    Raises:
+        ValueError: as `quantize`.
+    """
+    settings = settings or BRECQ()
+    given = input_batches(calibration, next(model.parameters()).device)
+    images = _first(given, settings.num_samples, settings.batch_size)
+    blocks, plan = reached_blocks(model, blocks, plan, images[0][:1])
+    network = attach(model, blocks, plan, quantizer or LSQ())
+    work = _Work(model, network, settings, seed, images)
+    saved = checkpoint.load() if checkpoint else None
+    if saved:
+        network.load_state_dict(saved["network"])
+    else:
+        carry = settings.batch_norm == "carried"
+        enable(network, list(plan.precisions), images, carry_batch_norm=carry, progress=progress)
+    units = find_units(network, blocks, images[0], settings.units)
+    rows: list[Row] = saved["rows"] if saved else []
+    curvature: dict[str, Tensor] = saved["curvature"] if saved else work.curvature(units, classes, progress)
+    with progress.task(title, len(units) * settings.iterations, done=len(rows) * settings.iterations) as task:
+        for index in range(len(rows), len(units)):
+            rows.append(work.row(index, units[index], curvature.get(units[index].name), task))
+            on_row(rows[-1])
+            if checkpoint:
+                checkpoint.save({"network": network.state_dict(), "rows": rows, "curvature": curvature})
+    return network, rows
+
+
+def _first(batches: Sequence[Tensor], count: int, batch_size: int) -> list[Tensor]:
+    """The first `count` images, in batches of `batch_size`."""
+    return list(torch.cat(list(batches))[:count].split(batch_size))
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What all units share."""
+
+    model: nn.Module
+    network: nn.Module
+    settings: Reconstruction
+    seed: int
+    images: list[Tensor]
+
+    def curvature(self, units: Sequence[Unit], classes: bool, progress: Progress) -> dict[str, Tensor]:
+        """The weights of the outputs of every unit; none without draws."""
+        draws = self.settings.fisher_draws
+        if not draws or not units:
+            return {}
+        return output_curvature(self.model, units, self.images, draws, self.seed, classes=classes, progress=progress)
+
+    def row(self, index: int, unit: Unit, weights: Tensor | None, task: Task) -> Row:
+        """Reconstructs unit number `index`; its row."""
+        settings, module = self.settings, self.network.get_submodule(unit.name)
+        data = self._data(unit, None if weights is None else weights.to(self.images[0].device))
+        layers = [self.network.get_submodule(name) for name in unit.layers]
+        before, after = reconstruct_unit(module, layers, data, settings, self.seed + 1_000_003 * (index + 1), task)
+        if settings.bias_correction:
+            after = correct_biases(self.model, self.network, unit, data, after)
+        _LOG.info("%s: error %.3g, %.3g when rounded to nearest", unit.name, after, before)
+        return {"step": index + 1, "unit": unit.name, "nearest": before, "error": after, "images": len(data)}
+
+    def _data(self, unit: Unit, weights: Tensor | None) -> Data:
+        """The stored inputs and outputs of a unit, of as many images as fit."""
+        settings, num_images = self.settings, sum(map(len, self.images))
+        needs_exact = settings.drop > 0 or settings.bias_correction
+        count, halve = plan_store(num_images, unit.elements * (1 + needs_exact), settings.memory_limit_gib)
+        if count < num_images:
+            _LOG.warning("%s: %d of %d images fit into the memory limit", unit.name, count, num_images)
+        images = _first(self.images, count, settings.batch_size) if count < num_images else self.images
+        recorder = Recorder(self.model, unit, images, halve)
+        exact, targets = recorder.inputs_and_outputs() if needs_exact else (None, recorder.outputs())
+        return Data(Recorder(self.network, unit, images, halve).inputs(), exact, targets, weights)

@@ -1,0 +1,108 @@
+"""Settings of the reconstruction methods."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from hawq.checks import check_choice, check_range
+from hawq.components import component
+
+UNITS = ("layer", "block")
+BATCH_NORMS = ("carried", "folded")
+_MOST = 10**6
+_TRAVEL, _MOST_LR = 10.0, 0.1  # how far steps of one sign could take a rounding variable
+_LEAST_GIB = 2.0**-20
+
+
+@component("reconstruction/none")
+@dataclass(frozen=True)
+class NoReconstruction:
+    """Weights stay rounded to nearest, activation ranges as calibrated."""
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """What all methods have in common; without training labels, from a few hundred images.
+
+    Args:
+        iterations: optimiser steps of each unit.
+        num_samples: images that units are reconstructed on.
+        batch_size: images per step.
+        lr: Adam's learning rate of the rounding variables, whose range is about 5 wide. None: 10 / `iterations`, at
+            most 0.1, with which each can cross it twice.
+        regularization: weight λ of the term that drives roundings to 0 or 1, relative to the error of rounding to
+            nearest.
+        warmup: share of the steps, 0 to 1, before this term sets in.
+        units: what is reconstructed at a time: each "layer" or each "block".
+        fisher_draws: random vectors per image that the curvature of the loss by a unit's outputs is estimated from;
+            0 weighs all outputs alike.
+        step_lr: Adam's learning rate of the steps of activation quantisers, falling to 0 along a cosine; 0 keeps
+            the calibrated steps. Quantisers without a trained parameter (uniform, rvquant) keep theirs anyway.
+        drop: probability, 0 to 1, with which each activation stays float during reconstruction.
+        batch_norm: "carried" adapts batch norm's statistics to what rounding to nearest changes, before the units are
+            reconstructed, which then make up for what is left; "folded" leaves those of the float network, as if batch
+            norm were part of the weights.
+        bias_correction: shift biases so that the mean output of each layer is the float one's.
+        memory_limit_gib: for the stored inputs and outputs of a unit; float16 and then fewer images are used beyond it.
+
+    Raises:
+        ValueError: a value out of range.
+    """
+
+    iterations: int = 1000
+    num_samples: int = 512
+    batch_size: int = 32
+    lr: float | None = None
+    regularization: float = 10.0
+    warmup: float = 0.2
+    units: str = "layer"
+    fisher_draws: int = 0
+    step_lr: float = 0.0
+    drop: float = 0.0
+    batch_norm: str = "carried"
+    bias_correction: bool = False
+    memory_limit_gib: float = 2.0
+
+    def __post_init__(self) -> None:
+        check_range("iterations", self.iterations, least=0, most=_MOST)
+        check_range("num_samples", self.num_samples, least=2, most=_MOST)
+        check_range("batch_size", self.batch_size, least=1, most=_MOST)
+        check_range("lr", self.lr, least=0, most=1, optional=True)
+        check_range("regularization", self.regularization, least=0, most=_MOST)
+        check_range("warmup", self.warmup, least=0, most=1)
+        check_choice("units", self.units, UNITS)
+        check_range("fisher_draws", self.fisher_draws, least=0, most=1000)
+        check_range("step_lr", self.step_lr, least=0, most=1)
+        check_range("drop", self.drop, least=0, most=1)
+        check_choice("batch_norm", self.batch_norm, BATCH_NORMS)
+        check_range("memory_limit_gib", self.memory_limit_gib, least=_LEAST_GIB, most=_MOST)
+
+    def rounding_lr(self) -> float:
+        """The learning rate of the rounding variables."""
+        return min(_TRAVEL / max(self.iterations, 1), _MOST_LR) if self.lr is None else self.lr
+
+
+@component("reconstruction/adaround")
+@dataclass(frozen=True)
+class AdaRound(Reconstruction):
+    """Rounds the weights of each layer up or down so that its outputs stay (Nagel et al., 2004.10568)."""
+
+
+@component("reconstruction/brecq")
+@dataclass(frozen=True)
+class BRECQ(Reconstruction):
+    """Block by block, outputs weighted by the diagonal of the Fisher matrix (Li et al., 2102.05426)."""
+
+    units: str = "block"
+    fisher_draws: int = 2
+    step_lr: float = 4e-5
+
+
+@component("reconstruction/qdrop")
+@dataclass(frozen=True)
+class QDrop(Reconstruction):
+    """Block by block, each activation left float with probability ½ meanwhile (Wei et al., 2203.05740)."""
+
+    units: str = "block"
+    step_lr: float = 4e-5
+    drop: float = 0.5

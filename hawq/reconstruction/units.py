@@ -1,0 +1,171 @@
+"""What is reconstructed at a time: modules that take tensors once per forward and give one."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hawq.attention import opened_attention
+from hawq.modes import eval_mode
+from hawq.quantization import input_quantizer, weight_quantizer
+from hawq.records import Block
+from hawq.structures import tensors_in
+
+_LOG = logging.getLogger(__name__)
+_PROBES = (2, 3)  # samples in the two forwards that tell which tensors grow with the batch
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A module whose outputs are to stay what they are in the float network.
+
+    Args:
+        name: qualified name of the module.
+        layers: planned layers in it, in the order of their block.
+        elements: values per sample of its inputs and of its output.
+        batched: whether each tensor among its arguments has rows for each sample, or is the same for all.
+    """
+
+    name: str
+    layers: tuple[str, ...]
+    elements: int
+    batched: tuple[bool, ...]
+
+
+def find_units(network: nn.Module, blocks: Sequence[Block], example: Tensor, units: str = "block") -> tuple[Unit, ...]:
+    """The units of a quantised network, in the order in which its forward reaches them.
+
+    A block is a unit where its layers lie in one module that holds no other block's layers, is called once per
+    forward, and whose tensors have a number of rows proportional to the batch. Other blocks are taken apart into their
+    layers; a layer that is no unit either stays as it is. The log says which.
+
+    Args:
+        network: from `quantize`.
+        blocks: that it was quantised by.
+        example: a batch of inputs (N, ...).
+        units: "block" or "layer".
+    """
+    planned = {block.name: _planned(network, block) for block in blocks}
+    owners = {layer: block.name for block in blocks for layer in block.layers}
+    homes = {name: _enclosing(layers) for name, layers in planned.items() if layers}
+    every_layer = [layer for layers in planned.values() for layer in layers]
+    calls = _probe(network, {*homes.values(), *every_layer} - {""}, example)
+    order = {name: place for place, name in enumerate(calls)}
+    found: list[Unit] = []
+    for block, layers in planned.items():
+        if not layers:
+            continue
+        home = homes[block]
+        whole = units == "block" and _is_alone(network, home, block, owners) and _is_unit(calls.get(home))
+        if whole:
+            found.append(calls[home].unit(home, layers))
+            continue
+        if units == "block" and len(layers) > 1:
+            _LOG.warning("%s is no module of its own with one output: reconstructed layer by layer", block)
+        found += [calls[layer].unit(layer, (layer,)) for layer in layers if _is_unit(calls.get(layer))]
+        left = [layer for layer in layers if not _is_unit(calls.get(layer))]
+        if left:
+            _LOG.warning("%s: rounded to nearest, not reconstructed (not called exactly once)", ", ".join(left))
+    return tuple(sorted(found, key=lambda unit: order[unit.name]))
+
+
+def _planned(network: nn.Module, block: Block) -> tuple[str, ...]:
+    """Layers of a block with a quantiser that is on."""
+    layers = {name: network.get_submodule(name) for name in block.layers}
+    made = {name: (weight_quantizer(layer), input_quantizer(layer)) for name, layer in layers.items()}
+    return tuple(name for name, pair in made.items() if any(one is not None and one.enabled for one in pair))
+
+
+def _enclosing(layers: Sequence[str]) -> str:
+    """The smallest module that holds all named layers; '' for the network itself."""
+    parts = [layer.split(".") for layer in layers]
+    shared = []
+    for column in zip(*parts, strict=False):
+        if len(set(column)) > 1:
+            break
+        shared.append(column[0])
+    return ".".join(shared)
+
+
+def _is_alone(network: nn.Module, home: str, block: str, owners: Mapping[str, str]) -> bool:
+    """Whether a module holds layers of this block alone, and is not the whole network."""
+    if not home:
+        return False
+    return all(owner == block for layer, owner in owners.items() if layer == home or layer.startswith(f"{home}."))
+
+
+@dataclass
+class _Calls:
+    """What two forwards of different batch sizes saw of a module."""
+
+    shapes: list[list[tuple[int, ...]]] = field(default_factory=list)  # of each call: its inputs', then its output's
+    sizes: list[int] = field(default_factory=list)  # of the batch, in each call
+    is_real: bool = True
+    elements: int = 0
+
+    def rows(self) -> list[str]:
+        """How each tensor, the output last, changes with the batch; none where the two calls cannot be compared."""
+        if self.sizes != list(_PROBES) or not self.is_real or len(self.shapes[0]) != len(self.shapes[1]):
+            return []
+        return [_rows(small, large) for small, large in zip(*self.shapes, strict=True)]
+
+    def unit(self, name: str, layers: tuple[str, ...]) -> Unit:
+        """The unit that these calls show."""
+        return Unit(name, layers, self.elements, tuple(kind == "batched" for kind in self.rows()[:-1]))
+
+
+def _is_unit(calls: _Calls | None) -> bool:
+    """Whether a module was called once in each forward with rows in proportion to the batch, and gave a real tensor."""
+    *inputs, output = (calls and calls.rows()) or ["other"]
+    return output == "batched" and "batched" in inputs and "other" not in inputs
+
+
+def _rows(small: tuple[int, ...], large: tuple[int, ...]) -> str:
+    """Whether the first axis grows with the batch while all others stay ("batched"), or nothing does ("constant")."""
+    if small == large:
+        return "constant"
+    n, m = _PROBES
+    grows = bool(small) and small[0] % n == 0 and small[0] * m == large[0] * n and small[1:] == large[1:]
+    return "batched" if grows else "other"
+
+
+@torch.no_grad()
+def _probe(network: nn.Module, names: set[str], example: Tensor) -> dict[str, _Calls]:
+    """What the named modules take and give in two forwards, in the order in which the forward reaches them."""
+    calls: dict[str, _Calls] = {}
+    size = 0
+
+    def begin(name: str) -> Any:
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            calls.setdefault(name, _Calls()).shapes.append([tuple(x.shape) for x in tensors_in((args, kwargs))])
+
+        return hook
+
+    def end(name: str) -> Any:
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+            seen, tensor = calls[name], next(tensors_in(output), None)
+            seen.sizes.append(size)
+            seen.is_real &= tensor is not None and tensor.is_floating_point()
+            if tensor is not None:
+                seen.shapes[-1].append(tuple(tensor.shape))
+                entered = sum(x.numel() for x in tensors_in((args, kwargs)))
+                seen.elements = (entered + tensor.numel()) // size
+
+        return hook
+
+    modules = {name: network.get_submodule(name) for name in names}
+    hooks = [m.register_forward_pre_hook(begin(name), prepend=True, with_kwargs=True) for name, m in modules.items()]
+    hooks += [m.register_forward_hook(end(name), with_kwargs=True) for name, m in modules.items()]
+    try:
+        with eval_mode(network), opened_attention(network):
+            for size in _PROBES:
+                network(example[:1].expand(size, *example.shape[1:]).clone())
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return calls

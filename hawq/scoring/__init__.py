@@ -1,0 +1,19 @@
+"""Scores that are measured for each block and bit-width, beside those that follow from curvature."""
+
+from hawq.scoring.asked import measure_score
+from hawq.scoring.kl import kl_score
+from hawq.scoring.output_shift import output_shift_score
+from hawq.scoring.quadratic import quadratic_score
+from hawq.scoring.settings import HELD_OUT, TRAINING, Analysis
+from hawq.scoring.work import Conditions
+
+__all__ = [
+    "HELD_OUT",
+    "TRAINING",
+    "Analysis",
+    "Conditions",
+    "kl_score",
+    "measure_score",
+    "output_shift_score",
+    "quadratic_score",
+]

@@ -1,0 +1,72 @@
+"""The stage `reconstruction` in whole runs: what it leaves behind, what is found again, what goes on from it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from runs import compose_here, read_json, run_folder, run_here
+
+from hawq.components import component_facts
+from hawq.experiment.config.build import build_settings
+from hawq.experiment.metrics import read_metrics
+from hawq.export import load
+from hawq.models.resnet_cifar import resnet20
+from hawq.quantization import weight_quantizer
+
+SHORT = ("reconstruction=brecq", "reconstruction.iterations=2", "reconstruction.num_samples=8")
+UNITS = ["conv1", *[f"layer{stage}.{unit}" for stage in (1, 2, 3) for unit in (0, 1, 2)], "fc"]
+
+
+def stages_of(folder: Path) -> dict[str, bool]:
+    """Stage → whether its result came from the cache."""
+    return {row["stage"]: row["reused"] for row in read_json(folder / "report.json")["stages"]}
+
+
+@pytest.fixture(scope="module")
+def outputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with the direct baseline that trains nothing."""
+    folder = tmp_path_factory.mktemp("reconstructed")
+    assert run_here(folder, *SHORT, "baseline=direct", "finetune.epochs=0") is None
+    return folder
+
+
+def test_both_networks_are_reconstructed_and_packed_bit_for_bit(outputs: Path) -> None:
+    folder = run_folder(outputs)
+    stages = stages_of(folder)
+    assert [name for name in stages if name.startswith("reconstruction")] == ["reconstruction/direct", "reconstruction"]
+    rows = [row for row in read_metrics(folder) if row["stage"] == "reconstruction"]
+    assert [(row["step"], row["unit"]) for row in rows] == list(enumerate(UNITS, 1))
+    assert all(row["error"] <= row["nearest"] for row in rows)
+    loaded = load(folder / "model.safetensors", resnet20())
+    state = torch.load(folder / "finetune" / "network.pt")
+    better = {row["unit"] for row in rows if row["error"] < row["nearest"]}
+    assert better
+    for name, layer in loaded.named_modules():
+        quantizer = weight_quantizer(layer)
+        if quantizer is not None:
+            weight = state[f"{name}.parametrizations.weight.original"]
+            assert torch.equal(layer.weight, quantizer(weight)), name
+            on_grid = any(name == unit or name.startswith(f"{unit}.") for unit in better)
+            assert torch.equal(layer.weight, weight) == on_grid, name
+
+
+def test_fine_tuning_goes_on_from_it(outputs: Path) -> None:
+    first = run_folder(outputs)
+    assert run_here(outputs, *SHORT, "baseline=direct", "finetune.max_steps=2") is None
+    (folder,) = (path for path in (outputs / "runs").iterdir() if path != first)
+    stages = stages_of(folder)
+    assert stages["reconstruction"] and stages["reconstruction/direct"] and not stages["finetune"]
+    assert [row["phase"] for row in read_json(folder / "finetune" / "history.json")] == [0, 0]  # all blocks at once
+
+
+def test_it_must_be_named_where_it_is_not_in_the_cache(outputs: Path) -> None:
+    message = run_here(outputs, *SHORT, "reconstruction.iterations=3", "stages=[finetune]")
+    assert message is not None and "give stages=['reconstruction', 'finetune']" in message
+
+
+@pytest.mark.parametrize("option", ["none", "adaround", "brecq", "qdrop"])
+def test_every_option_is_a_component(option: str) -> None:
+    settings = build_settings(compose_here(f"reconstruction={option}"))
+    assert component_facts(settings.reconstruction)["component"] == f"reconstruction/{option}"
