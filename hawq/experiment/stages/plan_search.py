@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from hawq.allocation import IntegerProgram, allocate
 from hawq.errors import UserError
 from hawq.experiment.artifacts import Artifact
-from hawq.experiment.prepare import Inputs
+from hawq.experiment.inputs import Inputs
 from hawq.experiment.run import Run
 from hawq.experiment.stages.cache import Files, KeyedSettings, cached
 from hawq.experiment.stages.float_network import FloatNetwork
@@ -45,14 +45,19 @@ def _search(run: Run, analysis: Sensitivity, settings: KeyedSettings, artifact: 
 
     inputs, wanted, seed = run.inputs, settings.search, settings.seed
     images = _judging_images(inputs, wanted, seed)
-    count = sum(len(batch) for batch, _ in images)
     plan = search_plan(
         inputs.network.eval(),
         analysis,
         images,
         inputs.calibration(wanted.calibration_images, wanted.batch_size, seed),
         settings.bits,
-        judging=Judging(wanted.judge, wanted.temperature, _preparation(inputs, settings), wanted.about(count)),
+        judging=Judging(
+            wanted.judge,
+            wanted.temperature,
+            _preparation(inputs, settings),
+            wanted.about(sum(len(batch) for batch, _ in images)),
+            wanted.standard_errors,
+        ),
         others=_other_images(inputs, wanted, seed),
         quantizer=settings.quantizer,
         checkpoint=artifact.partial,

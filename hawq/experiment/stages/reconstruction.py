@@ -17,6 +17,8 @@ from hawq.experiment.stages.float_network import FloatNetwork
 from hawq.reconstruction import Reconstruction, reconstruct
 from hawq.records import BitPlan, Sensitivity, to_dict
 
+_REVISION = 2  # raised when the same settings give another network: older artifacts are then left alone
+
 
 @dataclass(frozen=True)
 class Reconstructed:
@@ -40,7 +42,7 @@ def reconstruction(
             partial(_make, run, float_network, plan, stage),
             reads=("reconstruction", "quantizer", "seed"),
             network=float_network.weights_hash,
-            facts={"bits": to_dict(plan.precisions)},
+            facts={"bits": to_dict(plan.precisions), "revision": _REVISION},
             label=stage,
         )
         run.log.replay(stage, artifact.read_json("units.json"))
