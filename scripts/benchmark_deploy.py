@@ -58,10 +58,14 @@ def benchmark(path: Path, overrides: list[str]) -> list[str]:
     rows = []
     for profile in ("exact", "integer"):
         folder = Path("outputs") / "benchmark_deploy" / path.stem / profile
-        found = deploy(
-            network, folder / "model.onnx", example, profile=profile, calibration=calibration, data=data,
-            runtimes=runtimes,
-        )  # fmt: skip
+        try:
+            found = deploy(
+                network, folder / "model.onnx", example, profile=profile, calibration=calibration, data=data,
+                runtimes=runtimes,
+            )  # fmt: skip
+        except ValueError as refusal:
+            rows.append(f"| {path.stem}: {profile} | refused: {refusal} | | | | | |")
+            continue
         for one in found.runtimes:
             speed = " / ".join(f"{times['speedup']:.2f}" for times in one.milliseconds.values())
             rows.append(

@@ -27,7 +27,8 @@ from hawq.data import fixed_batches, sample_indices
 from hawq.experiment.artifacts import PartialCheckpoint
 from hawq.experiment.config.build import compose_parts
 from hawq.experiment.config.options import Settings
-from hawq.experiment.prepare import Inputs, prepare_network
+from hawq.experiment.inputs import Inputs
+from hawq.experiment.prepare import prepare_network
 from hawq.experiment.progress import Console
 from hawq.files import write_whole
 from hawq.records import SENSITIVITY_SCHEMA, BitPlan, Sensitivity, dump_record, read_sensitivity, to_dict

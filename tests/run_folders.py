@@ -23,12 +23,17 @@ from hawq.records import (
     LossIncrease,
     LossIncreases,
     Measured,
+    PlanCorrelation,
+    PlanOutcome,
+    PlanScore,
     ResultRow,
     RunReport,
     Score,
+    Searched,
     Sensitivity,
     StageRecord,
     Validated,
+    ValidatedPlans,
     dump_record,
     to_dict,
 )
@@ -64,16 +69,18 @@ def made_run(
     parent: Measured | None = None,
     tuned: Measured | None = None,
     sensitivity: Sensitivity | None = None,
+    budgets: int = 12,
+    searched: Searched | None = None,
 ) -> Path:
     """Writes the files of a run with every stage into `folder`, and returns it."""
     folder.mkdir(parents=True, exist_ok=True)
     sensitivity = sensitivity or sensitivity_of()
     allocator = IntegerProgram(target)
-    plan = allocate(sensitivity, allocator)
+    plan = replace(allocate(sensitivity, allocator), searched=searched)
     direct = direct_baseline(sensitivity, plan)
     (folder / "sensitivity.json").write_bytes(dump_record(SENSITIVITY_SCHEMA, sensitivity))
     (folder / "plan.json").write_bytes(dump_record(PLAN_SCHEMA, plan))
-    (folder / "frontier.json").write_bytes(dump_record("hawq.frontier/2", frontier(sensitivity, allocator, 12)))
+    (folder / "frontier.json").write_bytes(dump_record("hawq.frontier/2", frontier(sensitivity, allocator, budgets)))
     (folder / "validation.json").write_bytes(dump_record("hawq.validation/2", _validated(sensitivity)))
     config = {"seed": seed, "model": {"name": "toy"}, "dataset": {"_target_": "hawq.data.Digits"}}
     config |= {"finetune": {"eval_samples": 2000, "keep": "last"}, "float_network": {"keep": "last"}}
@@ -136,7 +143,25 @@ def _validated(sensitivity: Sensitivity) -> Validated:
         Correlation(name, "weights", None, 14, rho, (rho - 0.2, rho + 0.1), 0.0, (-0.1, 0.1))
         for name, rho in (("lanczos", 0.8), ("random", 0.3))
     )
-    return Validated(LossIncreases(200, 0.3, 92.0, tuple(increases)), scores, found)
+    return Validated(LossIncreases(200, 0.3, 92.0, tuple(increases)), scores, found, (_plans(sensitivity),))
+
+
+def _plans(sensitivity: Sensitivity) -> ValidatedPlans:
+    """Six plans of one size: λ‖ΔW‖² ranks them well, chance does not."""
+    names = [block.name for block in sensitivity.blocks]
+    outcomes = tuple(
+        PlanOutcome(dict.fromkeys(names, "4"), 10.0, 0.1 * place, 0.01, 0.05 * place, 0.01, 0.2 * place, 0.1)
+        for place in range(1, 7)
+    )
+    scores = tuple(
+        PlanScore(name, "bits.score=eigenvalue", (1.0, 2.0, 3.0, 4.0, 5.0, 6.0)) for name in ("lanczos", "error")
+    )
+    correlations = tuple(
+        PlanCorrelation(name, truth, 6, rho, (rho - 0.3, rho + 0.05), 0.2, (0.1, 0.3), 0.9 - rho, (0.0, 0.5))
+        for name, rho in (("lanczos", 0.9), ("error", 0.7))
+        for truth in ("kl", "loss", "accuracy")
+    )
+    return ValidatedPlans(10.0, 0, 200, 0.3, 92.0, outcomes, scores, correlations)
 
 
 def _history(ending: float) -> list[dict[str, Any]]:

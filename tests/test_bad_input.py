@@ -40,7 +40,7 @@ MISTAKES = {
     "negative": ("bits.target=-1", ["bits.target=-1", "positive"]),
     "not a number": ("bits.target=nan", ["bits.target=nan", "positive"]),
     "activations": ("bits.activations=lots", ["bits.activations='lots'", "mixed"]),
-    "unit": ("bits.unit=megabytes", ["'megabytes'", "w_comp, average_bits, bytes, bops"]),
+    "unit": ("bits.unit=megabytes", ["'megabytes'", "w_comp, average_bits, uniform_bits, bytes, bops"]),
     "level": ("bits=hawq_v3 bits.level=2", ["bits.level=2", "0 to 1"]),
     "points": ("allocation.frontier_points=1", ["allocation.frontier_points=1", "2 or more", "or 0"]),
     "draws": ("allocation.confidence_draws=-1", ["allocation.confidence_draws=-1", "0 to"]),
@@ -53,7 +53,7 @@ MISTAKES = {
     "choice": ("solver.start_from=zero", ["solver.start_from='zero'", "random", "gradient", "subset"]),
     "stage": (
         "stages=[analyse]",
-        ["analyse", "'analysis', 'validate', 'allocation', 'finetune', 'export', 'deploy', 'report'"],
+        ["analyse", "'analysis', 'validate', 'allocation', 'reconstruction', 'finetune', 'export', 'deploy', 'report'"],
     ),
     "seed": ("seed=-1", ["seed=-1", "0 to"]),
     "device": ("device=tpu", ["device='tpu'", "auto, cpu, cuda or cuda:N"]),

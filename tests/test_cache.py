@@ -89,10 +89,10 @@ def test_a_stage_cannot_read_past_its_key() -> None:
         ([], ["float_network"]),
         (["validate"], ["float_network", "analysis", "validate"]),
         (["allocation"], ["float_network", "analysis", "allocation"]),
-        (["export"], ["float_network", "analysis", "allocation", "finetune", "export"]),
+        (["export"], ["float_network", "analysis", "allocation", "reconstruction", "finetune", "export"]),
         (
             ["report", "validate"],
-            ["float_network", "analysis", "validate", "allocation", "finetune", "export", "report"],
+            ["float_network", "analysis", "validate", "allocation", "reconstruction", "finetune", "export", "report"],
         ),
     ],
 )
@@ -108,6 +108,7 @@ def test_stages_bring_what_they_need(selected: list[str], names: list[str]) -> N
         ("finetune", ["report"], ["finetune", "export"]),
         ("validate", ["validate", "report"], []),
         ("analysis", ["analysis", "allocation", "finetune"], []),
+        ("reconstruction", ["finetune"], ["reconstruction"]),
     ],
 )
 def test_what_depends_on_a_new_result_must_be_selected(changed: str, selected: list[str], names: list[str]) -> None:

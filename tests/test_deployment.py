@@ -23,6 +23,7 @@ from hawq.deployment.runtimes import OnnxRuntime, available
 from hawq.deployment.tracing import INPUT, trace
 from hawq.deployment.writing import stored_codes, write_graph
 from hawq.export import load, save
+from hawq.progress import SILENT
 from hawq.quantization import LSQ, PACT, DoReFa, RVQuant, Uniform, quantize
 from hawq.quantization.residuals import add_residual_quantizers, enable_residual_quantizers
 
@@ -186,15 +187,49 @@ def test_a_wrong_weight_is_refused_by_name(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("parity", "refused"),
-    [((0, 1000, 0), False), ((100, 10**6, 1), False), ((150, 10**6, 1), True), ((1, 10**6, 2), True)],
+    ("parity", "bits", "refused"),
+    [
+        ((0, 1000, 0), 4, False),
+        ((100, 10**6, 1), 4, False),
+        ((150, 10**6, 1), 4, True),
+        ((150, 10**6, 1), 2, True),
+        ((150, 10**6, 1), 5, False),
+        ((1600, 10**6, 1), 8, False),
+        ((1700, 10**6, 1), 8, True),
+        ((1, 10**6, 2), 8, True),
+    ],
 )
-def test_limits_of_parity(parity, refused):
+def test_limits_of_parity(parity, bits, refused):
+    """A grid of one more bit has twice as many borders, where rounding of sums may decide."""
     if refused:
         with pytest.raises(ValueError, match="layer1"):
-            refuse_wrong_layers([Parity("layer1", *parity)], "a runtime")
+            refuse_wrong_layers([Parity("layer1", *parity)], "a runtime", bits={"layer1": bits})
     else:
-        refuse_wrong_layers([Parity("layer1", *parity)], "a runtime")
+        refuse_wrong_layers([Parity("layer1", *parity)], "a runtime", bits={"layer1": bits})
+
+
+@pytest.mark.parametrize("must_agree", [True, False])
+def test_a_runtime_that_is_less_accurate_is_refused_or_told(must_agree, caplog):
+    from hawq.deployment.measuring import _accuracy
+
+    network = nn.Flatten()
+    images = torch.eye(4).repeat(50, 1)
+    labels = images.argmax(1)
+    data = [(images[:100], labels[:100]), (images[100:], labels[100:])]
+
+    def session(feeds):
+        found = feeds["images"].copy()
+        found[:10] = 0.0
+        found[:10, 0] = 1.0
+        return [found]
+
+    if must_agree:
+        with pytest.raises(ValueError, match=r"a runtime is right on 9.* % of the images and PyTorch on 100.00 %"):
+            _accuracy("a runtime", session, network, data, SILENT, True)
+    else:
+        found = _accuracy("a runtime", session, network, data, SILENT, False)
+        assert found["reference_accuracy"] == 100.0 and found["accuracy"] < 96
+        assert "give profile=integer" in caplog.text
 
 
 @pytest.mark.parametrize("given", [{"profile": "fast"}, {"opset": 13}, {"profile": "integer"}])

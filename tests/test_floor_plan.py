@@ -29,6 +29,7 @@ FLOORS = (
     ("experiment.tracking",),
     ("experiment.metrics",),
     ("experiment.config",),
+    ("experiment.inputs",),
     ("experiment.prepare",),
     ("experiment.run",),
     ("experiment.stages",),
@@ -104,6 +105,19 @@ def violations(source: str, room: str) -> list[str]:
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(REPOSITORY)))
 def test_imports_only_from_below(path: Path) -> None:
     assert violations(path.read_text(), room_of(path)) == []
+
+
+MOST_LINES, MOST_LINES_OF_A_FUNCTION = 300, 60
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(REPOSITORY)))
+def test_files_and_functions_are_short(path: Path) -> None:
+    source = path.read_text()
+    kinds = (ast.FunctionDef, ast.AsyncFunctionDef)
+    functions = [node for node in ast.walk(ast.parse(source)) if isinstance(node, kinds)]
+    lengths = {node.name: (node.end_lineno or 0) - node.lineno + 1 for node in functions}
+    assert source.count("\n") <= MOST_LINES
+    assert {name: length for name, length in lengths.items() if length > MOST_LINES_OF_A_FUNCTION} == {}
 
 
 def test_plan_names_every_room_and_no_other() -> None:

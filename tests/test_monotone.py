@@ -97,7 +97,7 @@ def test_many_blocks_in_no_time():
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"unit": "bops"}, "'bops' is unknown: give w_comp, average_bits, bytes"),
+        ({"unit": "bops"}, "'bops' is unknown: give w_comp, average_bits, uniform_bits, bytes"),
         ({"order": "sideways"}, "'sideways'.*descending, ascending, random"),
         ({"score": "gut"}, "'gut'.*eigenvalue, trace"),
         ({"activations": 16}, "activations=16"),

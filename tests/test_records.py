@@ -26,6 +26,9 @@ from hawq.records import (
     Measured,
     Normalization,
     Phase,
+    PlanCorrelation,
+    PlanOutcome,
+    PlanScore,
     Precision,
     Prediction,
     Preprocessing,
@@ -37,6 +40,7 @@ from hawq.records import (
     Sensitivity,
     StageRecord,
     Validated,
+    ValidatedPlans,
     dump_record,
     from_dict,
     read_record,
@@ -77,6 +81,10 @@ INCREASE = LossIncrease("b", "weights", 2, 0.1, 0.01, 1.5, 0.2)
 TRUTH = LossIncreases(9, 0.2, 99.0, (INCREASE, INCREASE))
 SCORE = Score("trace", "weights", "trace", {"b": {2: 1.5, 4: 0.5}}, 2.5, None)
 CORRELATION = Correlation("trace", "weights", None, 6, 0.5, (0.1, 0.9), None, None)
+OUTCOME = PlanOutcome({"a": "4", "b": "2/8"}, 8.0, 0.1, 0.01, -0.1, 0.02, 1.5, 0.3)
+PLAN_SCORE = PlanScore("trace", "solver=trace bits.score=trace", (1.5,))
+PLAN_CORRELATION = PlanCorrelation("trace", "kl", 40, 0.5, (0.1, 0.9), -0.1, (-0.2, 0.1), None, None)
+PLANS = ValidatedPlans(8.0, 390, 500, 0.2, 94.0, (OUTCOME,), (PLAN_SCORE,), (PLAN_CORRELATION,))
 BARE = [
     Block("a", ("a",), 1),
     BlockSensitivity(BLOCK, ESTIMATE, {}),
@@ -89,7 +97,8 @@ FULL = [
     *(DIFFERENCE, Measured(95.0, 20, (3,)), FloatPart("attn", 0, 12), Preprocessing(224, 0.875, "bicubic")),
     *(JUDGED, SEARCHED),
     *(Prediction(-0.5, 0.25), ScoreTable("kl", {"a": {2: Prediction(1.0)}}, {}, {"a": Prediction(2.0)}, False)),
-    *(INCREASE, TRUTH, SCORE, CORRELATION, Validated(TRUTH, (SCORE,), (CORRELATION, CORRELATION))),
+    *(INCREASE, TRUTH, SCORE, CORRELATION, Validated(TRUTH, (SCORE,), (CORRELATION, CORRELATION), (PLANS,))),
+    *(OUTCOME, PLAN_SCORE, PLAN_CORRELATION, PLANS),
 ]
 
 

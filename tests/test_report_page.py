@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from browsing import DESKTOP, PHONE, axe_violations, browser, opened
 from run_folders import made_run, measured, renamed, sensitivity_of
 from runs import read_json
 
+from hawq.records import Judgement, Searched
 from hawq.report import write_page
 
 LARGEST, SLOWEST_SECONDS = 5 * 2**20, 2.0
@@ -167,6 +169,22 @@ def test_names_cannot_break_out_of_the_page(chromium: Any, tmp_path: Path) -> No
         assert found.page.locator("#detail").inner_text().startswith(evil)
 
 
+def test_a_network_of_many_blocks_fits(chromium: Any, tmp_path: Path) -> None:
+    few = sensitivity_of()
+    rows = [
+        replace(row, block=replace(row.block, name=f"{row.block.name}.{number}"))
+        for number in range(12)
+        for row in few.rows
+    ]
+    with opened(chromium, write_page(made_run(tmp_path, sensitivity=few.with_rows(rows), budgets=2)), PHONE) as found:
+        page = found.page
+        assert found.complaints == [] and page.evaluate("document.documentElement.scrollWidth") <= PHONE[0]
+        assert page.locator("#strip .bar").count() == 84
+        page.locator("#strip .bar").nth(83).focus()
+        assert page.locator("#detail").inner_text().startswith("fc.11")
+        assert axe_violations(page) == []
+
+
 PARTS = {
     "sensitivity alone": (("sensitivity.json", "config.yaml"), "7 blocks analysed; no bits are chosen yet"),
     "allocation": (("sensitivity.json", "plan.json", "frontier.json", "config.yaml"), "nothing is trained"),
@@ -198,3 +216,12 @@ def test_verdict_follows_the_pairs(tmp_path: Path, wrong: tuple[int, int], said:
     parent, tuned = measured(wrong[0], 1), measured(wrong[1], 2)
     text = write_page(made_run(tmp_path, parent=parent, tuned=tuned)).read_text(encoding="utf-8")
     assert said in re.search(r"<h1>(.+?)</h1>", text)[1]  # type: ignore[index]
+
+
+def test_plans_that_were_measured_say_so(tmp_path: Path) -> None:
+    judged = Judgement("KL on 400 training images", 400, 0.2, 0.25, 0.05, 0.01)
+    made = made_run(tmp_path, searched=Searched("refinement", 31, 2, judged, None))
+    text = write_page(made).read_text(encoding="utf-8")
+    assert "Found by measuring whole plans: refinement, 31 plans measured: 0.25 → 0.2" in text
+    assert "this one was the best of 31" in text
+    assert "6 random plans of W-Comp 10, without training" in text

@@ -82,7 +82,7 @@ def test_a_failed_job_ends_nothing_and_is_tried_again(
     assert len(ran) == 7  # other stages are other work, in another sweep
 
 
-@pytest.mark.slow
+@pytest.mark.torture
 @pytest.mark.parametrize("launcher", ["joblib", "submitit_local"])
 def test_jobs_in_other_processes_share_folder_and_analysis(tmp_path: Path, launcher: str) -> None:
     if not importlib.util.find_spec(f"hydra_plugins.hydra_{launcher.removesuffix('_local')}_launcher"):

@@ -33,8 +33,11 @@ def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def lines_of(page: Any) -> list[list[str]]:
-    return [row.locator("td").all_inner_texts() for row in page.locator("#lines tbody tr:visible").all()]
+def lines_of(page: Any) -> list[dict[str, str]]:
+    """The visible lines, each as column → text."""
+    columns = [text.strip(" ↑↓") for text in page.locator("#lines th").all_inner_texts()]
+    rows = page.locator("#lines tbody tr:visible").all()
+    return [dict(zip(columns, row.locator("td").all_inner_texts(), strict=True)) for row in rows]
 
 
 @pytest.mark.parametrize(("size", "scheme"), [(DESKTOP, "light"), (PHONE, "dark")])
@@ -48,21 +51,23 @@ def test_lines_are_folded_sorted_and_filtered(sweep: Path) -> None:
     with browser() as chromium, opened(chromium, sweep / "table.html") as found:
         page = found.page
         lines = lines_of(page)
-        assert [line[1].split()[0] for line in lines] == ["float", "direct", "HAWQ", "direct", "HAWQ"]
+        assert [line["method"].split()[0] for line in lines] == ["float", "direct", "HAWQ", "direct", "HAWQ"]
         accuracies = [100 * (1 - wrong / IMAGES) for (target, _), wrong in WRONG.items() if target == 10.0]
-        folded = next(line for line in lines if "bits.target=10" in line[2] and line[1].startswith("HAWQ"))
-        assert folded[3] == f"{mean(accuracies):.2f} ± {stdev(accuracies):.2f}" and folded[9] == "3"
-        assert folded[10] == "0, 1, 2" and "seed=" not in folded[2]
+        folded = next(
+            line for line in lines if "bits.target=10" in line["options"] and line["method"].startswith("HAWQ")
+        )
+        assert folded["accuracy %"] == f"{mean(accuracies):.2f} ± {stdev(accuracies):.2f}" and folded["seeds"] == "3"
+        assert folded["reports by seed"] == "0, 1, 2" and "seed=" not in folded["options"]
         failed = page.locator("#failed").inner_text()
         assert "bits.target=15 seed=0: failed, the loss <is> not finite" in failed
         accuracy = page.locator("#lines th[data-key=accuracy]")
         for order, sign in (("ascending", 1), ("descending", -1)):
             accuracy.locator("button").click()
             assert accuracy.get_attribute("aria-sort") == order
-            values = [float(line[3].split()[0]) for line in lines_of(page)]
+            values = [float(line["accuracy %"].split()[0]) for line in lines_of(page)]
             assert values == sorted(values, key=lambda value: sign * value)
         page.locator("#filter").fill("hawq target=13")
-        assert [line[2] for line in lines_of(page)] == ["bits.target=13"]
+        assert [line["options"] for line in lines_of(page)] == ["bits.target=13"]
         assert page.locator("#shown").inner_text() == "1 of 5"
         page.locator("#filter").fill("")
         page.locator("#lines tbody a").first.click()

@@ -151,6 +151,14 @@ def test_an_id_that_is_none_is_replaced(tmp_path: Path, stored: str, capsys: pyt
     assert "a new run begins" in capsys.readouterr().out
 
 
+def test_a_sweep_of_wandb_names_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "wandb_id"
+    monkeypatch.setenv("WANDB_RUN_ID", "fromagent")
+    assert tracking._run_id(path) != "fromagent"  # without a sweep a variable left over must not join runs
+    monkeypatch.setenv("WANDB_SWEEP_ID", "s1")
+    assert tracking._run_id(path) == "fromagent" == path.read_text()
+
+
 # A real W&B run, without an account, at a terminal.
 
 

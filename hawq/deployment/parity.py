@@ -24,6 +24,7 @@ from hawq.quantization.residuals import RESIDUALS
 
 MOST_DIFFERING = 1e-4
 _FEW = 3  # codes of a small tensor that may lie on a border by chance
+_COARSE = 4  # bits of a grid for which shares of differing codes are stated
 
 
 @dataclass(frozen=True)
@@ -126,11 +127,23 @@ def layer_parity(
     return result
 
 
-def refuse_wrong_layers(parities: list[Parity], runtime: str, most: float = MOST_DIFFERING) -> None:
-    """Raises ValueError for a layer whose codes differ by more than rounding: more than `most` of them (and a few,
-    where there are few), or one by more than 1."""
+def refuse_wrong_layers(
+    parities: list[Parity], runtime: str, most: float = MOST_DIFFERING, bits: Mapping[str, int] | None = None
+) -> None:
+    """Raises ValueError for a layer whose codes differ by more than rounding: too many of them, or one by more than 1.
+
+    Sums in another order differ by a share of their range, and a grid of b bits has 2^b borders in its range. So `most`
+    of the codes may differ up to four bits, and twice as many with each bit more (and a few, where there are few).
+
+    Args:
+        parities: of one runtime.
+        runtime: its name.
+        most: share of the codes of a grid of up to four bits.
+        bits: key of a grid → its bit-width; four unless given.
+    """
     for one in parities:
-        if one.num_differing > most * one.num_codes + _FEW or one.largest > 1:
+        finer = 2 ** max((bits or {}).get(one.key, _COARSE) - _COARSE, 0)
+        if one.num_differing > most * finer * one.num_codes + _FEW or one.largest > 1:
             raise ValueError(
                 f"{one.key}: {100 * one.differing:.3g} % of its input codes differ in {runtime}, by up to "
                 f"{one.largest}: the file does not compute what the network computes"

@@ -12,8 +12,8 @@ import yaml
 
 from hawq.experiment.config.build import component_section
 from hawq.experiment.config.options import Settings
+from hawq.experiment.inputs import Inputs
 from hawq.experiment.metrics import MetricsLog
-from hawq.experiment.prepare import Inputs
 from hawq.experiment.run import Run
 from hawq.experiment.table import Stage, wanted_stages
 from hawq.files import write_whole

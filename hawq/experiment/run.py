@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from hawq.experiment.config.options import Settings
+from hawq.experiment.inputs import Inputs
 from hawq.experiment.metrics import MetricsLog
-from hawq.experiment.prepare import Inputs
 from hawq.experiment.progress import Console
 from hawq.experiment.table import wanted_stages
 from hawq.progress import Progress

@@ -15,12 +15,14 @@ class Stage:
         needs: the stages whose results the function takes, each as the argument of that name.
         about: one line for whoever looks for a stage.
         sections: of the config that its errors may be about, beside the one with its name.
+        optional: whether it makes nothing unless an option asks for it, so that nobody must name it.
     """
 
     name: str
     needs: tuple[str, ...]
     about: str
     sections: tuple[str, ...] = ()
+    optional: bool = False
 
 
 STAGES = (
@@ -28,7 +30,12 @@ STAGES = (
     Stage("analysis", ("float_network",), "sensitivity of every block", ("solver",)),
     Stage("validate", ("float_network", "analysis"), "how well each score predicts the truth", ("solver",)),
     Stage("allocation", ("float_network", "analysis"), "bit-widths of every block", ("bits", "search")),
-    Stage("reconstruction", ("float_network", "analysis", "allocation"), "quantised networks without training labels"),
+    Stage(
+        "reconstruction",
+        ("float_network", "analysis", "allocation"),
+        "quantised networks without training labels",
+        optional=True,
+    ),
     Stage("finetune", ("float_network", "analysis", "allocation", "reconstruction"), "quantised, fine-tuned networks"),
     Stage("export", ("float_network", "finetune"), "packed files, and their accuracy"),
     Stage("deploy", ("float_network", "finetune", "export"), "files that a runtime computes in integers"),
@@ -53,5 +60,5 @@ def left_out(changed: str, selected: Collection[str]) -> list[str]:
     for stage in STAGES:
         if outdated & {*stage.needs}:
             outdated.add(stage.name)
-    wanted = [stage.name for stage in wanted_stages(selected) if stage.name in outdated]
-    return [name for name in wanted if name not in selected and name != "float_network"]
+    wanted = [stage for stage in wanted_stages(selected) if stage.name in outdated and stage.name not in selected]
+    return [stage.name for stage in wanted if stage.needs and (stage.name == changed or not stage.optional)]

@@ -20,6 +20,7 @@ from hawq.errors import UserError
 from hawq.files import write_whole
 
 _ROWS = "metrics_rows"  # how many rows of metrics.jsonl a W&B run has received
+_ID = r"[A-Za-z0-9_-]{1,64}"
 MODES = ("auto", "online", "offline")
 
 
@@ -233,9 +234,16 @@ class _WandbSink:
 
 
 def _run_id(path: Path) -> str:
-    """The id of this folder's W&B run, made and stored on the first call. One that W&B could not take is replaced."""
+    """The id of this folder's W&B run, made and stored on the first call. One that W&B could not take is replaced.
+
+    In a W&B sweep it is the one that the agent hands out, by which the server knows the run.
+    """
+    given = os.environ.get("WANDB_RUN_ID", "") if os.environ.get("WANDB_SWEEP_ID") else ""
+    if re.fullmatch(_ID, given):
+        write_whole(path, given.encode())
+        return given
     stored = path.read_text(errors="replace").strip() if path.is_file() else ""
-    if re.fullmatch(r"[A-Za-z0-9_-]{1,64}", stored):
+    if re.fullmatch(_ID, stored):
         return stored
     if path.is_file():
         print(f"{path} holds no id of a W&B run: a new run begins")

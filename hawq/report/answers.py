@@ -149,6 +149,9 @@ def _plan_holds(plan: BitPlan | None) -> list[tuple[str, str]]:
     if plan and plan.gap is not None:
         best = "proven to be the least" if not plan.gap else f"at most {100 * plan.gap:.2g} % above the least"
         found.append(("good", f"The predicted increase of the plan is {best} within its limits."))
+    if plan and plan.searched:
+        mark = "good" if plan.searched.others or plan.searched.judged.start is None else "open"
+        found.append((mark, f"Found by measuring whole plans: {plan.searched}."))
     if plan and plan.confidence:
         sentence = str(plan.confidence)
         found.append(("open" if plan.confidence.changes else "good", sentence[0].upper() + sentence[1:] + "."))

@@ -201,7 +201,9 @@ def why_most_bits(run: RunFolder, plan: BitPlan) -> str:
     blocks = {block.name: block for block in run.sensitivity.blocks}
     if all(blocks[name].fixed_bits is not None for name in names):
         return f"{begin}: they are fixed there, not chosen."
-    if plan.objective is None:
+    if plan.searched:
+        begin = f"{begin}; whole plans were measured, and this one was the best of {plan.searched.evaluations}"
+    elif plan.objective is None:
         return f"{begin}: {plan.method} gives bits out by its own rule, not by a score."
     return f"{begin}.{_per_weight(run, blocks, names, fewest)}{_one_less(run, blocks, names)}"
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from hawq.allocation.frontier import FrontierPoint
 from hawq.records import WEIGHTS, ResultRow
-from hawq.report.blocks_view import formula, score_of
+from hawq.report.blocks_view import formula
 from hawq.report.intervals import wilson
 from hawq.report.results import phase_borders
 from hawq.report.run_folder import RunFolder
@@ -164,8 +164,3 @@ def thinned(rows: Sequence[Any]) -> Sequence[Any]:
     if len(rows) <= _MOST_POINTS:
         return rows
     return [rows[round(place * (len(rows) - 1) / (_MOST_POINTS - 1))] for place in range(_MOST_POINTS)]
-
-
-def score_name(run: RunFolder) -> str:
-    """The score that decided, with its formula."""
-    return f"{score_of(run)}: {formula(score_of(run))}"

@@ -141,7 +141,7 @@ def _shown(line: _Line, beside: Path) -> dict[str, Any]:
         "label": line.label,
         "command": line.command,
         "accuracy": middle,
-        "shown": f"{middle:.2f}" + (f" ± {spread:.2f}" if spread is not None else ""),
+        "shown": f"{middle:.2f}" + (f" ± {spread:.2f}" if spread else ""),
         "low": low,
         "high": high,
         "seeds": count,

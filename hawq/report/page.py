@@ -8,12 +8,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hawq.files import write_whole
+from hawq.records import ValidatedPlans
 from hawq.report import charts
 from hawq.report.answers import answers, headline, verdict
 from hawq.report.blocks_view import bits_text, formula, score_of, strip
 from hawq.report.intervals import wilson
 from hawq.report.run_folder import RunFolder, read_run
 from hawq.report.tables import result_cells, sensitivity_rows, size_label
+from hawq.report.validated_plans import validated_plans_rows
+from hawq.report.validated_plans import verdict as verdict_on_plans
 from hawq.report.wording import count, number, percent, plural, seconds, signed
 
 if TYPE_CHECKING:
@@ -93,13 +96,25 @@ def _context(run: RunFolder) -> dict[str, Any]:
         "facts": _facts(run),
         "answers": answers(run, front),
         "table": _table(run),
-        "score": charts.score_name(run) if blocks else "",
+        "plans": [_validated_plans(one) for one in run.validation.plans] if run.validation else [],
         "floats": _floats(run),
         "provenance": _provenance(run),
         "result_cells": [result_cells(row) for row in run.report.rows] if run.report else [],
         "data": data,
         "scripts": ("d3.min.js", "plot.umd.min.js", "common.js", "report.js"),
     }
+
+
+def _validated_plans(found: ValidatedPlans) -> dict[str, Any]:
+    """How the scores rank whole plans: a table, and which score to use."""
+    columns, rows = validated_plans_rows(found)
+    cells = [
+        [number(cell) if isinstance(cell, float) else "–" if cell is None else str(cell) for cell in row]
+        for row in rows
+    ]
+    about = f"after {plural(found.steps, 'step')} of joint training" if found.steps else "without training"
+    title = f"{len(found.outcomes)} random plans of W-Comp {found.w_comp:.4g}, {about}"
+    return {"title": title, "columns": columns, "rows": cells, "verdict": verdict_on_plans(found)}
 
 
 def title_of(run: RunFolder) -> str:

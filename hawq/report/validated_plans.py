@@ -57,24 +57,33 @@ def verdict(result: ValidatedPlans) -> str:
     typed = {score.name: score.typed for score in result.scores}
     if not by_kl:
         return "No score can be ranked: all plans, or all predictions, are equal."
-    best = max(by_kl, key=lambda found: found.spearman or 0.0)
+    best = max(by_kl, key=_rho)
     equal = [found for found in by_kl if found.score != best.score and not _leaves_zero(found)]
-    named = ", ".join(f"{found.score} ({found.spearman:.2f})" for found in sorted(equal, key=_rho, reverse=True))
+    worse = [found for found in by_kl if _leaves_zero(found)]
+    where = f"On this network, {_trained(result)}, {len(result.outcomes)} plans"
+    behind = f" Proven worse than the best: {_named(worse)}." if worse else ""
     if best.score == PLAIN_ERROR or any(found.score == PLAIN_ERROR for found in equal):
-        others = f"; not told apart: {named}" if named else ""
+        others = [found for found in equal if found.score != PLAIN_ERROR]
+        level = f" Not told apart from the best: {_named(others)}." if others else ""
         return (
-            f"On this network, {_trained(result)}, no score ranks plans better than the plain error beyond sampling "
-            f"error (best: {best.score}, ρ = {best.spearman:.2f}{others}): give {typed[PLAIN_ERROR]}, which is free."
+            f"{where} prove no score better than the plain error (best: {best.score}, ρ = {best.spearman:.2f}; plain "
+            f"error: {_plain(by_kl)}): {typed[PLAIN_ERROR]} is free; more validate.plans tell smaller differences."
+            f"{level}{behind}"
         )
-    if not named:
-        return (
-            f"On this network, {_trained(result)}, {best.score} ranks plans best (ρ = {best.spearman:.2f}), and better "
-            f"than every other score beyond sampling error: give {typed[best.score]}."
-        )
+    if not equal:
+        return f"{where} rank {best.score} best (ρ = {best.spearman:.2f}): give {typed[best.score]}.{behind}"
     return (
-        f"On this network, {_trained(result)}, {best.score} ranks plans best (ρ = {best.spearman:.2f}): give "
-        f"{typed[best.score]}. Not told apart from it by these plans: {named}."
+        f"{where} rank {best.score} best (ρ = {best.spearman:.2f}): give {typed[best.score]}. "
+        f"Not told apart from it: {_named(equal)}.{behind}"
     )
+
+
+def _named(found: Sequence[PlanCorrelation]) -> str:
+    return ", ".join(f"{one.score} ({one.spearman:.2f})" for one in sorted(found, key=_rho, reverse=True))
+
+
+def _plain(found: Sequence[PlanCorrelation]) -> str:
+    return next((f"{one.spearman:.2f}" for one in found if one.score == PLAIN_ERROR), "–")
 
 
 def _rho(found: PlanCorrelation) -> float:
@@ -111,6 +120,8 @@ def plans_figure(result: ValidatedPlans, path: Path) -> Path:
 
 
 def _panel(axes: Any, predictions: Sequence[float], result: ValidatedPlans) -> None:
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
     points = [(x, one.kl, one.kl_error) for x, one in zip(predictions, result.outcomes, strict=True) if x > 0 < one.kl]
     if points:
         x, y, errors = zip(*points, strict=True)
@@ -118,4 +129,8 @@ def _panel(axes: Any, predictions: Sequence[float], result: ValidatedPlans) -> N
         axes.errorbar(x, y, [below, errors], fmt="o", ms=4, elinewidth=0.7, color=_BLUE, ecolor=_GREY)
         axes.set_xscale("log")
         axes.set_yscale("log")
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+            axis.set_minor_locator(NullLocator())
     axes.tick_params(labelsize=8)

@@ -91,13 +91,8 @@ def measure_curvature(
         return Curvature({block.name: {} for block in blocks}, solver.name, *mean_loss(model, batches, loss))
     for text in check_network(model, batches, loss, twice=solver.reads in ("products", "rows")):
         warn(text)
-    limit = solver.memory_limit_gib
-    kind = OPERATORS[solver.curvature]
-    parameters = {block.name: block_weights(model, block) for block in blocks}
     detached = _detached(model, blocks, batches, loss, solver, detached_bits)
-    operator = kind(model, parameters, batches, loss, None if limit is None else limit * 2**30)
-    if limit is None:
-        operator.spare_memory()
+    operator = _operator(model, blocks, batches, loss, solver)
     doubts = check_loss(operator)
     for text in doubts:
         warn(text)
@@ -117,6 +112,18 @@ def measure_curvature(
         warn(text)
     found = _with_activation_traces(found, operator, blocks, batches, seed) if activations else found
     return Curvature(found, solver.name, operator.num_samples, operator.mean_loss, detached)
+
+
+def _operator(
+    model: nn.Module, blocks: Sequence[Block], batches: Sequence[Batch], loss: Loss, solver: Solver
+) -> BlockOperator:
+    """The matrices that a solver asks for, in batches that stay below its memory limit or spare memory."""
+    limit, parameters = solver.memory_limit_gib, {block.name: block_weights(model, block) for block in blocks}
+    kind = OPERATORS[solver.curvature]
+    operator = kind(model, parameters, batches, loss, None if limit is None else limit * 2**30)
+    if limit is None:
+        operator.spare_memory()
+    return operator
 
 
 def _with_activation_traces(

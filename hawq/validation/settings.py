@@ -48,7 +48,7 @@ class Validation:
     draws: int
     save_every_seconds: float
     scores: tuple[str, ...] = BEYOND_CURVATURE
-    plans: int = 40
+    plans: int = 60
     target: float | None = None
     activations: int = FLOAT_BITS
     trained_plans: int = 0

@@ -15,7 +15,7 @@ from hawq.distributed import broadcast, broadcast_parameters
 from hawq.experiment.artifacts import Artifact
 from hawq.experiment.config.options import Settings
 from hawq.experiment.console import LESS, table
-from hawq.experiment.prepare import Inputs
+from hawq.experiment.inputs import Inputs
 from hawq.experiment.run import Run
 from hawq.experiment.stages.cache import Files, KeyedSettings, cached
 from hawq.experiment.stages.float_network import FloatNetwork

@@ -9,7 +9,7 @@ from hawq.components import component_facts
 from hawq.errors import UserError
 from hawq.experiment.artifacts import Artifact
 from hawq.experiment.config.options import Settings
-from hawq.experiment.prepare import Inputs
+from hawq.experiment.inputs import Inputs
 from hawq.experiment.run import Run
 from hawq.experiment.table import NAMES, left_out
 from hawq.measurement import measured

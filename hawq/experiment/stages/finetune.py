@@ -16,7 +16,7 @@ from torch import nn
 from hawq.allocation import UniformBits, direct_baseline
 from hawq.distributed import broadcast, broadcast_parameters
 from hawq.experiment.artifacts import Artifact
-from hawq.experiment.prepare import Inputs
+from hawq.experiment.inputs import Inputs
 from hawq.experiment.run import Run
 from hawq.experiment.stages.cache import Files, KeyedSettings, cached
 from hawq.experiment.stages.float_network import FloatNetwork, kept_file

@@ -12,7 +12,7 @@ from torch import nn
 from hawq.distributed import broadcast
 from hawq.evaluation import measured
 from hawq.experiment.artifacts import Artifact, hash_tensors
-from hawq.experiment.prepare import Inputs
+from hawq.experiment.inputs import Inputs
 from hawq.experiment.run import Run
 from hawq.experiment.stages.cache import Files, KeyedSettings, cached
 from hawq.finetuning import Row, Training, fit

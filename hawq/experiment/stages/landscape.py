@@ -10,7 +10,7 @@ from typing import Any
 from hawq.curvature import BlockHessian, Slice, landscape
 from hawq.distributed import broadcast, broadcast_parameters
 from hawq.experiment.artifacts import Artifact
-from hawq.experiment.prepare import Inputs
+from hawq.experiment.inputs import Inputs
 from hawq.experiment.run import Run
 from hawq.experiment.stages.cache import Files, KeyedSettings, cached
 from hawq.experiment.stages.float_network import FloatNetwork

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from hawq.allocation import IntegerProgram, allocate
 from hawq.errors import UserError
 from hawq.experiment.artifacts import Artifact
-from hawq.experiment.prepare import Inputs
+from hawq.experiment.inputs import Inputs
 from hawq.experiment.run import Run
 from hawq.experiment.stages.cache import Files, KeyedSettings, cached
 from hawq.experiment.stages.float_network import FloatNetwork

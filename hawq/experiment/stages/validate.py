@@ -21,9 +21,9 @@ from hawq.records import BEYOND_CURVATURE, Sensitivity, dump_record, read_record
 from hawq.report import (
     plans_figure,
     validated_plans_rows,
-    validated_plans_table,
     validation_figure,
     validation_rows,
+    verdict,
 )
 from hawq.sensitivity import block_weights
 from hawq.validation import (
@@ -70,7 +70,11 @@ def validate(run: Run, float_network: FloatNetwork, analysis: Sensitivity) -> Va
         run.log.image(f"figures/{name}", plans_figure(one, run.folder / "figures" / f"{name}.png"))
     run.log.artifact(f"{run.folder.name}-validation", "validation", path)
     print(f"\nSpearman's ρ of each score with the true increase on {truth.num_samples} held-out images")
-    print("\n\n".join([table(*validation_rows(result), drop=_LESS), *map(validated_plans_table, plans)]) + "\n")
+    print(table(*validation_rows(result), drop=_LESS) + "\n")
+    for one in plans:
+        trained = f"after {one.steps} joint training steps" if one.steps else "without training"
+        print(f"Spearman's ρ of each score over {len(one.outcomes)} random plans of W-Comp {one.w_comp:.4g}, {trained}")
+        print(f"{table(*validated_plans_rows(one), drop=_LESS)}\n{verdict(one)}\n")
     return result
 
 

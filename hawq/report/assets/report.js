@@ -14,6 +14,7 @@ function shadeOf(block, bits) {
 // A row of bars, one for each block: width its weights, height its bits, colour the predicted increase.
 function drawStrip(root, bits, pick) {
   const blocks = DATA.strip.blocks;
+  root.classList.toggle("many", blocks.length > 40);
   const bars = element("div", { class: "bars", role: "group", "aria-label": "Blocks from input to output" });
   const axis = element("div", { class: "axis", "aria-hidden": "true" });
   blocks.forEach((block, place) => {
@@ -56,7 +57,7 @@ function names(bars) {
     row.replaceChildren(
       ...DATA.strip.blocks.map((block, place) => {
         const width = bars.children[place].clientWidth;
-        const fits = width > 7 * block.name.length;
+        const fits = width > 7 * block.name.length && bars.scrollWidth <= bars.clientWidth + 1;
         return element("span", { style: `--w:${block.weights}` }, fits ? block.name : "");
       }),
     );
