@@ -81,29 +81,14 @@ def deploy(
     found = _checked_layers(traced, written, chosen, images, codes)
     data_bytes = written.model.SerializeToString()
     float_bytes = float_model(quantized, example, opset)
+    rounds = OnnxRuntime() if profile == "exact" else None  # biases, to integers in some layers
     same = (quantized, written, data_bytes, float_bytes)
     records = [
-        measure(
-            one,
-            *same,
-            found[one.name],
-            data,
-            timed_batches,
-            images,
-            progress,
-            must_agree=profile != "exact" or one != OnnxRuntime(),  # which rounds biases to integers in some layers
-        )
+        measure(one, *same, found[one.name], data, timed_batches, images, progress, must_agree=one != rounds)
         for one in chosen
     ]
-    deployed = Deployed(
-        profile=profile,
-        opset=opset,
-        size_bytes=len(data_bytes),
-        float_size_bytes=len(float_bytes),
-        layers=_layers(traced, written),
-        runtimes=tuple(records),
-        versions=runtime_versions(),
-    )
+    sizes, layers = (len(data_bytes), len(float_bytes)), _layers(traced, written)
+    deployed = Deployed(profile, opset, *sizes, layers, tuple(records), runtime_versions())
     _write(Path(path), data_bytes, deployed)
     for record in records:
         _warn(record)

@@ -98,7 +98,7 @@ class Inputs:
 
         from hawq.data import Images, fixed_batches, sample_indices
         from hawq.distributed import rank, shard, world_size
-        from hawq.scoring import HELD_OUT as TEST
+        from hawq.scoring import TEST
 
         if which == TRAIN:
             return [inputs for inputs, _ in self.fixed_batches(num_samples, batch_size, seed)]

@@ -134,7 +134,7 @@ def _check_plans(settings: Settings, blocks: Sequence[Block]) -> None:
 def _unlabelled(settings: Settings, splits: Splits) -> StoredImages | None:
     """The user's own images, where a score is to be measured on them."""
     from hawq.data.unlabelled import open_unlabelled
-    from hawq.scoring import HELD_OUT as TEST
+    from hawq.scoring import TEST
 
     which = settings.analysis.images
     if which in (TRAIN, TEST):

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from hawq.progress import SILENT, Progress, Task
-from hawq.quantization import LSQ, Quantizer, attach, enable, input_batches, reached_blocks
+from hawq.quantization import LSQ, CarriedBatchNorm, Quantizer, attach, enable, input_batches, reached_blocks
 from hawq.reconstruction.bias import correct_biases
 from hawq.reconstruction.cache import Recorder, plan_store
 from hawq.reconstruction.fisher import output_curvature
@@ -76,6 +76,7 @@ def reconstruct(
     images = _first(given, settings.num_samples, settings.batch_size)
     blocks, plan = reached_blocks(model, blocks, plan, images[0][:1])
     network = attach(model, blocks, plan, quantizer or LSQ())
+    carried = CarriedBatchNorm(network, images if settings.batch_norm == "carried" else [])
     work = _Work(model, network, settings, seed, images)
     saved = checkpoint.load() if checkpoint else None
     if saved:
@@ -92,6 +93,7 @@ def reconstruct(
             on_row(rows[-1])
             if checkpoint:
                 checkpoint.save({"network": network.state_dict(), "rows": rows, "curvature": curvature})
+    carried.follow()
     return network, rows
 
 

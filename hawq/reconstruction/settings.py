@@ -39,9 +39,9 @@ class Reconstruction:
         step_lr: Adam's learning rate of the steps of activation quantisers, falling to 0 along a cosine; 0 keeps
             the calibrated steps. Quantisers without a trained parameter (uniform, rvquant) keep theirs anyway.
         drop: probability, 0 to 1, with which each activation stays float during reconstruction.
-        batch_norm: "carried" adapts batch norm's statistics to what rounding to nearest changes, before the units are
-            reconstructed, which then make up for what is left; "folded" leaves those of the float network, as if batch
-            norm were part of the weights.
+        batch_norm: "carried" adapts batch norm's statistics to what quantisation changes, before the units are
+            reconstructed and again at the end; "folded" leaves those of the float network, as if batch norm were part
+            of the weights.
         bias_correction: shift biases so that the mean output of each layer is the float one's.
         memory_limit_gib: for the stored inputs and outputs of a unit; float16 and then fewer images are used beyond it.
 

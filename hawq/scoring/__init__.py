@@ -4,12 +4,12 @@ from hawq.scoring.asked import measure_score
 from hawq.scoring.kl import kl_score
 from hawq.scoring.output_shift import output_shift_score
 from hawq.scoring.quadratic import quadratic_score
-from hawq.scoring.settings import HELD_OUT, TRAINING, Analysis
+from hawq.scoring.settings import TEST, TRAIN, Analysis
 from hawq.scoring.work import Conditions
 
 __all__ = [
-    "HELD_OUT",
-    "TRAINING",
+    "TEST",
+    "TRAIN",
     "Analysis",
     "Conditions",
     "kl_score",

@@ -12,7 +12,7 @@ from hawq.curvature import DistillationLoss, Loss
 from hawq.records import BIT_WIDTHS
 from hawq.records.scores import check_scores
 
-TRAINING, HELD_OUT = "train", "test"
+TRAIN, TEST = "train", "test"
 LOSSES = ("cross_entropy", "distillation")
 _MOST_TEMPERATURE = 1000.0
 
@@ -55,7 +55,7 @@ class Analysis:
     batch_size: int = 256
     activations: bool = False
     scores: tuple[str, ...] = ()
-    images: str = TRAINING
+    images: str = TRAIN
     kl_temperature: float = 4.0
     loss: str = "cross_entropy"
     temperature: float = 4.0
@@ -69,7 +69,7 @@ class Analysis:
         check_range("batch_size", self.batch_size, least=1)
         check_scores("scores", self.scores)
         if not self.images.strip():
-            raise ValueError(f"images is empty: give {TRAINING}, {HELD_OUT}, or a path of images")
+            raise ValueError(f"images is empty: give {TRAIN}, {TEST}, or a path of images")
         check_range("kl_temperature", self.kl_temperature, above=0, most=_MOST_TEMPERATURE)
         check_choice("loss", self.loss, LOSSES)
         check_range("temperature", self.temperature, above=0, most=_MOST_TEMPERATURE)

@@ -18,7 +18,7 @@ from hawq.experiment.stages.cache import Files, KeyedSettings, cached
 from hawq.experiment.stages.finetune import shared_tuning
 from hawq.experiment.stages.float_network import FloatNetwork
 from hawq.records import PlanOutcome, Sensitivity, ValidatedPlans, dump_record, read_record, to_dict
-from hawq.scoring import HELD_OUT
+from hawq.scoring import TEST
 from hawq.trials import Trials
 from hawq.validation import Compared, Plan, correlate_plans, measure_plans, outcome_of, plan_of, wanted_plans
 
@@ -39,7 +39,7 @@ class MeasuredPlans:
 def held_out_for_scores(run: Run) -> int:
     """How many test images a score was measured on, which no validation may then look at."""
     wanted = run.settings.analysis
-    return len(run.inputs.held_out(wanted.num_samples, run.settings.options.seed)) if wanted.images == HELD_OUT else 0
+    return len(run.inputs.held_out(wanted.num_samples, run.settings.options.seed)) if wanted.images == TEST else 0
 
 
 def validation_indices(run: Run, num_samples: int, seed: int) -> list[int]:
