@@ -171,7 +171,8 @@ def searches(contest: Contest) -> dict[str, tuple[Run, bool]]:
         def improved(
             objective: Objective, plans: Plans, seed: int, start: BitPlan = start, scores: Any = scores
         ) -> Found:
-            return refined(objective, plans, start.precisions, scores)
+            errors = contest.settings.search.standard_errors
+            return refined(objective, plans, start.precisions, scores, errors)
 
         found[f"optimum by {score}"] = (optimum, False)
         found[f"refined from {score}"] = (improved, False)

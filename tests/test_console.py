@@ -62,7 +62,7 @@ def test_quiet_prints_the_last_line_alone(monkeypatch: pytest.MonkeyPatch, capsy
     monkeypatch.delenv("HAWQ_QUIET", raising=False)
     assert progress.be_quiet(["seed=1"]) == ["seed=1"] and not progress.is_quiet()
     monkeypatch.setenv("HAWQ_QUIET", "0")
-    assert progress.be_quiet(["--quiet", "seed=1"]) == ["seed=1"] and progress.is_quiet()
+    assert progress.be_quiet(["--quiet", "seed=1"]) == ["seed=1", "hydra/hydra_logging=none"] and progress.is_quiet()
     with console.last_line_alone():
         print("one\n\nReport: here\n")
     with progress.Console().task("work", 3) as task:

@@ -35,7 +35,7 @@ def test_the_score_of_the_bits_is_measured_and_kept(tmp_path, capfd):
 @pytest.mark.parametrize(
     ("changed", "again"),
     [
-        ("analysis.kl_temperature=4", 1),
+        ("analysis.kl_temperature=1", 1),
         ("analysis.images=test", 1),
         ("analysis.scores=[kl]", 0),
         ("solver.max_iterations=3", 1),

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from runs import finished, run_apart, run_here
 
+from hawq.experiment.config.names import command_name
 from hawq.experiment.jobs import begin, fail, finish, is_done, read_jobs, write_jobs
 
 QUICK = ("stages=[analysis,allocation]", "bits.target=8,12")
@@ -43,6 +44,13 @@ def test_states_are_on_disk(tmp_path: Path) -> None:
     assert not is_done(tmp_path / "a", {"seed": 0})
     begin(tmp_path / "b")
     assert [job.state for job in read_jobs(tmp_path)][:2] == ["finished", "not finished"]
+
+
+def test_how_jobs_are_started_is_no_part_of_the_folder() -> None:
+    plain = command_name(["-m", "seed=0,1", "bits.target=8"])
+    started = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "hydra/hydra_logging=none"]
+    assert command_name(["-m", "bits.target=8", *started, "seed=0,1"]) == plain
+    assert command_name(["-m", "seed=0,1", "bits.target=9"]) != plain
 
 
 def test_a_failed_job_ends_nothing_and_is_tried_again(

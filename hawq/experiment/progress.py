@@ -36,11 +36,12 @@ def is_quiet() -> bool:
 
 
 def be_quiet(arguments: Sequence[str]) -> list[str]:
-    """The arguments without --quiet, which also holds for the processes that this one starts."""
+    """The arguments without --quiet, which also holds for the processes that this one starts, and for Hydra."""
     kept = [argument for argument in arguments if argument != "--quiet"]
-    if len(kept) < len(arguments):
-        os.environ["HAWQ_QUIET"] = "1"
-    return kept
+    if len(kept) == len(arguments):
+        return kept
+    os.environ["HAWQ_QUIET"] = "1"
+    return [*kept, "hydra/hydra_logging=none"]
 
 
 class Console:

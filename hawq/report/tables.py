@@ -8,7 +8,7 @@ from dataclasses import fields
 from typing import Any
 
 from hawq.costs import paper_size_mib
-from hawq.records import FLOAT_BITS, WEIGHTS, BitPlan, Estimate, Measured, ResultRow, Sensitivity, Validated
+from hawq.records import FLOAT_BITS, WEIGHTS, BitPlan, Estimate, Measured, ResultRow, ScoreTable, Sensitivity, Validated
 from hawq.report.intervals import paired_difference
 
 RESULT_COLUMNS = ("method", "w-bits", "a-bits", "accuracy %", "W-Comp", "size", "A-Comp")
@@ -197,13 +197,18 @@ def sensitivity_table(sensitivity: Sensitivity, plan: BitPlan | None) -> str:
     """`sensitivity_rows` as a table for the console, and below it what the measured scores cost."""
     columns, rows = sensitivity_rows(sensitivity, plan)
     shown = [[f"{cell:.3g}" if isinstance(cell, float) else str(cell) for cell in row] for row in rows]
-    costs = [
-        f"score {table.score}: {table.num_samples} images, {table.seconds:.3g} s"
-        + ("" if table.gradient_equivalents is None else f" (those of {table.gradient_equivalents:.3g} gradients)")
-        for table in sensitivity.scores
-        if table.seconds is not None
-    ]
-    return "\n".join([markdown(columns, shown), *costs])
+    return "\n".join([markdown(columns, shown), *map(score_cost, filter(_is_measured, sensitivity.scores))])
+
+
+def _is_measured(table: ScoreTable) -> bool:
+    return table.seconds is not None
+
+
+def score_cost(table: ScoreTable) -> str:
+    """What a measured score cost, in one line."""
+    gradients = table.gradient_equivalents
+    unit = "" if gradients is None else f" (those of {gradients:.3g} gradients)"
+    return f"score {table.score}: {table.num_samples} images, {table.seconds or 0:.3g} s{unit}"
 
 
 def markdown(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:

@@ -10,7 +10,7 @@ from hawq.curvature import Batch, DistillationLoss, Loss
 from hawq.errors import UserError
 from hawq.quantization import Quantizer
 from hawq.records import Block, ScoreTable
-from hawq.scoring.kl import kl_score
+from hawq.scoring.kl import SOFTENED, kl_score
 from hawq.scoring.output_shift import output_shift_score
 from hawq.scoring.quadratic import quadratic_score
 from hawq.scoring.work import Conditions
@@ -28,7 +28,7 @@ def measure_score(
     *,
     curvature: str = "hessian",
     activations: bool = False,
-    kl_temperature: float = 1.0,
+    kl_temperature: float = SOFTENED,
     conditions: Conditions | None = None,
 ) -> ScoreTable:
     """The table of one of `hawq.records.BEYOND_CURVATURE`.

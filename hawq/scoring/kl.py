@@ -19,6 +19,7 @@ from hawq.single_blocks import SingleBlocks
 from hawq.structures import main_output
 from hawq.trials import divergence, log_probabilities
 
+SOFTENED = 4.0  # T; on images that the network has memorised it ranks plans better than 1 (docs/LOG.md)
 _TRIAL_SIZES = (2, 4)
 _KEPT = 0.3  # of the memory that is free, for what precedes a block
 
@@ -32,7 +33,7 @@ def kl_score(
     *,
     activations: bool = False,
     bit_widths: Sequence[int] = BIT_WIDTHS,
-    temperature: float = 1.0,
+    temperature: float = SOFTENED,
     carry_batch_norm: bool = True,
     reuse: bool = True,
     conditions: Conditions | None = None,

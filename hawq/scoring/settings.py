@@ -36,7 +36,8 @@ class Analysis:
         images: that kl is measured on, at most `num_samples`: "train" (those of the loss), "test" (test images without
             their labels; validate then leaves them out), or a path of images without labels: a folder of image files,
             an .npy of uint8 (N, H, W, 3), or an .npz with such an array `images`.
-        kl_temperature: T of kl, T² · KL of the outputs softened by T; 1 leaves them as they are.
+        kl_temperature: T of kl, T² · KL of the outputs softened by T; 1 leaves them as they are. On images that the
+            network has memorised, softened outputs still tell how much they shift.
         loss: that curvature, quadratic and output_shift are of: "cross_entropy", or "distillation" to the float
             network's own softened outputs, which needs no labels.
         temperature: T of the distillation loss.
@@ -55,7 +56,7 @@ class Analysis:
     activations: bool = False
     scores: tuple[str, ...] = ()
     images: str = TRAINING
-    kl_temperature: float = 1.0
+    kl_temperature: float = 4.0
     loss: str = "cross_entropy"
     temperature: float = 4.0
     detached_bits: int | None = None

@@ -15,7 +15,8 @@ from hawq.search.objective import Objective
 from hawq.search.plans import Plan, Plans
 from hawq.trials import paired
 
-STANDARD_ERRORS = 2.0  # that a gain must exceed, and a loss to be given up before all images are measured
+STANDARD_ERRORS = 2.0  # that a gain must exceed
+_SURELY = 2.0  # standard errors by which a plan is worse that is not measured on all images
 _TRIED = 200  # options that rise, and as many that fall, of which pairs are formed
 _PATIENCE = 4  # swaps between two plans that change many blocks at once, after one of these has failed
 _GAP = 1e-3  # relative, of such a plan
@@ -30,7 +31,9 @@ class Found:
     changes: int
 
 
-def refined(objective: Objective, plans: Plans, start: Plan, scores: np.ndarray) -> Found:
+def refined(
+    objective: Objective, plans: Plans, start: Plan, scores: np.ndarray, standard_errors: float = STANDARD_ERRORS
+) -> Found:
     """The plan after all swaps that the objective allows to be measured.
 
     A swap gives one or two groups other bits, and then more bits to others as long as that is expected to help; at
@@ -44,6 +47,7 @@ def refined(objective: Objective, plans: Plans, start: Plan, scores: np.ndarray)
         plans: that may be proposed.
         start: within all limits.
         scores: (M,) predicted increases of all options, in any unit.
+        standard_errors: that a gain must exceed, instead of two.
 
     Raises:
         UserError: `start` is not among the plans.
@@ -59,7 +63,7 @@ def refined(objective: Objective, plans: Plans, start: Plan, scores: np.ndarray)
         found = objective.race(plans.plan(proposed), partial(_is_worse, values))
         gain, error = paired(values[: len(found)], found)
         model.observe(chosen, proposed, -gain, error)
-        better = len(found) == len(values) and gain > STANDARD_ERRORS * error
+        better = len(found) == len(values) and gain > standard_errors * error
         swaps.told(better)
         if better:
             chosen, values, changes = proposed, found, changes + 1
@@ -71,7 +75,7 @@ def _is_worse(best: Tensor, part: Tensor) -> bool:
     if len(part) < 2:
         return False
     gain, error = paired(best[: len(part)], part)
-    return gain + STANDARD_ERRORS * error < 0
+    return gain + _SURELY * error < 0
 
 
 class _Swaps:

@@ -22,7 +22,7 @@ from hawq.search.layer_facts import LayerFacts, layer_facts
 from hawq.search.measuring import Prepare, compared, measure_with
 from hawq.search.objective import Objective
 from hawq.search.plans import Plans
-from hawq.search.refining import Found, refined
+from hawq.search.refining import STANDARD_ERRORS, Found, refined
 from hawq.search.settings import JUDGES
 from hawq.trials import Images, Trials, paired
 
@@ -54,12 +54,14 @@ class Judging:
         temperature: T of the softened KL, T² · KL(softmax(z/T) ‖ softmax(z'/T)).
         prepare: changes each quantised network before it is measured, say `JointSteps`.
         about: what is measured on which images, for records; made of the other two unless given.
+        standard_errors: that the gain of a swap must exceed.
     """
 
     judge: str = "kl"
     temperature: float = 4.0
     prepare: Prepare = lambda network: None
     about: str | None = None
+    standard_errors: float = STANDARD_ERRORS
 
     def words(self, images: int) -> str:
         """`about`, or the same made of the other fields."""
@@ -147,7 +149,7 @@ def search_plan(
     with Objective(measure, trials.batch_sizes, allocator.evaluations, title=title, **keeping) as objective:
         if isinstance(allocator, IntegerProgram) and begun:
             scores = option_scores(plans, sensitivity, allocator, begun.score)
-            found = refined(objective, plans, begun.precisions, scores)
+            found = refined(objective, plans, begun.precisions, scores, judging.standard_errors)
         else:
             found = allocator.search(objective, plans, layer_facts(model, plans.problem, inputs[0][:1]))  # type: ignore
         judged = _judgement(objective, found, begun, judging.words(objective.num_images))

@@ -34,6 +34,7 @@ class Search:
         num_images: that plans are judged on, drawn once by the run's seed; at most those that are there.
         judge: "kl" to the float outputs, "loss" (cross-entropy) or "errors" (wrong answers).
         temperature: T of the softened KL, T² · KL(softmax(z/T) ‖ softmax(z'/T)).
+        standard_errors: of the paired differences, that the gain of a swap must exceed in a refinement.
         steps: of joint training before a plan is judged, 0 for calibration alone.
         calibration_images: training images that ranges and batch norm's statistics are taken from.
         other_images: test images on which the result is measured again, 0 for none. They decide nothing.
@@ -48,6 +49,7 @@ class Search:
     num_images: int = 400
     judge: str = "kl"
     temperature: float = 4.0
+    standard_errors: float = 2.0
     steps: int = 0
     calibration_images: int = 128
     other_images: int = 1000
@@ -60,6 +62,7 @@ class Search:
         check_range("num_images", self.num_images, least=2, most=_MOST)
         check_choice("judge", self.judge, tuple(JUDGES))
         check_range("temperature", self.temperature, above=0, most=1000)
+        check_range("standard_errors", self.standard_errors, least=0, most=100)
         check_range("steps", self.steps, least=0, most=_MOST)
         check_range("calibration_images", self.calibration_images, least=1, most=_MOST)
         check_range("other_images", self.other_images, least=0, most=_MOST)

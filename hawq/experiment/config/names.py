@@ -19,6 +19,9 @@ _CHECKOUT = _PACKAGE.parent
 NOT_PART_OF_A_RESULT = ("hydra", "stages", "device", "threads", "workers", "tracking", "outputs", "allowed_targets")
 
 
+_HOW = ("hydra/launcher=", "hydra.launcher.", "hydra/hydra_logging=", "hydra.verbose=")  # words of a sweep's command
+
+
 def is_checkout() -> bool:
     """Whether this code runs from a checkout of the repository, not from an installed package."""
     return (_CHECKOUT / "conf" / "config.yaml").is_file()
@@ -83,5 +86,5 @@ def job_facts(config: DictConfig) -> dict[str, Any]:
 
 
 def command_name(arguments: Sequence[str]) -> str:
-    """Folder name of a sweep: a hash of its command line."""
-    return "sweep-" + fingerprint(sorted(arguments))[:8]
+    """Folder name of a sweep: a hash of its command line, but for what decides how its jobs are started and logged."""
+    return "sweep-" + fingerprint(sorted(word for word in arguments if not word.startswith(_HOW)))[:8]

@@ -34,7 +34,7 @@ from hawq.records import (
     dump_record,
     read_record,
 )
-from hawq.report import sensitivity_rows
+from hawq.report import score_cost, sensitivity_rows
 from hawq.scoring import Conditions, measure_score
 from hawq.sensitivity import Analysis, Curvature, combine, labelled, measure_curvature
 
@@ -92,6 +92,7 @@ def measured_score(run: Run, float_network: FloatNetwork, score: str) -> ScoreTa
     make, reads = partial(_measure_score, run, score), ("quantizer", "seed")
     artifact = cached(run, "analysis", make, reads=reads, network=float_network.weights_hash, facts=facts, label=label)
     table = read_record(artifact.path / "score.json", SCORE_SCHEMA, ScoreTable)
+    print(score_cost(table))
     places = [(kind, row) for kind in (WEIGHTS, ACTIVATIONS) for row in table.of(kind).values()]
     for step, (bits, one) in enumerate((bits, one) for _, row in places for bits, one in row.items()):
         run.log.log(label, step, {"bits": bits, "value": one.value, "error": one.error})

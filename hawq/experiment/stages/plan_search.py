@@ -45,14 +45,19 @@ def _search(run: Run, analysis: Sensitivity, settings: KeyedSettings, artifact: 
 
     inputs, wanted, seed = run.inputs, settings.search, settings.seed
     images = _judging_images(inputs, wanted, seed)
-    count = sum(len(batch) for batch, _ in images)
     plan = search_plan(
         inputs.network.eval(),
         analysis,
         images,
         inputs.calibration(wanted.calibration_images, wanted.batch_size, seed),
         settings.bits,
-        judging=Judging(wanted.judge, wanted.temperature, _preparation(inputs, settings), wanted.about(count)),
+        judging=Judging(
+            wanted.judge,
+            wanted.temperature,
+            _preparation(inputs, settings),
+            wanted.about(sum(len(batch) for batch, _ in images)),
+            wanted.standard_errors,
+        ),
         others=_other_images(inputs, wanted, seed),
         quantizer=settings.quantizer,
         checkpoint=artifact.partial,
