@@ -32,6 +32,7 @@ def in_processes(count: int, work: Callable[[], Any]) -> list[Any]:
 def _join(rank: int, count: int, folder: Path, work: Callable[[], Any]) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=count)
+    dist.barrier()  # all are connected before one of them may leave
     (folder / str(rank)).write_bytes(pickle.dumps(work()))
     dist.destroy_process_group()
 

@@ -48,8 +48,13 @@ class BlockGaussNewton(BlockOperator):
         reached = [(vjp, part) for vjp, part in pairs if vjp.requires_grad]
         if not reached or not shared.gradient.requires_grad:  # outputs do not depend on it, or the loss is linear
             return torch.zeros_like(vector)
-        (pushed,) = torch.autograd.grad(  # J_i v, in the shape of z
-            [vjp for vjp, _ in reached], shared.dummy, [part for _, part in reached], retain_graph=True
+        (pushed,) = torch.autograd.grad(  # J_i v, in the shape of z; 0 where no gradient reaches the block
+            [vjp for vjp, _ in reached],
+            shared.dummy,
+            [part for _, part in reached],
+            retain_graph=True,
+            allow_unused=True,
+            materialize_grads=True,
         )
         (curved,) = torch.autograd.grad(  # S J_i v
             shared.gradient, shared.leaf, pushed, retain_graph=True, materialize_grads=True
