@@ -83,21 +83,6 @@ def hits_on(
     return hits(model, _batches(images, device, workers), len(images), progress, title)  # type: ignore[arg-type]
 
 
-def accuracy_on(
-    model: nn.Module,
-    images: Dataset[Any],
-    device: torch.device,
-    workers: int = 0,
-    progress: Progress = SILENT,
-    title: str = "accuracy",
-) -> float:
-    """`accuracy`, in percent, on all (input, label) pairs of a data set, loaded by `workers` processes.
-
-    Raises ValueError when the data set is empty.
-    """
-    return percent(hits_on(model, images, device, workers, progress, title))
-
-
 def _batches(images: Dataset[Any], device: torch.device, workers: int) -> Iterator[tuple[Tensor, Tensor]]:
     """(inputs, labels) of all images on the device."""
     for inputs, labels in DataLoader(images, _BATCH, num_workers=workers):

@@ -19,7 +19,8 @@ from hawq.quantization import LSQ, Quantizer, activation_errors, input_batches, 
 from hawq.records import BIT_WIDTHS, Block, BlockSensitivity, Prediction, ScoreTable, Sensitivity
 from hawq.records.scores import check_scores
 from hawq.scoring import Analysis, Conditions, measure_score
-from hawq.scoring.curvature import Curvature, block_weights, measure_curvature, refuse_made_weights
+from hawq.scoring.curvature import Curvature, measure_curvature, refuse_made_weights
+from hawq.scoring.work import block_weights
 
 __all__ = ["Analysis", "Curvature", "analyze", "block_weights", "combine", "labelled", "measure_curvature"]
 

@@ -29,6 +29,7 @@ class PlanSpace:
     Args:
         target: the main limit, in `unit`.
         unit: "w_comp" or "a_comp" (compressions, at least), "average_bits" or "activation_bits" (means, at most),
+            "uniform_bits" (as many weight bits in all as the uniform network has at so many, its ends at 8),
             "bytes" (packed file), "bops", "peak_activation_bytes" (block with the most) or "latency_ms" (at most).
         limits: further limits by unit; None is no limit.
         candidates: bit-widths to choose from, 1 … 8.

@@ -9,8 +9,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import onnx
 from torch import Tensor, nn
 
 from hawq.checks import check_choice, check_range
@@ -20,7 +18,7 @@ from hawq.deployment.parity import check_weight_codes, layer_parity, reference_c
 from hawq.deployment.records import DEPLOYED_SCHEMA, Deployed, LayerRecord, RuntimeRecord
 from hawq.deployment.runtimes import OnnxRuntime, Runtime, available, runtime_versions
 from hawq.deployment.settings import PROFILES
-from hawq.deployment.tracing import INPUT, Traced, trace
+from hawq.deployment.tracing import Traced, trace
 from hawq.deployment.writing import OPSETS, Written, write_graph
 from hawq.export import load
 from hawq.files import write_whole
@@ -183,13 +181,3 @@ def _warn(record: RuntimeRecord) -> None:
                 "%s: slower than float at batch %s (%.2f times its speed); %s of %s layers run in integers",
                 record.runtime, batch, times["speedup"], record.integer_layers, record.num_layers,
             )  # fmt: skip
-
-
-def read_model(path: str | Path) -> onnx.ModelProto:
-    """A written file. Raises FileNotFoundError."""
-    return onnx.load_model_from_string(Path(path).read_bytes())
-
-
-def as_feeds(images: Tensor) -> dict[str, np.ndarray]:
-    """What a runtime is fed: (N, ...) images by the name of the file's input."""
-    return {INPUT: images.detach().cpu().numpy()}

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from hawq.experiment.artifacts import Store
 from hawq.records import Block, FloatPart, Normalization
-from hawq.search.settings import TRAIN
 
 if TYPE_CHECKING:
     import numpy as np
@@ -98,7 +97,7 @@ class Inputs:
 
         from hawq.data import Images, fixed_batches, sample_indices
         from hawq.distributed import rank, shard, world_size
-        from hawq.scoring import TEST
+        from hawq.scoring import TEST, TRAIN
 
         if which == TRAIN:
             return [inputs for inputs, _ in self.fixed_batches(num_samples, batch_size, seed)]

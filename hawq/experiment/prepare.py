@@ -133,11 +133,11 @@ def _check_plans(settings: Settings, blocks: Sequence[Block]) -> None:
 
 def _unlabelled(settings: Settings, splits: Splits) -> StoredImages | None:
     """The user's own images, where a score is to be measured on them."""
+    from hawq import scoring
     from hawq.data.unlabelled import open_unlabelled
-    from hawq.scoring import TEST
 
     which = settings.analysis.images
-    if which in (TRAIN, TEST):
+    if which in (scoring.TRAIN, scoring.TEST):
         return None
     with component_section("analysis", settings.analysis):
         return open_unlabelled(which, splits.test_images)

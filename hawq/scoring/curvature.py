@@ -6,12 +6,11 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from hawq.attention import with_open_attention
-from hawq.blocks import block_layers, trace_blocks
+from hawq.blocks import trace_blocks
 from hawq.curvature import (
-    OPERATORS,
     Batch,
     BlockOperator,
     CurvatureCheckpoint,
@@ -34,6 +33,7 @@ from hawq.modes import analysis_mode
 from hawq.progress import SILENT, Progress
 from hawq.quantization import refuse_quantized
 from hawq.records import Block, Estimate
+from hawq.scoring.work import block_operator
 
 _ACTIVATION_TOLERANCE, _ACTIVATION_DRAWS = 0.05, 100
 _FEW = 2  # samples that the forms are checked on
@@ -92,7 +92,7 @@ def measure_curvature(
     for text in check_network(model, batches, loss, twice=solver.reads in ("products", "rows")):
         warn(text)
     detached = _detached(model, blocks, batches, loss, solver, detached_bits)
-    operator = _operator(model, blocks, batches, loss, solver)
+    operator = block_operator(solver.curvature, model, blocks, batches, loss, solver.memory_limit_gib)
     doubts = check_loss(operator)
     for text in doubts:
         warn(text)
@@ -112,18 +112,6 @@ def measure_curvature(
         warn(text)
     found = _with_activation_traces(found, operator, blocks, batches, seed) if activations else found
     return Curvature(found, solver.name, operator.num_samples, operator.mean_loss, detached)
-
-
-def _operator(
-    model: nn.Module, blocks: Sequence[Block], batches: Sequence[Batch], loss: Loss, solver: Solver
-) -> BlockOperator:
-    """The matrices that a solver asks for, in batches that stay below its memory limit or spare memory."""
-    limit, parameters = solver.memory_limit_gib, {block.name: block_weights(model, block) for block in blocks}
-    kind = OPERATORS[solver.curvature]
-    operator = kind(model, parameters, batches, loss, None if limit is None else limit * 2**30)
-    if limit is None:
-        operator.spare_memory()
-    return operator
 
 
 def _with_activation_traces(
@@ -203,8 +191,3 @@ def refuse_made_weights(model: nn.Module, blocks: Sequence[Block]) -> None:
     """Raises UserError for quantised or otherwise computed weights: their curvature would come out as zero."""
     refuse_quantized(model)
     refuse_computed_weights(model, [layer for block in blocks for layer in block.layers])
-
-
-def block_weights(model: nn.Module, block: Block) -> list[Tensor]:
-    """The distinct weight tensors W_i of a block, in the order of its layers."""
-    return [weight_of(layer) for layer in block_layers(model, block)]

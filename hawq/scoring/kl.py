@@ -14,7 +14,7 @@ from hawq.measurement import memory_in_use_bytes
 from hawq.modes import analysis_mode
 from hawq.quantization import LSQ, Quantizer
 from hawq.records import BIT_WIDTHS, Block, ScoreTable
-from hawq.scoring.work import Conditions, Ledger, gradient_seconds, mean_with_error, places, told, weights_by_block
+from hawq.scoring.work import Conditions, Ledger, block_weights, gradient_seconds, mean_with_error, places, told
 from hawq.single_blocks import SingleBlocks
 from hawq.structures import main_output
 from hawq.trials import divergence, log_probabilities
@@ -89,7 +89,7 @@ def _table(
     ledger: Ledger, model: nn.Module, blocks: Sequence[Block], images: Sequence[Tensor], count: int
 ) -> ScoreTable:
     """The measured means with their errors; `count` is the number of images of all processes."""
-    weights = [weight for own in weights_by_block(model, blocks).values() for weight in own]
+    weights = [weight for block in blocks for weight in block_weights(model, block)]
     unit = gradient_seconds(model, weights, images[0], count) if images else 0.0
     return ledger.table("kl", {place: (value, error) for place, (value, error) in ledger.values.items()}, unit, count)
 

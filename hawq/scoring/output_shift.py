@@ -14,13 +14,13 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from hawq.attention import with_open_attention
-from hawq.curvature import Batch, BlockGaussNewton, BlockOperator, Loss
+from hawq.curvature import Batch, BlockOperator, Loss
 from hawq.distributed import all_reduce
 from hawq.layers import map_inputs, weight_name
 from hawq.modes import eval_mode, full_precision
 from hawq.quantization import LSQ, InputSample, Quantizer, observe_inputs, quantized_weight
 from hawq.records import BIT_WIDTHS, WEIGHTS, Block, ScoreTable
-from hawq.scoring.work import Conditions, Ledger, Place, parts_of, places, told, weights_by_block
+from hawq.scoring.work import Conditions, Ledger, Place, block_operator, parts_of, places, told
 from hawq.structures import main_output, map_tensors
 
 
@@ -69,10 +69,7 @@ def output_shift_score(
         ValueError: as `BlockOperator` does.
     """
     conditions, quantizer = conditions or Conditions(), quantizer or LSQ()
-    limit = conditions.memory_limit_gib
-    operator = BlockGaussNewton(
-        model, weights_by_block(model, blocks), batches, loss, None if limit is None else limit * 2**30
-    )
+    operator = block_operator("ggn", model, blocks, batches, loss, conditions.memory_limit_gib)
     modules = dict(model.named_modules())
     layers = {name: modules[name] for block in blocks for name in block.layers}
     counted = {name: layer for b in blocks for name, layer in layers.items() if name not in b.image_layers}

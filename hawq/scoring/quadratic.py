@@ -9,11 +9,11 @@ from torch import Tensor, nn
 
 from hawq.attention import with_open_attention
 from hawq.blocks import block_layers
-from hawq.curvature import OPERATORS, Batch, Loss
+from hawq.curvature import Batch, Loss
 from hawq.layers import weight_of
 from hawq.quantization import LSQ, Quantizer, quantized_weight
 from hawq.records import BIT_WIDTHS, WEIGHTS, Block, ScoreTable
-from hawq.scoring.work import Conditions, Ledger, mean_with_error, parts_of, places, told, weights_by_block
+from hawq.scoring.work import Conditions, Ledger, block_operator, mean_with_error, parts_of, places, told
 
 
 @with_open_attention
@@ -47,10 +47,7 @@ def quadratic_score(
         ValueError: as `BlockOperator` does.
     """
     conditions, quantizer = conditions or Conditions(), quantizer or LSQ()
-    limit = conditions.memory_limit_gib
-    operator = OPERATORS[curvature](
-        model, weights_by_block(model, blocks), batches, loss, None if limit is None else limit * 2**30
-    )
+    operator = block_operator(curvature, model, blocks, batches, loss, conditions.memory_limit_gib)
     ledger = Ledger(conditions)
     wanted = places(blocks, bit_widths, activations=False)
     parts, sizes = parts_of(operator)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from hawq.blocks import block_layers
-from hawq.curvature import BlockOperator, CurvatureCheckpoint
+from hawq.curvature import OPERATORS, Batch, BlockOperator, CurvatureCheckpoint, Loss
 from hawq.distributed import broadcast
 from hawq.errors import UserError
 from hawq.layers import weight_of
@@ -101,9 +101,29 @@ def places(blocks: Sequence[Block], bit_widths: Sequence[int], *, activations: b
     return found
 
 
-def weights_by_block(model: nn.Module, blocks: Sequence[Block]) -> dict[str, list[Tensor]]:
-    """Block → its distinct weights W_i."""
-    return {block.name: [weight_of(layer) for layer in block_layers(model, block)] for block in blocks}
+def block_weights(model: nn.Module, block: Block) -> list[Tensor]:
+    """The distinct weight tensors W_i of a block, in the order of its layers."""
+    return [weight_of(layer) for layer in block_layers(model, block)]
+
+
+def block_operator(
+    curvature: str,
+    model: nn.Module,
+    blocks: Sequence[Block],
+    batches: Sequence[Batch],
+    loss: Loss,
+    memory_limit_gib: float | None,
+) -> BlockOperator:
+    """The matrices of all blocks, "hessian" or "ggn", in batches below the limit, or that spare memory without one.
+
+    Raises ValueError as `BlockOperator` does.
+    """
+    parameters = {block.name: block_weights(model, block) for block in blocks}
+    limit_bytes = None if memory_limit_gib is None else memory_limit_gib * 2**30
+    operator = OPERATORS[curvature](model, parameters, batches, loss, limit_bytes)
+    if limit_bytes is None:
+        operator.spare_memory()
+    return operator
 
 
 def gradient_seconds(model: nn.Module, weights: Sequence[Tensor], inputs: Tensor, num_samples: int) -> float:
