@@ -52,6 +52,10 @@ class RunFolder:
     deployments: dict[str, dict[str, Any]] = field(default_factory=dict)
     landscape: dict[str, Any] | None = None
 
+    def has(self, name: str) -> bool:
+        """Whether the folder holds a file, to be linked to; the page's template asks."""
+        return (self.path / name).is_file()
+
 
 def read_run(folder: Path, command: str = "") -> RunFolder:
     """Everything that a run left in its folder; `command` stands in for that of a report that is not there."""
