@@ -202,8 +202,9 @@ def test_what_this_machine_says():
 @pytest.mark.parametrize("free", [3 * 2**20, 12 * 2**20, 10 * 2**30])
 def test_without_a_limit_a_third_of_the_free_memory_is_taken(free, monkeypatch):
     """As with a limit of that size, batches are cut and no product changes."""
-    monkeypatch.setattr("hawq.curvature.operator.memory_in_use_bytes", lambda device: 0.0)
-    monkeypatch.setattr("hawq.curvature.operator.free_bytes", lambda device: (float(free), 2.0**40))
+    for room in ("operator", "memory"):
+        monkeypatch.setattr(f"hawq.curvature.{room}.memory_in_use_bytes", lambda device: 0.0)
+    monkeypatch.setattr("hawq.curvature.memory.free_bytes", lambda device: (float(free), 2.0**40))
     monkeypatch.setattr("hawq.curvature.operator.is_scarce", lambda device: False)
     model, batch = build("residual", torch.float32), samples(600, torch.float32)
     whole, spared = operator_of(model, [batch]), operator_of(model, [batch])

@@ -208,6 +208,24 @@ def test_a_memory_limit_cuts_batches_and_changes_nothing():
         kl_score(model, blocks, INPUTS, CALIBRATION, conditions=Conditions(memory_limit_gib=0.01))
 
 
+def test_without_a_limit_little_free_memory_cuts_batches_and_changes_nothing(monkeypatch):
+    """Every score, down to one sample at a time, where a limit of that size would be refused."""
+    model = build("residual")
+    blocks = traced(model)
+    free = list(all_scores(model, blocks, BATCHES))
+    largest: list[int] = []
+    handle = model.register_forward_pre_hook(lambda _, inputs: largest.append(len(inputs[0])))
+    monkeypatch.setattr("hawq.curvature.memory.free_bytes", lambda device: (0.0, 1.0))
+    monkeypatch.setattr("hawq.curvature.operator.is_scarce", lambda device: False)
+    kl_score(model, blocks, INPUTS, CALIBRATION[:1])
+    handle.remove()
+    assert 1 in largest
+    for spared, whole in zip(all_scores(model, blocks, BATCHES), free, strict=True):
+        for name, row in whole.weights.items():
+            for bits, one in row.items():
+                assert spared.weights[name][bits].value == pytest.approx(one.value, rel=1e-6, abs=1e-12)
+
+
 def test_the_hessian_of_the_distillation_loss_is_the_gauss_newton_matrix():
     model, loss = build("residual"), DistillationLoss(4.0)
     (batch,) = loss.batches(model, [BATCH[0]])

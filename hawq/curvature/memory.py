@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from hawq.errors import UserError
+from hawq.measurement import memory_in_use_bytes
 
 _OUT_OF_MEMORY = (  # of the allocators of PyTorch, the C++ library, oneDNN and CUDA's libraries
     "not enough memory",
@@ -91,6 +92,12 @@ def _number(path: Path) -> float | None:
         return float(path.read_text())
     except (OSError, ValueError):  # no such file, or "max"
         return None
+
+
+def spared_limit(device: torch.device) -> float | None:
+    """Bytes of this process where no limit is given: what it holds, and a third of what is free; None if not known."""
+    known = free_bytes(device)
+    return None if known is None else memory_in_use_bytes(device) + SHARE * known[0]
 
 
 def is_scarce(device: torch.device) -> bool:

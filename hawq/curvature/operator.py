@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from hawq.curvature.block_weights import BlockWeights
 from hawq.curvature.cost import CostMeter
 from hawq.curvature.double_backward import second_derivatives
-from hawq.curvature.memory import SHARE, free_bytes, is_out_of_memory, is_scarce, peak_bytes, samples_that_fit
+from hawq.curvature.memory import is_out_of_memory, is_scarce, peak_bytes, samples_that_fit, spared_limit
 from hawq.curvature.samples import Batch, Samples, fast_layout
 from hawq.curvature.survey import Loss, Survey, survey
 from hawq.distributed import all_gather, all_reduce
@@ -109,12 +109,12 @@ class BlockOperator(ABC):
 
     def spare_memory(self) -> None:
         """Cuts batches to a third of the memory that is free now, and from now on halves them when little is left."""
-        known = free_bytes(self.device)
-        self._is_watched = known is not None
-        if known is None or not self.samples.local_count:
+        limit = spared_limit(self.device)
+        self._is_watched = limit is not None
+        if limit is None or not self.samples.local_count:
             return
         try:
-            size = self._fitting_size(memory_in_use_bytes(self.device) + SHARE * known[0])
+            size = self._fitting_size(limit)
         except UserError:  # not even one
             size = 1
         if size < self.samples.largest_batch:

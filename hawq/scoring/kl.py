@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
-from hawq.curvature.memory import is_out_of_memory, peak_bytes, samples_that_fit
+from hawq.curvature.memory import is_out_of_memory, peak_bytes, samples_that_fit, spared_limit
 from hawq.distributed import all_gather
 from hawq.errors import UserError
 from hawq.measurement import memory_in_use_bytes
@@ -62,11 +62,10 @@ def kl_score(
     count = sum(all_gather(sum(map(len, images))))
     if count < 2:
         raise UserError("score kl is measured on at least two images: their spread gives its error")
-    limit = conditions.memory_limit_gib
-    images = list(images) if limit is None else _cut(images, _fitting_size(model, images, limit * 2**30))
+    images, limit = _fitted(model, images, conditions.memory_limit_gib)
     quantizer = quantizer or LSQ()
     while True:
-        kept = {} if limit is None else {"bytes_kept": _KEPT * max(limit * 2**30 - _in_use(model), 0.0)}
+        kept = {} if limit is None else {"bytes_kept": _KEPT * max(limit - _in_use(model), 0.0)}
         ledger = Ledger(conditions)
         try:
             single = SingleBlocks(
@@ -131,12 +130,23 @@ def _cut(images: Sequence[Tensor], size: int) -> list[Tensor]:
     return [part for batch in images for part in batch.split(size)]
 
 
+def _fitted(model: nn.Module, images: Sequence[Tensor], gib: float | None) -> tuple[list[Tensor], float | None]:
+    """The images in batches that stay below a limit, and this in bytes: without one a third of what is free."""
+    limit = spared_limit(next(model.parameters()).device) if gib is None else gib * 2**30
+    if limit is None:
+        return list(images), None
+    return _cut(images, _fitting_size(model, images, limit, refuses=gib is not None)), limit
+
+
 def _in_use(model: nn.Module) -> float:
     return memory_in_use_bytes(next(model.parameters()).device)
 
 
-def _fitting_size(model: nn.Module, images: Sequence[Tensor], limit_bytes: float) -> int:
-    """The largest batch whose forward pass stays below the limit beside what is remembered."""
+def _fitting_size(model: nn.Module, images: Sequence[Tensor], limit_bytes: float, *, refuses: bool) -> int:
+    """The largest batch whose forward pass stays below the limit beside what is remembered.
+
+    Where not even one image does: UserError if it `refuses`, else 1.
+    """
     most = max(map(len, images), default=1)
     sizes = sorted({min(size, most) for size in _TRIAL_SIZES})
     if len(sizes) < 2:
@@ -146,4 +156,9 @@ def _fitting_size(model: nn.Module, images: Sequence[Tensor], limit_bytes: float
         needs = {size: peak_bytes(lambda size=size: model(batch[:size])) for size in sizes}  # type: ignore[misc]
     in_use = _in_use(model)
     kept = _KEPT * max(limit_bytes - in_use, 0.0) + 2 * sum(p.numel() * p.element_size() for p in model.parameters())
-    return min(samples_that_fit(limit_bytes, in_use + kept, needs), most)
+    try:
+        return min(samples_that_fit(limit_bytes, in_use + kept, needs), most)
+    except UserError:
+        if refuses:
+            raise
+        return 1
