@@ -165,5 +165,10 @@ def paired(values: Tensor, others: Tensor) -> tuple[float, float]:
     if values.shape != others.shape or values.dim() != 1 or len(values) < 2:
         shapes = f"{tuple(values.shape)} and {tuple(others.shape)}"
         raise ValueError(f"a paired difference needs two equal shapes (N,), N at least 2, {shapes} were given")
-    differences = values.double() - others.double()
-    return float(differences.mean()), float(differences.std()) / math.sqrt(len(differences))
+    return mean_with_error(values.double() - others.double())
+
+
+def mean_with_error(values: Tensor) -> tuple[float, float]:
+    """Mean of (N,) and its standard error; an error of 0 for a single value."""
+    error = float(values.std()) / math.sqrt(len(values)) if len(values) > 1 else 0.0
+    return float(values.mean()), error

@@ -40,7 +40,7 @@ from hawq.search.measuring import judged, measure_with
 from hawq.search.refining import Found, refined
 from hawq.search.searching import option_scores
 from hawq.sensitivity import analyze
-from hawq.trials import Trials, paired
+from hawq.trials import Trials, mean_with_error
 
 Run = Callable[[Objective, Plans, int], Found]
 _PUBLISHED_EPISODES = 600
@@ -212,7 +212,7 @@ def play(contest: Contest, name: str, run: Run, most: int, seed: int) -> dict[st
         value = objective.mean(found.plan)
     outcomes = contest.others.measure(found.plan)
     values = judged(outcomes, "kl")
-    error = paired(values, values * 0)[1]
+    mean, error = mean_with_error(values)
     record = {
         "search": name,
         "evaluations": most,
@@ -220,7 +220,7 @@ def play(contest: Contest, name: str, run: Run, most: int, seed: int) -> dict[st
         "seed": seed,
         "value": value,
         "curve": curve(objective),
-        "other_kl": float(values.mean()),
+        "other_kl": mean,
         "other_kl_error": error,
         "other_accuracy": outcomes.accuracy,
         "other_images": len(values),

@@ -1,7 +1,7 @@
 """Second-order information: block curvature as operators, and the solvers that read them."""
 
 from hawq.curvature.activations import activation_traces
-from hawq.curvature.block_solver import CurvatureCheckpoint, solve_blocks
+from hawq.curvature.block_solver import solve_blocks
 from hawq.curvature.distillation import DistillationLoss
 from hawq.curvature.first_order import GradientNorm, NoCurvature, RandomScore
 from hawq.curvature.fisher import Fisher
@@ -25,7 +25,6 @@ __all__ = [
     "BlockGaussNewton",
     "BlockHessian",
     "BlockOperator",
-    "CurvatureCheckpoint",
     "DistillationLoss",
     "Fisher",
     "GradientNorm",

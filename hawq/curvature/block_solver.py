@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,28 +18,17 @@ from hawq.distributed import broadcast
 from hawq.errors import UserError
 from hawq.modes import full_precision
 from hawq.records import Estimate
+from hawq.resuming import Checkpoint
 
 Estimates = dict[str, Estimate]
 Listener = Callable[[str, Estimates, bool], None]
-
-
-class CurvatureCheckpoint(Protocol):
-    """Where a half-done analysis is kept."""
-
-    def load(self) -> dict[str, Any] | None:
-        """The newest state that was saved; None where there is none."""
-        ...
-
-    def save(self, state: dict[str, Any]) -> None:
-        """Stores a state: a dictionary of tensors, numbers and lists of them."""
-        ...
 
 
 def solve_blocks(
     operator: BlockOperator,
     solver: Solver,
     seed: int,
-    checkpoint: CurvatureCheckpoint | None = None,
+    checkpoint: Checkpoint | None = None,
     save_every_seconds: float = 20.0,
     listen: Listener = lambda name, estimates, done: None,
     settled: Callable[[dict[str, Estimates]], bool] = lambda found: False,
@@ -74,7 +63,7 @@ class _March:
         operator: BlockOperator,
         solver: Solver,
         seed: int,
-        checkpoint: CurvatureCheckpoint | None,
+        checkpoint: Checkpoint | None,
         save_every_seconds: float,
         listen: Listener,
         settled: Callable[[dict[str, Estimates]], bool],

@@ -1,6 +1,6 @@
 """Ordered quantisation-aware fine-tuning."""
 
-from hawq.finetuning.data import RepeatedLoader, TrainingCheckpoint, TrainingData
+from hawq.finetuning.data import RepeatedLoader, TrainingData
 from hawq.finetuning.distillation import Distillation, soft_loss
 from hawq.finetuning.loop import fit
 from hawq.finetuning.ordered import finetune
@@ -17,7 +17,6 @@ __all__ = [
     "RepeatedLoader",
     "Row",
     "Training",
-    "TrainingCheckpoint",
     "TrainingData",
     "finetune",
     "fit",

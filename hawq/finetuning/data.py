@@ -85,15 +85,3 @@ class RepeatedLoader:
 
     def _own(self, targets: Any, own: slice) -> Any:
         return map_tensors(lambda x: x[own].to(self._device), targets)
-
-
-class TrainingCheckpoint(Protocol):
-    """Where an unfinished training is kept."""
-
-    def load(self) -> dict[str, Any] | None:
-        """What `save` stored last, or None."""
-        ...
-
-    def save(self, state: dict[str, Any]) -> None:
-        """Stores the state of an unfinished training: tensors and plain values."""
-        ...

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from hawq.distributed import broadcast, broadcast_parameters, rank, world_size
 from hawq.errors import UserError
 from hawq.finetuning.compiling import compiled
-from hawq.finetuning.data import TrainingCheckpoint, TrainingData
+from hawq.finetuning.data import TrainingData
 from hawq.finetuning.distillation import Distillation
 from hawq.finetuning.divergence import Diverged
 from hawq.finetuning.parallel import whole_batch_norm
@@ -22,6 +22,7 @@ from hawq.finetuning.settings import Training
 from hawq.finetuning.step import Batch, CrossEntropy, Objective, try_out
 from hawq.progress import SILENT, Progress
 from hawq.records import Phase
+from hawq.resuming import Checkpoint
 
 
 def fit(
@@ -37,7 +38,7 @@ def fit(
     begin_step: Callable[[nn.Module, int], None] = lambda model, step: None,
     watch: StepWatch | None = None,
     evaluate: Callable[[nn.Module], float] | None = None,
-    checkpoint: TrainingCheckpoint | None = None,
+    checkpoint: Checkpoint | None = None,
     on_row: Callable[[Row], None] = lambda row: None,
     on_best: Callable[[dict[str, Any]], None] = lambda state: None,
     progress: Progress = SILENT,
@@ -88,7 +89,7 @@ class _Loop:
     enter: Callable[[nn.Module, Phase], None]
     begin_step: Callable[[nn.Module, int], None]
     evaluate: Callable[[nn.Module], float] | None
-    checkpoint: TrainingCheckpoint | None
+    checkpoint: Checkpoint | None
     on_row: Callable[[Row], None]
     title: str
 

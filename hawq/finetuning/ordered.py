@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from hawq.distributed import broadcast_parameters
-from hawq.finetuning.data import RepeatedLoader, TrainingCheckpoint, TrainingData
+from hawq.finetuning.data import RepeatedLoader, TrainingData
 from hawq.finetuning.distillation import Distillation
 from hawq.finetuning.loop import fit
 from hawq.finetuning.oscillation import Oscillations
@@ -29,6 +29,7 @@ from hawq.quantization import (
     reestimate_batch_norm,
 )
 from hawq.records import BitPlan, Block, Phase, Sensitivity
+from hawq.resuming import Checkpoint
 
 
 def finetune(
@@ -43,7 +44,7 @@ def finetune(
     seed: int = 0,
     loss: Callable[[Any, Any], Tensor] | None = None,
     evaluate: Callable[[nn.Module], float] | None = None,
-    checkpoint: TrainingCheckpoint | None = None,
+    checkpoint: Checkpoint | None = None,
     on_row: Callable[[Row], None] = lambda row: None,
     on_best: Callable[[dict[str, Any]], None] = lambda state: None,
     start: nn.Module | None = None,

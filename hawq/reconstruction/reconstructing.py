@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,21 +19,10 @@ from hawq.reconstruction.optimizing import Data, reconstruct_unit
 from hawq.reconstruction.settings import BRECQ, Reconstruction
 from hawq.reconstruction.units import Unit, find_units
 from hawq.records import BitPlan, Block
+from hawq.resuming import Checkpoint
 
 _LOG = logging.getLogger(__name__)
 Row = dict[str, Any]
-
-
-class Checkpoint(Protocol):
-    """Where an unfinished reconstruction is kept."""
-
-    def load(self) -> dict[str, Any] | None:
-        """What `save` stored last, or None."""
-        ...
-
-    def save(self, state: dict[str, Any]) -> None:
-        """Stores the state of an unfinished reconstruction: tensors and plain values."""
-        ...
 
 
 def reconstruct(

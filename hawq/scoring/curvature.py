@@ -13,7 +13,6 @@ from hawq.blocks import trace_blocks
 from hawq.curvature import (
     Batch,
     BlockOperator,
-    CurvatureCheckpoint,
     Loss,
     NoCurvature,
     Solver,
@@ -33,6 +32,7 @@ from hawq.modes import analysis_mode
 from hawq.progress import SILENT, Progress
 from hawq.quantization import refuse_quantized
 from hawq.records import Block, Estimate
+from hawq.resuming import Checkpoint
 from hawq.scoring.work import block_operator
 
 _ACTIVATION_TOLERANCE, _ACTIVATION_DRAWS = 0.05, 100
@@ -62,7 +62,7 @@ def measure_curvature(
     loss: Loss,
     solver: Solver,
     seed: int,
-    checkpoint: CurvatureCheckpoint | None = None,
+    checkpoint: Checkpoint | None = None,
     save_every_seconds: float = 20.0,
     on_estimate: Callable[[str, Estimate], None] = lambda name, estimate: None,
     *,

@@ -14,10 +14,10 @@ from hawq.measurement import memory_in_use_bytes
 from hawq.modes import analysis_mode
 from hawq.quantization import LSQ, Quantizer
 from hawq.records import BIT_WIDTHS, Block, ScoreTable
-from hawq.scoring.work import Conditions, Ledger, block_weights, gradient_seconds, mean_with_error, places, told
+from hawq.scoring.work import Conditions, Ledger, block_weights, gradient_seconds, places, told
 from hawq.single_blocks import SingleBlocks
 from hawq.structures import main_output
-from hawq.trials import divergence, log_probabilities
+from hawq.trials import divergence, log_probabilities, mean_with_error
 
 SOFTENED = 4.0  # T; on images that the network has memorised it ranks plans better than 1 (docs/LOG.md)
 _TRIAL_SIZES = (2, 4)

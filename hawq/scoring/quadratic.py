@@ -13,7 +13,8 @@ from hawq.curvature import Batch, Loss
 from hawq.layers import weight_of
 from hawq.quantization import LSQ, Quantizer, quantized_weight
 from hawq.records import BIT_WIDTHS, WEIGHTS, Block, ScoreTable
-from hawq.scoring.work import Conditions, Ledger, block_operator, mean_with_error, parts_of, places, told
+from hawq.scoring.work import Conditions, Ledger, block_operator, parts_of, places, told
+from hawq.trials import mean_with_error
 
 
 @with_open_attention

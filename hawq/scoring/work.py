@@ -13,13 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from hawq.blocks import block_layers
-from hawq.curvature import OPERATORS, Batch, BlockOperator, CurvatureCheckpoint, Loss
+from hawq.curvature import OPERATORS, Batch, BlockOperator, Loss
 from hawq.distributed import broadcast
 from hawq.errors import UserError
 from hawq.layers import weight_of
 from hawq.modes import analysis_mode
 from hawq.progress import SILENT, Progress
 from hawq.records import ACTIVATIONS, WEIGHTS, Block, Prediction, ScoreTable
+from hawq.resuming import Checkpoint
 from hawq.structures import main_output
 
 _PARTS = 8  # of the samples, measured one after the other
@@ -37,7 +38,7 @@ class Conditions:
         progress: told of every prediction.
     """
 
-    checkpoint: CurvatureCheckpoint | None = None
+    checkpoint: Checkpoint | None = None
     save_every_seconds: float = 20.0
     memory_limit_gib: float | None = None
     progress: Progress = SILENT
@@ -137,12 +138,6 @@ def gradient_seconds(model: nn.Module, weights: Sequence[Tensor], inputs: Tensor
                 torch.cuda.synchronize()
             seconds = time.perf_counter() - began
     return seconds * num_samples / len(inputs)
-
-
-def mean_with_error(values: Tensor) -> tuple[float, float]:
-    """Mean of (N,) and its standard error; an error of 0 for a single value."""
-    error = float(values.std()) / math.sqrt(len(values)) if len(values) > 1 else 0.0
-    return float(values.mean()), error
 
 
 @contextmanager

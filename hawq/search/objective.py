@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,21 +14,10 @@ from torch import Tensor
 from hawq.errors import UserError
 from hawq.progress import SILENT, Progress, Task
 from hawq.records import Precision
+from hawq.resuming import Checkpoint
 
 Measure = Callable[[Mapping[str, Precision]], Iterable[Tensor]]
 Hopeless = Callable[[Tensor], bool]
-
-
-class SearchCheckpoint(Protocol):
-    """Where the plans that an unfinished search has measured are kept."""
-
-    def load(self) -> dict[str, Any] | None:
-        """What `save` stored last, or None."""
-        ...
-
-    def save(self, state: dict[str, Any]) -> None:
-        """Stores a state: a dictionary of lists of text and tensors."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -66,7 +55,7 @@ class Objective:
         parts: Sequence[int],
         most: int,
         *,
-        checkpoint: SearchCheckpoint | None = None,
+        checkpoint: Checkpoint | None = None,
         save_every_seconds: float = 20.0,
         progress: Progress = SILENT,
         title: str = "measuring plans",

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from hawq.curvature import Batch, CurvatureCheckpoint
+from hawq.curvature import Batch
 from hawq.errors import UserError
 from hawq.progress import SILENT, Progress
 from hawq.quantization import Quantizer
 from hawq.records import ACTIVATIONS, WEIGHTS, Block, LossIncrease, LossIncreases, from_dict, to_dict
+from hawq.resuming import Checkpoint
 from hawq.single_blocks import SingleBlocks
 from hawq.structures import main_output
-from hawq.trials import divergence, log_probabilities, per_image
+from hawq.trials import divergence, log_probabilities, mean_with_error, per_image
 
 
 def loss_increases(
@@ -27,7 +27,7 @@ def loss_increases(
     batches: Sequence[Batch],
     loss: Callable[[Tensor, Tensor], Tensor],
     calibration: Sequence[Tensor] = (),
-    checkpoint: CurvatureCheckpoint | None = None,
+    checkpoint: Checkpoint | None = None,
     save_every_seconds: float = 20.0,
     progress: Progress = SILENT,
     *,
@@ -70,8 +70,9 @@ def loss_increases(
                     losses, hits, kl = outcomes.now()
                 if not bool(losses.isfinite().all()):
                     raise UserError(f"with the {kind} of block {name!r} at {bits} bits the loss is not finite")
-                changes = (*_mean(losses - outcomes.losses), *_mean(100 * (outcomes.hits - hits)))
-                increases.append(LossIncrease(name, kind, bits, *changes, *(_mean(kl) if kl is not None else ())))
+                each = [losses - outcomes.losses, 100 * (outcomes.hits - hits), *([] if kl is None else [kl])]
+                changes = [number for values in each for number in mean_with_error(values)]
+                increases.append(LossIncrease(name, kind, bits, *changes))
                 task.advance(1, f"{name} at {bits} bits: {increases[-1].loss:+.2g}")
             if checkpoint and time.monotonic() - saved >= save_every_seconds:
                 checkpoint.save({"increases": [to_dict(row) for row in increases]})
@@ -110,8 +111,3 @@ class _Outcomes:
             self._float = found if complete else []
         kl = [divergence(*pair) for pair in zip(self._float, found, strict=True)] if complete and self._float else None
         return torch.cat(losses), torch.cat(hits), None if kl is None else torch.cat(kl)
-
-
-def _mean(differences: Tensor) -> tuple[float, float]:
-    """Mean of (N,) and its standard error."""
-    return float(differences.mean()), float(differences.std()) / math.sqrt(len(differences))

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from hawq.costs import plan_cost
-from hawq.curvature import CurvatureCheckpoint
 from hawq.errors import UserError
 from hawq.progress import SILENT, Progress
 from hawq.records import FLOAT_BITS, PlanOutcome, Precision, from_dict, to_dict
+from hawq.resuming import Checkpoint
 from hawq.trials import Outcomes, Trials, paired
 from hawq.validation.plans import Plan
 
@@ -18,7 +18,7 @@ from hawq.validation.plans import Plan
 def measure_plans(
     trials: Trials,
     plans: Sequence[Plan],
-    checkpoint: CurvatureCheckpoint | None = None,
+    checkpoint: Checkpoint | None = None,
     progress: Progress = SILENT,
     title: str = "plans",
 ) -> list[PlanOutcome]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from hawq.allocation import IntegerProgram, is_proven
 from hawq.components import component_facts
-from hawq.curvature import CurvatureCheckpoint, Solver
+from hawq.curvature import Solver
 from hawq.distributed import broadcast, broadcast_parameters
 from hawq.experiment.artifacts import Artifact
 from hawq.experiment.config.options import Settings
@@ -35,6 +35,7 @@ from hawq.records import (
     read_record,
 )
 from hawq.report import score_cost, sensitivity_rows
+from hawq.resuming import Checkpoint
 from hawq.scoring import Conditions, measure_score
 from hawq.sensitivity import Analysis, Curvature, combine, labelled, measure_curvature
 
@@ -133,7 +134,7 @@ def shared_score(
     curvature: str,
     memory_limit_gib: float | None,
     seed: int,
-    checkpoint: CurvatureCheckpoint | None = None,
+    checkpoint: Checkpoint | None = None,
     progress: Progress = SILENT,
 ) -> ScoreTable:
     """A score of the first process' network. Every process calls this and reads its own share of the images."""
@@ -175,7 +176,7 @@ def shared_curvature(
     solver: Solver,
     wanted: Analysis,
     seed: int,
-    checkpoint: CurvatureCheckpoint | None = None,
+    checkpoint: Checkpoint | None = None,
     on_estimate: Callable[[str, Estimate], None] = lambda name, estimate: None,
     warn: Callable[[str], object] = lambda text: None,
     settled: Callable[[Curvature], bool] = lambda curvature: False,
