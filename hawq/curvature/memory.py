@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ _OUT_OF_MEMORY = (  # of the allocators of PyTorch, the C++ library, oneDNN and 
 )
 SHARE = 1 / 3  # of the memory that is free at the start, where no limit is given
 _SCARCE = 0.04  # of all memory: with less of it free, the system may kill the process
+_TRIAL_SIZES = (2, 4)
 _MARGIN = 0.6  # of what is free: allocators keep what they once had, and kernels have buffers of their own (measured)
 
 
@@ -128,6 +130,38 @@ def samples_that_fit(limit_bytes: float, in_use_bytes: float, needs: dict[int, i
             f"give {needed / 2**30 + 0.01:.2f} or more"
         )
     return int(free // each)
+
+
+def fitting_size(
+    trial: Callable[[int], Any],
+    most: int,
+    limit_bytes: float,
+    held_bytes: Callable[[], float],
+    *,
+    refuses: bool = True,
+) -> int:
+    """How many samples may be in one batch, seen at two small ones; `most` where there are not two to be tried.
+
+    Args:
+        trial: works on a batch of so many samples.
+        most: samples that a trial can have.
+        limit_bytes: most bytes of the process.
+        held_bytes: what it will hold beside a batch, asked after the trials.
+        refuses: whether a limit that is too small for one sample is refused; else one is tried.
+
+    Raises:
+        UserError: not even one sample fits, and that is refused.
+    """
+    sizes = sorted({min(size, most) for size in _TRIAL_SIZES})
+    if len(sizes) < 2:
+        return sizes[0]
+    needs = {size: peak_bytes(partial(trial, size)) for size in sizes}
+    try:
+        return samples_that_fit(limit_bytes, held_bytes(), needs)
+    except UserError:
+        if refuses:
+            raise
+        return 1
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from hawq.curvature.block_weights import BlockWeights
 from hawq.curvature.cost import CostMeter
 from hawq.curvature.double_backward import second_derivatives
-from hawq.curvature.memory import is_out_of_memory, is_scarce, peak_bytes, samples_that_fit, spared_limit
+from hawq.curvature.memory import fitting_size, is_out_of_memory, is_scarce, spared_limit
 from hawq.curvature.samples import Batch, Samples, fast_layout
 from hawq.curvature.survey import Loss, Survey, survey
 from hawq.distributed import all_gather, all_reduce
@@ -29,7 +29,6 @@ _LOG = logging.getLogger(__name__)
 
 _VECTORS_KEPT = 12  # flat vectors of all weights that a solver holds at once: a Krylov basis and a few more
 _BYTES_KEPT = 2**31  # of such vectors where memory is not limited
-_TRIAL_SIZES = (2, 4)
 
 
 class BlockOperator(ABC):
@@ -113,10 +112,7 @@ class BlockOperator(ABC):
         self._is_watched = limit is not None
         if limit is None or not self.samples.local_count:
             return
-        try:
-            size = self._fitting_size(limit)
-        except UserError:  # not even one
-            size = 1
+        size = self._fitting_size(limit, refuses=False)
         if size < self.samples.largest_batch:
             _LOG.info("batches of %d samples: more would take over a third of the free memory", size)
             self.samples.cut(size)
@@ -259,12 +255,10 @@ class BlockOperator(ABC):
                 return False
         return torch.allclose(alone, self.outputs[:1], rtol=1e-3, atol=1e-5)
 
-    def _fitting_size(self, limit_bytes: float) -> int:
+    def _fitting_size(self, limit_bytes: float, *, refuses: bool = True) -> int:
         """The largest batch with which products for every block stay below the limit."""
-        inputs, targets = self.samples.batches[0]
-        sizes, zeros = sorted({min(size, len(inputs)) for size in _TRIAL_SIZES}), self.weights.zeros()
-        if len(sizes) < 2:
-            return sizes[0]
+        (inputs, targets), zeros = self.samples.batches[0], self.weights.zeros()
+        kept = _VECTORS_KEPT * self.weights.size_bytes
 
         def trial(size: int) -> None:
             with self.analysis():
@@ -274,9 +268,10 @@ class BlockOperator(ABC):
                 for name, vector in zeros.items():
                     self._product(shared, name, vector)
 
-        needs = {size: peak_bytes(lambda size=size: trial(size)) for size in sizes}  # type: ignore[misc]
-        kept = _VECTORS_KEPT * self.weights.size_bytes
-        return samples_that_fit(limit_bytes, memory_in_use_bytes(inputs.device) + kept, needs)
+        def held() -> float:
+            return memory_in_use_bytes(inputs.device) + kept
+
+        return fitting_size(trial, len(inputs), limit_bytes, held, refuses=refuses)
 
     def until_it_fits(self, work: Callable[[], Result]) -> Result:
         """Does `work`; when memory runs out, or is about to, with batches of half the size."""

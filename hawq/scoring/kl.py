@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
-from hawq.curvature.memory import is_out_of_memory, peak_bytes, samples_that_fit, spared_limit
+from hawq.curvature.memory import fitting_size, is_out_of_memory, spared_limit
 from hawq.distributed import all_gather
 from hawq.errors import UserError
 from hawq.measurement import memory_in_use_bytes
@@ -20,7 +20,6 @@ from hawq.structures import main_output
 from hawq.trials import divergence, log_probabilities, mean_with_error
 
 SOFTENED = 4.0  # T; on images that the network has memorised it ranks plans better than 1 (docs/LOG.md)
-_TRIAL_SIZES = (2, 4)
 _KEPT = 0.3  # of the memory that is free, for what precedes a block
 
 
@@ -143,22 +142,13 @@ def _in_use(model: nn.Module) -> float:
 
 
 def _fitting_size(model: nn.Module, images: Sequence[Tensor], limit_bytes: float, *, refuses: bool) -> int:
-    """The largest batch whose forward pass stays below the limit beside what is remembered.
+    """The largest batch whose forward pass stays below the limit beside what is remembered."""
+    batch = max(images, key=len, default=torch.zeros(1))
+    copies = 2 * sum(p.numel() * p.element_size() for p in model.parameters())
 
-    Where not even one image does: UserError if it `refuses`, else 1.
-    """
-    most = max(map(len, images), default=1)
-    sizes = sorted({min(size, most) for size in _TRIAL_SIZES})
-    if len(sizes) < 2:
-        return sizes[0]
-    batch = max(images, key=len)
+    def held() -> float:
+        in_use = _in_use(model)
+        return in_use + _KEPT * max(limit_bytes - in_use, 0.0) + copies
+
     with analysis_mode(model, []), torch.no_grad():
-        needs = {size: peak_bytes(lambda size=size: model(batch[:size])) for size in sizes}  # type: ignore[misc]
-    in_use = _in_use(model)
-    kept = _KEPT * max(limit_bytes - in_use, 0.0) + 2 * sum(p.numel() * p.element_size() for p in model.parameters())
-    try:
-        return min(samples_that_fit(limit_bytes, in_use + kept, needs), most)
-    except UserError:
-        if refuses:
-            raise
-        return 1
+        return fitting_size(lambda size: model(batch[:size]), len(batch), limit_bytes, held, refuses=refuses)
