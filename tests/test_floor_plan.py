@@ -10,7 +10,7 @@ import pytest
 from runs import REPOSITORY
 
 FLOORS = (
-    ("errors", "checks", "components", "measurement", "modes", "distributed", "attention", "resuming"),
+    ("errors", "checks", "components", "measurement", "modes", "distributed", "attention", "resuming", "lazy"),
     ("records", "files", "weights", "layers", "structures"),
     ("progress", "tracing", "costs", "replay"),
     ("unquantized",),

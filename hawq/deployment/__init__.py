@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from hawq.deployment.settings import DyadicReport, NoDeployment, OnnxDeployment
+from hawq.lazy import lazy_names
 
 if TYPE_CHECKING:
     from hawq.deployment.deploying import deploy, float_model
@@ -14,10 +14,17 @@ if TYPE_CHECKING:
     from hawq.deployment.runtimes import OnnxRuntime, OpenVino, available, runtime_versions
 
 _HOMES = {
-    "deploying": ("deploy", "float_model"),
-    "dyadic": ("IntegerNetwork", "integer_network"),
-    "records": ("Deployed", "LayerRecord", "RuntimeRecord"),
-    "runtimes": ("OnnxRuntime", "OpenVino", "available", "runtime_versions"),
+    "Deployed": "records",
+    "IntegerNetwork": "dyadic",
+    "LayerRecord": "records",
+    "OnnxRuntime": "runtimes",
+    "OpenVino": "runtimes",
+    "RuntimeRecord": "records",
+    "available": "runtimes",
+    "deploy": "deploying",
+    "float_model": "deploying",
+    "integer_network": "dyadic",
+    "runtime_versions": "runtimes",
 }
 
 __all__ = [
@@ -38,9 +45,4 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    """Imports ONNX only where a network is deployed: settings alone need none of it."""
-    for home, names in _HOMES.items():
-        if name in names:
-            return getattr(import_module(f"hawq.deployment.{home}"), name)
-    raise AttributeError(f"module 'hawq.deployment' has no attribute {name!r}")
+__getattr__ = lazy_names(__name__, _HOMES)

@@ -1,7 +1,8 @@
 """What quantising truly costs on held-out images, by single blocks and whole plans, and how well scores predict it."""
 
-from typing import Any
+from typing import TYPE_CHECKING
 
+from hawq.lazy import lazy_names
 from hawq.records import ACTIVATIONS, WEIGHTS, Correlation, LossIncrease, LossIncreases, Score, Validated
 from hawq.validation.correlation import PLAN_TRUTHS, correlate, correlate_plans
 from hawq.validation.files import VALIDATION_SCHEMA, read_validation
@@ -16,6 +17,12 @@ from hawq.validation.scores import (
     table_score,
 )
 from hawq.validation.settings import Validation
+
+if TYPE_CHECKING:
+    from hawq.validation.increases import loss_increases
+    from hawq.validation.outcomes import measure_plans, outcome_of
+
+_HOMES = {"loss_increases": "increases", "measure_plans": "outcomes", "outcome_of": "outcomes"}
 
 __all__ = [
     "ACTIVATIONS",
@@ -48,14 +55,4 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    """What measures is loaded when it is asked for: it alone needs PyTorch."""
-    if name == "loss_increases":
-        from hawq.validation.increases import loss_increases
-
-        return loss_increases
-    if name in ("measure_plans", "outcome_of"):
-        from hawq.validation import outcomes
-
-        return getattr(outcomes, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = lazy_names(__name__, _HOMES)
