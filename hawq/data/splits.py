@@ -67,6 +67,13 @@ class Splits:
         return digest.hexdigest()
 
 
+def identity_of(images: Any) -> str:
+    """SHA-256 (hexadecimal) of an array (N, H, W, 3), or what images in files say of themselves."""
+    if not isinstance(images, np.ndarray):
+        return str(images.identity())
+    return hashlib.sha256(str(images.shape).encode() + np.ascontiguousarray(images).tobytes()).hexdigest()
+
+
 def check_labels(name: str, labels: np.ndarray, num_classes: int) -> None:
     """Raises ValueError unless `labels` (N,) are whole numbers in 0 … num_classes − 1."""
     if labels.dtype.kind not in "iu":

@@ -10,7 +10,7 @@ import numpy as np
 
 from hawq.data.image_files import ImageFiles
 from hawq.data.listing import images_below
-from hawq.data.splits import RawImages
+from hawq.data.splits import RawImages, identity_of
 
 _ARRAY = "images"
 
@@ -92,7 +92,7 @@ class _Array:
         return self._array[index] if self._as_arrays else Image.fromarray(self._array[index])
 
     def identity(self) -> str:
-        return hashlib.sha256(str(self._array.shape).encode() + self._array.tobytes()).hexdigest()
+        return identity_of(self._array)
 
 
 def _read(path: Path) -> np.ndarray:

@@ -67,6 +67,14 @@ class Inputs:
 
         return Images(self.splits.test_images, self.splits.test_labels, self.prepare_image())
 
+    def as_inputs(self, stored: RawImages | StoredImages, labels: np.ndarray | None = None) -> Images:
+        """Other images, stored as the data set stores its own, as network inputs (3, H, W); unknown labels are 0."""
+        import numpy as np
+
+        from hawq.data import Images
+
+        return Images(stored, np.zeros(len(stored), np.int64) if labels is None else labels, self.prepare_image())
+
     def training_data(self, batch_size: int, seed: int) -> TrainBatches:
         """Augmented batches of `batch_size` training images, a function of seed and step."""
         from hawq.data import TrainBatches
@@ -93,9 +101,7 @@ class Inputs:
 
     def score_images(self, which: str, num_samples: int, batch_size: int, seed: int) -> list[Tensor]:
         """Inputs that kl is measured on (`Analysis.images`), in batches; this process' share of them."""
-        import numpy as np
-
-        from hawq.data import Images, fixed_batches, sample_indices
+        from hawq.data import fixed_batches, sample_indices
         from hawq.distributed import rank, shard, world_size
         from hawq.scoring import TEST, TRAIN
 
@@ -105,7 +111,7 @@ class Inputs:
             images, indices = self.test_images(), self.held_out(num_samples, seed)
         else:
             assert self.unlabelled is not None
-            images = Images(self.unlabelled, np.zeros(len(self.unlabelled), np.int64), self.prepare_image())
+            images = self.as_inputs(self.unlabelled)
             indices = sample_indices(len(images), num_samples, seed)
         own = indices[shard(len(indices), rank(), world_size())]
         return [inputs for inputs, _ in fixed_batches(images, own, batch_size, self.device)]

@@ -24,6 +24,8 @@ _OTHER_SEED = 1  # more than the run's, so that plans are judged on other images
 
 def searched_plan(run: Run, float_network: FloatNetwork, analysis: Sensitivity) -> BitPlan:
     """The plan that the run's measuring allocator finds, made now unless it is in the cache."""
+    from hawq.data.splits import identity_of
+
     bits, settings = run.settings.bits, run.settings
     facts: dict[str, Any] = {
         "blocks_with_bits": [to_dict(block) for block in analysis.blocks],
@@ -33,7 +35,7 @@ def searched_plan(run: Run, float_network: FloatNetwork, analysis: Sensitivity) 
         table = analysis.table(analysis.score_name(bits.score))
         facts |= {"start": to_dict(allocate(analysis, bits).precisions), "predicted": to_dict(table)}
     if run.inputs.judging is not None:
-        facts["judging"] = _identity(run.inputs)
+        facts["judging"] = identity_of(run.inputs.judging[0])
     reads = ("bits", "search", "quantizer", "seed", *(("finetune",) if settings.search.steps else ()))
     make = partial(_search, run, analysis)
     artifact = cached(run, "allocation", make, reads=reads, network=float_network.weights_hash, facts=facts)
@@ -80,17 +82,14 @@ def _preparation(inputs: Inputs, settings: KeyedSettings) -> Any:
 
 def _judging_images(inputs: Inputs, wanted: Search, seed: int) -> list[tuple[Tensor, Tensor | None]]:
     """Batches that plans are judged on, drawn by the seed. Raises UserError for fewer than two images."""
-    import numpy as np
-
-    from hawq.data import Images, fixed_batches, sample_indices
+    from hawq.data import fixed_batches, sample_indices
 
     if inputs.judging is None:
         return list(inputs.fixed_batches(wanted.num_images, wanted.batch_size, seed + _OTHER_SEED))
     stored, labels = inputs.judging
     if len(stored) < 2:
         raise UserError(f"images={wanted.images} has {len(stored)} image: give at least two")
-    known = labels if labels is not None else np.zeros(len(stored), np.int64)
-    images = Images(stored, known, inputs.prepare_image())
+    images = inputs.as_inputs(stored, labels)
     indices = sample_indices(len(images), wanted.num_images, seed)
     batches = fixed_batches(images, indices, wanted.batch_size, inputs.device)
     return [(batch, given if labels is not None else None) for batch, given in batches]
@@ -105,19 +104,3 @@ def _other_images(inputs: Inputs, wanted: Search, seed: int) -> list[Any]:
     if len(indices) < 2:
         return []
     return [(batch, None) for batch, _ in fixed_batches(images, indices, wanted.batch_size, inputs.device)]
-
-
-def _identity(inputs: Inputs) -> str:
-    """A hash of the images that plans are judged on, where the data set does not tell them."""
-    import hashlib
-
-    import numpy as np
-
-    assert inputs.judging is not None
-    digest = hashlib.sha256()
-    stored: Any = inputs.judging[0]
-    for image in range(len(stored)) if not isinstance(stored, np.ndarray) else ():
-        digest.update(np.asarray(stored[image]).tobytes())
-    if isinstance(stored, np.ndarray):
-        digest.update(np.ascontiguousarray(stored).data)
-    return digest.hexdigest()
