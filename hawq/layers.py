@@ -73,9 +73,14 @@ def channel_axis(layer: nn.Module) -> int:
 
 def layer_inputs(layer: nn.Module, args: Sequence[Any], kwargs: dict[str, Any]) -> list[Tensor]:
     """The distinct tensors that enter a layer in a call: one, or query, key and value of an attention."""
-    found: dict[int, Tensor] = {}
-    map_inputs(layer, args, kwargs, lambda x: found.setdefault(id(x), x))
-    return list(found.values())
+    found: list[Tensor] = []
+
+    def note(x: Tensor) -> Tensor:
+        found.append(x)
+        return x
+
+    map_inputs(layer, args, kwargs, note)
+    return found
 
 
 def map_inputs(
@@ -85,14 +90,16 @@ def map_inputs(
 
     Arguments may be given by position or by name.
     """
-    made: dict[int, Tensor] = {}
+    made: list[tuple[Tensor, Tensor]] = []
 
     def once(x: Any) -> Any:
         if not isinstance(x, Tensor):
             return x
-        if id(x) not in made:
-            made[id(x)] = function(x)
-        return made[id(x)]
+        for seen, result in made:
+            if seen is x:  # by id() a compiler would compile each step again: a new batch is a new object
+                return result
+        made.append((x, function(x)))
+        return made[-1][1]
 
     count = 3 if isinstance(layer, nn.MultiheadAttention) else 1
     positional = tuple(once(x) if place < count else x for place, x in enumerate(args))
