@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hawq.malloc import return_freed_memory
+
 if TYPE_CHECKING:
     import torch
 
@@ -29,6 +31,7 @@ def measured() -> Iterator[Measured]:
     Where the peak cannot be reset (not on Linux), it is that of the process so far.
     """
     result = Measured()
+    return_freed_memory()
     _reset_peak()
     started = time.monotonic()
     try:
@@ -56,6 +59,7 @@ def memory_in_use_bytes(device: torch.device) -> float:
         import torch
 
         return float(torch.cuda.memory_allocated(device))
+    return_freed_memory()
     resident = _status_mib("VmRSS")
     return 2**20 * (_peak_mib() if resident is None else resident)
 

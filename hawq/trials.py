@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from hawq.costs import plan_cost
 from hawq.errors import UserError
 from hawq.modes import analysis_mode
-from hawq.quantization import LSQ, Quantizer, quantize
+from hawq.quantization import LSQ, Quantizer, batch_statistics, quantize
 from hawq.records import BitPlan, Block, Precision
 from hawq.structures import main_output
 
@@ -73,6 +73,7 @@ class Trials:
         self._model, self._blocks, self._images = model, tuple(blocks), list(images)
         self._calibration, self._quantizer = list(calibration), quantizer or LSQ()
         self._temperature, self._carry = temperature, carry_batch_norm
+        self._statistics = batch_statistics(model, self._calibration) if carry_batch_norm else None
         self._float = [log_probabilities(outputs, temperature) for outputs in self._outputs(model)]
         self.float = self.outcomes(model)
         """Outcomes of the float network itself; its KL is 0."""
@@ -92,6 +93,7 @@ class Trials:
             self._calibration,
             self._quantizer,
             carry_batch_norm=self._carry,
+            statistics=self._statistics,
         )
 
     def measure(self, precisions: Mapping[str, Precision]) -> Outcomes:

@@ -22,6 +22,7 @@ from hawq.experiment.config.build import component_section, compose_parts
 from hawq.experiment.config.names import config_folder
 from hawq.experiment.progress import Console
 from hawq.export import load, read_about
+from hawq.malloc import keep_freed_memory
 from hawq.records import Normalization, Preprocessing, from_dict
 from hawq.report import recorded_accuracy, result_row, results_table
 
@@ -35,6 +36,7 @@ def main() -> None:
     parser.add_argument("file", type=Path, help="model.safetensors of a run, or one of docs/results")
     parser.add_argument("overrides", nargs="*", help="overrides of train.py, say dataset.path=cifar10.npz")
     given = parser.parse_args()
+    keep_freed_memory()
     try:
         print(evaluate(given.file, given.overrides))
     except (ValueError, OSError) as error:

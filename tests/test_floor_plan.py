@@ -10,8 +10,8 @@ import pytest
 from runs import REPOSITORY
 
 FLOORS = (
-    ("errors", "checks", "components", "measurement", "modes", "distributed", "attention", "resuming", "lazy"),
-    ("records", "files", "weights", "layers", "structures"),
+    ("errors", "checks", "components", "malloc", "modes", "distributed", "attention", "resuming", "lazy"),
+    ("records", "files", "weights", "layers", "structures", "measurement"),
     ("progress", "tracing", "costs", "replay"),
     ("unquantized",),
     ("blocks",),

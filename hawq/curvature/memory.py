@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from hawq.errors import UserError
+from hawq.malloc import return_freed_memory
 from hawq.measurement import memory_in_use_bytes
 
 _OUT_OF_MEMORY = (  # of the allocators of PyTorch, the C++ library, oneDNN and CUDA's libraries
@@ -98,13 +99,20 @@ def _number(path: Path) -> float | None:
 
 def spared_limit(device: torch.device) -> float | None:
     """Bytes of this process where no limit is given: what it holds, and a third of what is free; None if not known."""
+    in_use = memory_in_use_bytes(device)
     known = free_bytes(device)
-    return None if known is None else memory_in_use_bytes(device) + SHARE * known[0]
+    return None if known is None else in_use + SHARE * known[0]
 
 
 def is_scarce(device: torch.device) -> bool:
     """Whether so little memory is free that batches must become smaller."""
-    known = free_bytes(device)
+    if not _leaves_little(free_bytes(device)):
+        return False
+    return_freed_memory()
+    return _leaves_little(free_bytes(device))
+
+
+def _leaves_little(known: tuple[float, float] | None) -> bool:
     return known is not None and known[0] < _SCARCE * known[1]
 
 

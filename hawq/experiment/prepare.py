@@ -13,6 +13,7 @@ from hawq.experiment.config.build import component_section
 from hawq.experiment.config.demands import check_demands
 from hawq.experiment.config.options import Settings
 from hawq.experiment.inputs import Inputs
+from hawq.malloc import keep_freed_memory
 from hawq.records import (
     Block,
     FloatPart,
@@ -73,6 +74,7 @@ def prepare_network(settings: Settings) -> Inputs:
     from hawq.export import packed_overhead
 
     check_demands(settings)
+    keep_freed_memory()
     options = settings.options
     if options.threads is not None:
         torch.set_num_threads(options.threads)

@@ -11,7 +11,7 @@ from hawq.quantization.attaching import (
     refuse_quantized,
     weight_quantizer,
 )
-from hawq.quantization.batch_norm import CarriedBatchNorm, freeze_batch_norm, reestimate_batch_norm
+from hawq.quantization.batch_norm import CarriedBatchNorm, batch_statistics, freeze_batch_norm, reestimate_batch_norm
 from hawq.quantization.calibration import InputSample, input_batches, observe_inputs
 from hawq.quantization.dorefa import DoReFa
 from hawq.quantization.fake_quantize import FakeQuantizer, fake_quantize
@@ -37,6 +37,7 @@ __all__ = [
     "activation_errors",
     "attach",
     "attach_input_quantizer",
+    "batch_statistics",
     "check_plan_fits",
     "enable",
     "fake_quantize",

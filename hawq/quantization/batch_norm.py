@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -43,13 +43,25 @@ class CarriedBatchNorm:
         model: before the change.
         batches: inputs (N, ...); those of a single sample are ignored.
         task: advanced by every sample of every pass.
+        before: m₀ and v₀ where they are known, from `batch_statistics` of the same network and batches.
     """
 
-    def __init__(self, model: nn.Module, batches: Sequence[Tensor], task: Task = SILENT) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        batches: Sequence[Tensor],
+        task: Task = SILENT,
+        before: Mapping[str, tuple[Tensor, Tensor]] | None = None,
+    ) -> None:
         self._model, self._task = model, task
-        self._batches = [inputs for inputs in batches if len(inputs) > 1]  # a single sample has no statistics
+        self._batches = _several(batches)
         self._known = {norm: (mean.clone(), var.clone()) for norm, (mean, var) in _known(model).items()}
-        self._before = _measure(model, counted(self._batches, task))
+        names = {norm: name for name, norm in model.named_modules()}
+        self._before = (
+            _measure(model, counted(self._batches, task))
+            if before is None
+            else {norm: before[names[norm]] for norm in self._known if names[norm] in before}
+        )
 
     @property
     def batches(self) -> list[Tensor]:
@@ -76,6 +88,17 @@ class CarriedBatchNorm:
     def undo(self) -> None:
         """The running statistics as they were before the change."""
         _put(self._known)
+
+
+def batch_statistics(model: nn.Module, batches: Sequence[Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
+    """Batch norm → mean (C,) and variance (C,) of what enters it on `batches` (N, ...): see `CarriedBatchNorm`."""
+    names = {norm: name for name, norm in model.named_modules()}
+    return {names[norm]: found for norm, found in _measure(model, _several(batches)).items()}
+
+
+def _several(batches: Sequence[Tensor]) -> list[Tensor]:
+    """Those with more than a single sample, which has no statistics."""
+    return [inputs for inputs in batches if len(inputs) > 1]
 
 
 def has_batch_norm(model: nn.Module) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -41,6 +41,7 @@ def quantize(
     quantizer: Quantizer | None = None,
     *,
     carry_batch_norm: bool = True,
+    statistics: Mapping[str, tuple[Tensor, Tensor]] | None = None,
     progress: Progress = SILENT,
 ) -> nn.Module:
     """A fake-quantised copy of `model`: each block's weights and layer inputs on the grids that the plan gives.
@@ -54,6 +55,7 @@ def quantize(
             DataLoader, a generator, or one batch.
         quantizer: LSQ unless given.
         carry_batch_norm: adapt batch norm's statistics to what quantisation changes on the calibration batches.
+        statistics: those of the float network on these batches, from `batch_statistics`, where many plans are tried.
         progress: advanced by every sample of every pass over them.
 
     Raises:
@@ -66,7 +68,8 @@ def quantize(
     batches = input_batches(calibration, next(model.parameters()).device)
     blocks, plan = reached_blocks(model, blocks, plan, batches[0][:1])
     quantized = attach(model, blocks, plan, quantizer or LSQ())
-    enable(quantized, list(plan.precisions), batches, carry_batch_norm=carry_batch_norm, progress=progress)
+    own = {"carry_batch_norm": carry_batch_norm, "statistics": statistics, "progress": progress}
+    enable(quantized, list(plan.precisions), batches, **own)  # type: ignore[arg-type]
     return quantized
 
 
@@ -93,6 +96,7 @@ def enable(
     calibration: Sequence[Tensor],
     *,
     carry_batch_norm: bool = True,
+    statistics: Mapping[str, tuple[Tensor, Tensor]] | None = None,
     progress: Progress = SILENT,
 ) -> None:
     """Switches on the quantisers of the named blocks, with ranges chosen from weights and from calibration inputs.
@@ -104,7 +108,7 @@ def enable(
         model: from `attach`; changed in place.
         names: of blocks; none for no change.
         calibration: batches of inputs (N, ...).
-        carry_batch_norm, progress: see `quantize`.
+        carry_batch_norm, statistics, progress: see `quantize`; statistics are those of `model` as it is given.
 
     Raises:
         UserError: what enters a layer is not finite.
@@ -112,9 +116,11 @@ def enable(
     if not names:
         return
     carried_over = calibration if carry_batch_norm else []
-    passes = 1 + 3 * bool(carried_over) * has_batch_norm(model) + hasattr(model, RESIDUALS)
+    measured = 3 if statistics is None else 2
+    passes = 1 + measured * bool(carried_over) * has_batch_norm(model) + hasattr(model, RESIDUALS)
     with progress.task("calibration", passes * sum(map(len, calibration))) as task:
-        _enable(model, set(names), calibration, CarriedBatchNorm(model, carried_over, task), task)
+        carried = CarriedBatchNorm(model, carried_over, task, statistics)
+        _enable(model, set(names), calibration, carried, task)
 
 
 def _enable(
