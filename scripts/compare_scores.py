@@ -1,6 +1,6 @@
 """The optimum of each score against the uniform network of the same bytes, without training, on all test images.
 
-    python scripts/compare_scores.py SENSITIVITY [SENSITIVITY …] [--bits 4,3,2] [--refine N] [--images N] [--out FOLDER]
+    python scripts/compare_scores.py SENSITIVITY [SENSITIVITY …] [--bits 5,4,3] [--refine N] [--images N] [--out FOLDER]
         [bits.activations=8] model=resnet20 model.checkpoint=… dataset=cifar10 dataset.path=…
 
 A sensitivity is the sensitivity.json of a run; several may hold different scores of the same network. Each budget is
@@ -43,7 +43,7 @@ def main() -> None:
     """Parses the command line, measures what is missing and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("sensitivity", nargs="+", help="sensitivity.json of runs, then overrides of train.py")
-    parser.add_argument("--bits", type=_numbers, default=[4.0, 3.0, 2.0], help="budgets as bits of a uniform network")
+    parser.add_argument("--bits", type=_numbers, default=[5, 4, 3], help="budgets as bits of a uniform network")
     parser.add_argument("--refine", type=int, default=0, help="most plans that are measured to refine each plan")
     parser.add_argument("--images", type=int, help="test images, all unless given")
     parser.add_argument("--out", type=Path, default=Path("outputs/scores"))
@@ -57,12 +57,12 @@ def main() -> None:
         raise SystemExit(f"error: {error}") from error
 
 
-def _numbers(text: str) -> list[float]:
-    return [float(part) for part in text.split(",")]
+def _numbers(text: str) -> list[int]:
+    return [int(part) for part in text.split(",")]
 
 
 def compare(
-    files: Sequence[Path], overrides: Sequence[str], budgets: Sequence[float], swaps: int, images: int | None, out: Path
+    files: Sequence[Path], overrides: Sequence[str], budgets: Sequence[int], swaps: int, images: int | None, out: Path
 ) -> str:
     """The table over all budgets and scores, best first within a budget.
 
@@ -131,12 +131,12 @@ class Bench:
         return refine(network, sensitivity, images, self._calibration, allocator, **own, progress=Console())
 
 
-def _rows(bench: Bench, found: Sequence[Sensitivity], bits: float, swaps: int) -> list[tuple[str, ...]]:
+def _rows(bench: Bench, found: Sequence[Sensitivity], bits: int, swaps: int) -> list[tuple[str, ...]]:
     """One row a plan at a budget, the least KL first."""
     program = bench.settings.bits
     assert isinstance(program, IntegerProgram) and isinstance(program.activations, int)
-    uniform = UniformBits(round(bits), activations=program.activations).allocate(found[0])
-    hits, _ = bench.measured(f"{bits:g}-{_UNIFORM}", uniform)
+    uniform = UniformBits(bits, activations=program.activations).allocate(found[0])
+    hits, _ = bench.measured(f"{bits}-{_UNIFORM}", uniform)
     rows = [(_UNIFORM, uniform)]
     program = replace(program, unit="uniform_bits", target=bits)
     for score, sensitivity in _scores(found):
@@ -146,13 +146,13 @@ def _rows(bench: Bench, found: Sequence[Sensitivity], bits: float, swaps: int) -
             rows.append((f"{score}, refined", bench.refined(replace(own, refine=swaps), sensitivity)))
     lines = []
     for name, plan in rows:
-        own_hits, kl = bench.measured(f"{bits:g}-{name.replace(', ', '-')}", plan)
+        own_hits, kl = bench.measured(f"{bits}-{name.replace(', ', '-')}", plan)
         change, error = paired(own_hits, hits) if name != _UNIFORM else (0.0, 0.0)
         against = "" if name == _UNIFORM else f"{100 * change:+.2f} ± {100 * _95 * error:.2f}"
         mean, of_kl = mean_with_error(kl)
         size = f"{plan.cost.weight_bytes / 1024:.1f}"
         accuracy = f"{100 * float(own_hits.mean()):.2f}"
-        lines.append((mean, (f"{bits:g}", name, size, f"{mean:.4f} ± {of_kl:.4f}", accuracy, against)))
+        lines.append((mean, (f"{bits}", name, size, f"{mean:.4f} ± {of_kl:.4f}", accuracy, against)))
         print(" | ".join(lines[-1][1]), flush=True)
     return [line for _, line in sorted(lines)]
 
