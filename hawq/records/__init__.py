@@ -7,7 +7,7 @@ from hawq.records.files import PLAN_SCHEMA, SENSITIVITY_SCHEMA, dump_record, rea
 from hawq.records.kinds import BIT_WIDTHS, FLOAT_BITS, IMAGE_BITS
 from hawq.records.plans import BitPlan, Confidence, Cost, Judgement, LimitUse, Phase, Precision, Searched
 from hawq.records.reports import Difference, Measured, ResultRow, RunReport, StageRecord
-from hawq.records.scores import ACTIVATIONS, BEYOND_CURVATURE, SCORES, WEIGHTS, Prediction, ScoreTable
+from hawq.records.scores import ACTIVATIONS, BEYOND_CURVATURE, SCORES, WEIGHTS, Prediction, ScoreTable, parts_of
 from hawq.records.sensitivity import BlockSensitivity, Estimate, Sensitivity
 from hawq.records.validation import (
     Correlation,
@@ -66,6 +66,7 @@ __all__ = [
     "ValidatedPlans",
     "dump_record",
     "from_dict",
+    "parts_of",
     "read_record",
     "read_sensitivity",
     "to_dict",
