@@ -37,7 +37,7 @@ def analyze(
     scores: Sequence[str] = (),
     images: Iterable[Any] | Tensor | None = None,
     calibration: Iterable[Any] | Tensor | None = None,
-    kl_temperature: float = 4.0,
+    kl_temperature: float = 2.0,
     detached_bits: int | None = None,
     seed: int = 0,
     progress: Progress = SILENT,

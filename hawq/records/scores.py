@@ -94,6 +94,9 @@ class ScoreTable:
 KINDS = (WEIGHTS, ACTIVATIONS)
 
 
+WHOLE_PLANS = "kl"
+"""The score that ranks whole plans best, over all networks that were measured (docs/LOG.md)."""
+
 JOINT = "+"  # between the names of scores that are taken together
 
 

@@ -10,7 +10,17 @@ from hawq.errors import UserError
 from hawq.records.blocks import Block
 from hawq.records.derived import MEASURED, derived_tables
 from hawq.records.kinds import FLOAT_BITS, Amount, BitsKey, Count, Name, Number
-from hawq.records.scores import ACTIVATIONS, NOTHING, SCORES, WEIGHTS, Prediction, ScoreTable, combined, parts_of
+from hawq.records.scores import (
+    ACTIVATIONS,
+    NOTHING,
+    SCORES,
+    WEIGHTS,
+    WHOLE_PLANS,
+    Prediction,
+    ScoreTable,
+    combined,
+    parts_of,
+)
 
 
 @dataclass(frozen=True)
@@ -134,10 +144,15 @@ class Sensitivity:
         return replace(self, scores=(*kept, *tables))
 
     def score_name(self, asked: str = "auto") -> str:
-        """The score that is asked for; "auto" is the first of `SCORES` that was found of all blocks."""
+        """The score that is asked for.
+
+        "auto" is kl where it was measured of all blocks, else the first of `SCORES` that was found.
+        """
         if asked != "auto":
             return "error" if asked == "none" else asked  # its name until hawq.sensitivity/2
         complete = {table.score for table in self.scores if table.weights.keys() >= {b.name for b in self.blocks}}
+        if WHOLE_PLANS in complete:
+            return WHOLE_PLANS
         return next((name for name in SCORES if name in complete), "error")
 
     def table(self, score: str) -> ScoreTable:

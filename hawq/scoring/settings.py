@@ -56,7 +56,7 @@ class Analysis:
     activations: bool = False
     scores: tuple[str, ...] = ()
     images: str = TRAIN
-    kl_temperature: float = 4.0
+    kl_temperature: float = 2.0
     loss: str = "cross_entropy"
     temperature: float = 4.0
     detached_bits: int | None = None

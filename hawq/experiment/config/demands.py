@@ -16,6 +16,7 @@ _FINDS = {
     "solver/gradient": ("proxy",),
     "solver/random": ("proxy",),
     "solver/none": (),
+    "solver/auto": (),
 }
 """Solver → the scores by curvature that it may find."""
 
