@@ -6,6 +6,7 @@ from hawq.components import component_name
 from hawq.experiment.config.options import Settings
 from hawq.experiment.table import wanted_stages
 from hawq.records import MEASURED
+from hawq.scoring.joint_training import refuse_fixed_steps
 
 _FINDS = {
     "solver/lanczos": ("eigenvalue",),
@@ -43,6 +44,9 @@ def check_demands(settings: Settings) -> None:
             "analysis.loss=distillation has no gradient at the float network, by which score output_shift weighs: "
             "leave that score out, or give analysis.loss=cross_entropy"
         )
+    compared = settings.validate.scores if "validate" in stages else ()
+    if "learned_steps" in (*analysis.scores, *compared, getattr(bits, "score", "auto")):
+        refuse_fixed_steps(settings.quantizer, activations=analysis.activations)
 
 
 def _check_score(score: str, solver: str) -> None:
