@@ -6,7 +6,6 @@ from hawq.components import component_name
 from hawq.experiment.config.options import Settings
 from hawq.experiment.table import wanted_stages
 from hawq.records import MEASURED
-from hawq.scoring.joint_training import refuse_fixed_steps
 
 _FINDS = {
     "solver/lanczos": ("eigenvalue",),
@@ -46,6 +45,8 @@ def check_demands(settings: Settings) -> None:
         )
     compared = settings.validate.scores if "validate" in stages else ()
     if "learned_steps" in (*analysis.scores, *compared, getattr(bits, "score", "auto")):
+        from hawq.scoring.joint_training import refuse_fixed_steps  # here, because it loads torch
+
         refuse_fixed_steps(settings.quantizer, activations=analysis.activations)
 
 
