@@ -18,7 +18,7 @@ from hawq.progress import SILENT, Progress
 from hawq.quantization import LSQ, Quantizer, activation_errors, input_batches, weight_errors
 from hawq.records import BIT_WIDTHS, Block, BlockSensitivity, Prediction, ScoreTable, Sensitivity
 from hawq.records.scores import check_scores
-from hawq.scoring import Analysis, Conditions, measure_score
+from hawq.scoring import Analysis, Conditions, JointTraining, measure_score
 from hawq.scoring.curvature import Curvature, measure_curvature, refuse_made_weights
 from hawq.scoring.work import block_weights
 
@@ -38,6 +38,7 @@ def analyze(
     images: Iterable[Any] | Tensor | None = None,
     calibration: Iterable[Any] | Tensor | None = None,
     kl_temperature: float = 2.0,
+    training: JointTraining | None = None,
     detached_bits: int | None = None,
     seed: int = 0,
     progress: Progress = SILENT,
@@ -54,11 +55,12 @@ def analyze(
         solver: Lanczos unless given; `NoCurvature()` measures none.
         quantizer: LSQ unless given; decides Q_b.
         activations: also measures the curvature by, and the quantisation error of, each block's input activations.
-        scores: further ones to measure: "kl", "quadratic", "output_shift".
+        scores: further ones to measure: "kl", "quadratic", "output_shift", "learned_steps".
         images: inputs that kl is measured on, without labels; those of `batches` unless given.
         calibration: inputs that batch norm's statistics and ranges of activations are taken from for these scores;
             those of `batches` unless given. The same for every process.
         kl_temperature: T of kl.
+        training: of learned_steps, whose images are shuffled by `seed` unless it is given.
         detached_bits: see `Analysis`.
         seed: of the random start vectors.
         progress: told of every estimate.
@@ -81,6 +83,7 @@ def analyze(
         curvature=solver.curvature,
         activations=activations,
         kl_temperature=kl_temperature,
+        training=training or JointTraining(seed=seed),
         conditions=Conditions(memory_limit_gib=solver.memory_limit_gib, progress=progress),
     )
     needed = (model, blocks, given, loss, _own(images, inputs), _own(calibration, inputs), quantizer)

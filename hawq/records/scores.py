@@ -18,12 +18,13 @@ SCORES = {
     "kl": "mean KL(float ‖ block i alone at b bits), measured",
     "quadratic": "½ ΔW_iᵀ H_ii ΔW_i",
     "output_shift": "mean over samples of Σ (∂ℓ/∂Y)² · ΔY² over the outputs Y of the block's layers",
+    "learned_steps": "2 Σ learned steps of the weights of the block's layers, Σ those of their inputs (LIMPQ)",
     "error": "‖ΔW_i‖²",
     "relative_error": "Σ ‖ΔW‖²/‖W‖² over the layers of the block",
 }
 """Score → its formula, in the order in which "auto" prefers those that an analysis has found."""
 
-BEYOND_CURVATURE = ("kl", "quadratic", "output_shift")
+BEYOND_CURVATURE = ("kl", "quadratic", "output_shift", "learned_steps")
 """Scores that an analysis measures for each block and bit-width, where they are asked for (`hawq.scoring`)."""
 
 ByBits = dict[BitsKey, "Prediction"]

@@ -45,6 +45,11 @@ def check_demands(settings: Settings) -> None:
             "analysis.loss=distillation has no gradient at the float network, by which score output_shift weighs: "
             "leave that score out, or give analysis.loss=cross_entropy"
         )
+    compared = settings.validate.scores if "validate" in stages else ()
+    if "learned_steps" in (*analysis.scores, *compared, getattr(bits, "score", "auto")):
+        from hawq.scoring.joint_training import refuse_fixed_steps  # here, because it loads torch
+
+        refuse_fixed_steps(settings.quantizer, activations=analysis.activations)
 
 
 def _check_score(score: str, solver: str) -> None:

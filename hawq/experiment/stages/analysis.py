@@ -107,8 +107,11 @@ def _score_facts(run: Run, score: str) -> dict[str, Any]:
     if score == "kl":
         images = wanted.images if unlabelled is None else unlabelled.identity()
         return facts | {"images": images, "temperature": wanted.kl_temperature}
-    curvature = {"curvature": run.settings.solver.curvature} if score == "quadratic" else {}
-    return facts | curvature | wanted.loss_facts()
+    if score == "quadratic":
+        facts["curvature"] = run.settings.solver.curvature
+    if score == "learned_steps":
+        facts["training"] = dataclasses.asdict(wanted.joint_training(run.settings.options.seed))
+    return facts | wanted.loss_facts()
 
 
 def _measure_score(run: Run, score: str, settings: KeyedSettings, artifact: Artifact) -> Files:
@@ -153,6 +156,7 @@ def shared_score(
         curvature=curvature,
         activations=wanted.activations,
         kl_temperature=wanted.kl_temperature,
+        training=wanted.joint_training(seed),
         conditions=Conditions(checkpoint, wanted.save_every_seconds, memory_limit_gib, progress),
     )
 
