@@ -1,8 +1,10 @@
 """Accuracy against size as a picture for README and docs, drawn by the code of the report pages.
 
 python scripts/pictures.py docs/results/a.json outputs/runs/B --images 10000 --out docs/figures/accuracy_size.png
+python scripts/pictures.py --panel "ResNet20, CIFAR-10" docs/results/a.json docs/results/b.json \
+    --panel "EfficientNet-Lite0, ImageNet" outputs/runs/C outputs/runs/D --images 10000 --out picture.png
 
-Records and run folders; one panel per network. Needs a Chromium and `pip install ".[browser]"`.
+Records and run folders, one panel per network or as --panel says. Needs a Chromium and `pip install ".[browser]"`.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ from __future__ import annotations
 import argparse
 import shutil
 import tempfile
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,34 +20,55 @@ from hawq.experiment.sweep import read_report
 from hawq.report import Entry, Recorded, read_result, write_table
 
 _BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-_WIDTH = 980
+_WIDTH = 880  # CSS pixels: shown 980 pixels wide, the letters are a little larger than on the page
 
 
 def main() -> None:
     """Parses the command line and draws."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("sources", nargs="+", type=Path, metavar="RUN_OR_RECORD")
+    parser.add_argument("sources", nargs="*", metavar="RUN_OR_RECORD")
+    parser.add_argument(
+        "--panel", nargs="+", action="append", default=[], metavar=("TITLE", "RUN_OR_RECORD"), help="one panel of these"
+    )
     parser.add_argument("--images", type=int, help="test images of records that do not say how many there were")
     parser.add_argument("--out", type=Path, required=True, help="a .png")
     given = parser.parse_args()
     try:
-        print(f"drawn: {draw(given.sources, given.images, given.out)}")
+        panels = {title: sources for title, *sources in given.panel}
+        print(f"drawn: {draw(given.sources, panels, given.images, given.out)}")
     except (ValueError, OSError) as error:
         raise SystemExit(f"error: {error}") from error
 
 
-def draw(sources: list[Path], images: int | None, out: Path) -> Path:
+def draw(sources: Sequence[str], panels: dict[str, list[str]], images: int | None, out: Path) -> Path:
     """The scatter of the table page over these sources as a PNG, and returns `out`.
 
-    Raises ValueError or OSError for a source that is neither, or where no browser is installed.
+    Args:
+        sources: records and run folders, each in the panel of its network.
+        panels: title → records and run folders that are drawn in one panel.
+        images: test images of records that do not say how many there were.
+        out: the picture.
+
+    Raises:
+        ValueError: a source that is neither a record nor the folder of a finished run, or none at all.
+        OSError: a source that is not there, or no browser.
     """
-    runs = [path for path in sources if path.is_dir()]
-    for run in runs:
-        read_report(run)
-    records = [_with_images(read_result(path), images) for path in sources if not path.is_dir()]
+    titled: list[tuple[str | None, Path]] = [(None, Path(source)) for source in sources]
+    titled += [(title, Path(source)) for title, group in panels.items() for source in group]
+    if not titled:
+        raise ValueError("there is nothing to draw: give records (docs/results/*.json) or run folders")
+    entries: list[Entry] = []
+    records: list[Recorded] = []
+    for title, source in titled:
+        if source.is_dir():
+            read_report(source)
+            entries.append(Entry(source.name, source, network=title))
+        else:
+            found = _with_images(read_result(source), images)
+            records.append(replace(found, network=title) if title else found)
     with tempfile.TemporaryDirectory() as folder:
         page = Path(folder) / "table.html"
-        write_table(page, [Entry(run.name, run) for run in runs], "Accuracy against size", records)
+        write_table(page, entries, "Accuracy against size", records, by="kind", networks=list(panels))
         out.parent.mkdir(parents=True, exist_ok=True)
         photograph(page, "#picture", out)
     return out
@@ -76,6 +100,7 @@ def photograph(page: Path, selector: str, out: Path) -> None:
         shown = opened.new_page(viewport={"width": _WIDTH, "height": 800}, device_scale_factor=2, color_scheme="light")
         shown.goto(page.absolute().as_uri())
         shown.wait_for_selector("body[data-ready]")
+        shown.add_style_tag(content="section { border: 0; box-shadow: none }")
         shown.locator(selector).screenshot(path=str(out))
         opened.close()
 

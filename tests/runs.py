@@ -6,6 +6,7 @@ import contextlib
 import json
 import logging
 import os
+import re
 import runpy
 import subprocess
 import sys
@@ -102,6 +103,13 @@ def run_folder(outputs: Path) -> Path:
 
 def read_json(path: Path) -> Any:
     return json.loads(path.read_text())
+
+
+def page_data(path: Path) -> Any:
+    """What the charts of a page are drawn from."""
+    found = re.search(r'<script type="application/json" id="data">(.*?)</script>', path.read_text(encoding="utf-8"))
+    assert found is not None
+    return json.loads(found[1])
 
 
 def files_below(folder: Path) -> list[str]:

@@ -26,7 +26,7 @@ def states(outputs: Path) -> dict[str, str]:
 
 
 def test_states_are_on_disk(tmp_path: Path) -> None:
-    write_jobs(tmp_path, [("seed=0", "a"), ("seed=1", "b"), ("seed=2", "c")])
+    write_jobs(tmp_path, [(f"seed={seed}", name, f"python train.py seed={seed}") for seed, name in enumerate("abc")])
     for name in "abd":
         (tmp_path / name).mkdir()
     finish(tmp_path / "a", {"seed": 0})

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
 import pytest
 from browsing import DESKTOP, PHONE, axe_violations, browser, opened
-from browsing import chromium as chromium_of_this_system
-from PIL import Image
-from run_folders import IMAGES, made_run, measured
-from runs import REPOSITORY, read_json, run_script
+from run_folders import IMAGES, made_run, measured, sensitivity_of
+from runs import read_json, run_script
 
 from hawq.report import Entry, write_page, write_table
 
@@ -33,6 +33,12 @@ def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Any]:
+    with browser() as found:
+        yield found
+
+
 def lines_of(page: Any) -> list[dict[str, str]]:
     """The visible lines, each as column → text."""
     columns = [text.strip(" ↑↓") for text in page.locator("#lines th").all_inner_texts()]
@@ -41,14 +47,14 @@ def lines_of(page: Any) -> list[dict[str, str]]:
 
 
 @pytest.mark.parametrize(("size", "scheme"), [(DESKTOP, "light"), (PHONE, "dark")])
-def test_opens_from_disk_and_is_accessible(sweep: Path, size: tuple[int, int], scheme: str) -> None:
-    with browser() as chromium, opened(chromium, sweep / "table.html", size, scheme) as found:
+def test_opens_from_disk_and_is_accessible(chromium: Any, sweep: Path, size: tuple[int, int], scheme: str) -> None:
+    with opened(chromium, sweep / "table.html", size, scheme) as found:
         assert found.complaints == [] and axe_violations(found.page) == []
         assert found.page.evaluate("document.documentElement.scrollWidth") <= size[0]
 
 
-def test_lines_are_folded_sorted_and_filtered(sweep: Path) -> None:
-    with browser() as chromium, opened(chromium, sweep / "table.html") as found:
+def test_lines_are_folded_sorted_and_filtered(chromium: Any, sweep: Path) -> None:
+    with opened(chromium, sweep / "table.html") as found:
         page = found.page
         lines = lines_of(page)
         assert [line["method"].split()[0] for line in lines] == ["float", "direct", "HAWQ", "direct", "HAWQ"]
@@ -75,8 +81,8 @@ def test_lines_are_folded_sorted_and_filtered(sweep: Path) -> None:
         assert page.url.endswith("/report.html") and found.complaints == []
 
 
-def test_front_holds_what_nothing_beats(sweep: Path) -> None:
-    with browser() as chromium, opened(chromium, sweep / "table.html") as found:
+def test_front_holds_what_nothing_beats(chromium: Any, sweep: Path) -> None:
+    with opened(chromium, sweep / "table.html") as found:
         lines = found.page.evaluate("DATA.lines")
     for line in lines:
         beaten = [
@@ -90,6 +96,75 @@ def test_front_holds_what_nothing_beats(sweep: Path) -> None:
     assert 0 < sum(line["front"] for line in lines) < len(lines)
 
 
+@pytest.fixture(scope="module")
+def plans(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A sweep that stopped after the allocation: three budgets, one of them twice."""
+    folder, entries = tmp_path_factory.mktemp("plans"), []
+    for target, seed in ((8.0, 0), (10.0, 0), (10.0, 1), (13.0, 0)):
+        run = made_run(folder / f"job-{target:g}-{seed}", seed=seed, target=target, sensitivity=sensitivity_of(seed))
+        (run / "report.json").unlink()
+        write_page(run)
+        command = f"python train.py stages=[allocation] bits.target={target:g} seed={seed}"
+        entries.append(Entry(f"bits.target={target:g} seed={seed}", run, command=command))
+    write_table(folder / "table.html", entries, "Plans")
+    return folder
+
+
+@pytest.mark.parametrize(("size", "scheme"), [(DESKTOP, "light"), (PHONE, "dark")])
+def test_plans_that_were_not_trained_are_shown_by_what_is_predicted(
+    chromium: Any, plans: Path, size: tuple[int, int], scheme: str
+) -> None:
+    stored = {path.parent.name: read_json(path) for path in plans.glob("job-*/plan.json")}
+    with opened(chromium, plans / "table.html", size, scheme) as found:
+        page = found.page
+        assert found.complaints == [] and axe_violations(page) == []
+        assert page.evaluate("document.documentElement.scrollWidth") <= size[0]
+        lines = lines_of(page)
+        assert [line["seeds"] for line in lines] == ["1", "2", "1"] and "accuracy %" not in lines[0]
+        shown = page.evaluate("DATA.lines.map((line) => [line.predicted, line.bytes, line.bops])")
+        for line, names in zip(shown, (["job-8-0"], ["job-10-0", "job-10-1"], ["job-13-0"]), strict=True):
+            costs = [stored[name]["cost"] for name in names]
+            assert line[0] == pytest.approx(mean(stored[name]["objective"] for name in names))
+            assert line[1] == pytest.approx(mean(cost["packed_bytes"] for cost in costs))
+            assert line[2] == costs[0]["bops"]
+        assert page.locator("#lines [data-copy]").first.get_attribute("data-copy").endswith("bits.target=8 seed=0")
+        for axis in ("bytes", "bops", "w_comp"):
+            page.locator("#axis").select_option(axis)
+            assert page.locator("#scatter svg[role=img] path[transform]").count() >= 3  # a mark for each line
+        assert found.complaints == [] and "predicted increase" in page.locator("#scatter svg").first.text_content()
+
+
+def test_what_is_trained_is_also_shown_by_what_was_predicted(
+    chromium: Any, sweep: Path, plans: Path, tmp_path: Path
+) -> None:
+    """Trained networks and plans in one table: each is drawn where its figure is known."""
+    entries = [Entry(folder.name, folder) for folder in (sweep / "job-10-0", sweep / "job-13-0", plans / "job-8-0")]
+    write_table(tmp_path / "table.html", entries, "Both")
+    with opened(chromium, tmp_path / "table.html") as found:
+        alternative = "document.querySelector('#scatter svg').getAttribute('aria-label')"
+        lines = found.page.evaluate("DATA.lines")
+        for merit, word in (("accuracy", "Accuracy"), ("predicted", "Predicted")):
+            found.page.locator("#merit").select_option(merit)
+            known = sum(line[merit] is not None for line in lines)
+            text = found.page.evaluate(alternative)
+            assert text.startswith(word) and f"{known} networks" in text and 0 < known < len(lines)
+        assert found.complaints == []
+
+
+def test_intervals_do_not_cover_each_other(chromium: Any, sweep: Path, tmp_path: Path) -> None:
+    """Networks of one size stand side by side in the order of their sizes, as close to their places as that allows."""
+    write_table(tmp_path / "table.html", [Entry("one", sweep / "job-10-0")], "One")
+    with opened(chromium, tmp_path / "table.html") as found:
+        for positions in ([5, 5, 5], [1, 2, 3, 40], [0, 100, 101, 200], [7]):
+            moved = found.page.evaluate("([all, gap]) => apart(all, gap)", [positions, 10])
+            assert all(b - a >= 10 - 1e-9 for a, b in pairwise(moved))
+            assert sum(moved) == pytest.approx(sum(positions))
+            far = [abs(a - b) > 40 for a, b in pairwise(positions)]
+            if far and all(far):
+                assert moved == positions
+        assert found.page.evaluate("apart([0, 100, 101, 200], 10)") == pytest.approx([0, 95.5, 105.5, 200])
+
+
 def test_runs_are_compared_by_hand(sweep: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folders = [shutil.copytree(sweep / name, tmp_path / name) for name in ("job-10-0", "job-13-0")]
     assert run_script("compare_runs.py", *folders) is None
@@ -98,15 +173,3 @@ def test_runs_are_compared_by_hand(sweep: Path, tmp_path: Path, capsys: pytest.C
     text = (tmp_path / "table.html").read_text(encoding="utf-8")
     for folder in folders:
         assert f'href="{folder.name}/report.html"' in text and read_json(folder / "report.json")["command"] in text
-
-
-def test_records_are_drawn_beside_runs(sweep: Path, tmp_path: Path) -> None:
-    """The picture of the README: each network of a record with its interval, shared ones once."""
-    chromium_of_this_system()
-    records = sorted((REPOSITORY / "docs" / "results").glob("ablation_[dh]*.json"))
-    out = tmp_path / "picture.png"
-    assert run_script("pictures.py", *records, sweep / "job-13-0", "--images", 10_000, "--out", out) is None
-    with Image.open(out) as drawn:
-        assert drawn.width > 1000 and len(set(drawn.convert("L").resize((50, 50)).tobytes())) > 5
-    message = run_script("pictures.py", tmp_path / "absent", "--out", out)
-    assert message is not None and message.startswith("error: ") and "absent" in message

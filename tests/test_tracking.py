@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 import yaml
-from runs import REPOSITORY, command_line, read_json, run_folder
+from runs import REPOSITORY, command_line, page_data, read_json, run_folder
 
 from hawq.errors import UserError
 from hawq.experiment import tracking
@@ -432,3 +432,67 @@ def test_wandb_sweep_gives_commands_that_run(path: Path) -> None:
             section, _, name = key.partition(".")
             value = getattr(parts[section], name) if name else getattr(parts["options"], section)
             assert value == pytest.approx(one["value"])
+
+
+AGENT = """
+import json, sys
+from wandb.wandb_agent import Agent
+
+command, program, drawn = json.loads(sys.argv[1])
+agent = Agent(api=None, queue=None, sweep_id="s1")
+agent._sweep_command = command
+agent._command_run({"run_id": "drawn1", "program": program, "args": drawn})
+sys.exit(agent._run_processes["drawn1"].wait())
+"""
+"""W&B's own agent, which starts what a server hands out; here it is told by hand, because there is no server."""
+
+
+@pytest.fixture(scope="module")
+def agents_run(offline_run: tuple[Path, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run folder of a job that W&B's agent started for conf/sweep/bits.yaml; it shares the cache of another run."""
+    outputs, folder = offline_run[0].parent.parent, tmp_path_factory.mktemp("agent")
+    sweep = yaml.safe_load((REPOSITORY / "conf" / "sweep" / "bits.yaml").read_text())
+    drawn = {key: {"value": one["values"][0]} for key, one in sweep["parameters"].items()}
+    command = [*sweep["command"], *command_line(outputs, "experiment=smoke", "tracking=wandb")]
+    environment = {**stranger(folder / "home"), "WANDB_SWEEP_ID": "s1", "WANDB_DIR": str(folder)}
+    environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"  # it types `python`
+    before = set((outputs / "runs").iterdir())
+    started = [sys.executable, "-c", AGENT, json.dumps([command, sweep["program"], drawn])]
+    done = subprocess.run(started, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    (found,) = set((outputs / "runs").iterdir()) - before
+    return found
+
+
+def test_wandb_agent_runs_a_job_of_the_sweep(agents_run: Path) -> None:
+    """The server would know the run by the agent's id, and find in it the parameters that it had handed out."""
+    records = list(read_wandb(agents_run))
+    (run,) = [record.run for record in records if record.WhichOneof("record_type") == "run"]
+    assert (run.run_id, run.sweep_id) == ("drawn1", "s1")
+    config = read_json(agents_run / "report.json")["config"]
+    assert (config["bits"]["target"], config["seed"]) == (8, 0)
+    sent = values(run.config.update)
+    assert (sent["bits"]["target"], sent["seed"]) == (8, 0)
+    (ended,) = [record.exit.exit_code for record in records if record.WhichOneof("record_type") == "exit"]
+    assert ended == 0
+
+
+def test_wandb_holds_what_the_report_of_an_agents_run_shows(agents_run: Path) -> None:
+    """Figures and tables, read back from the offline files, against the data that the page is drawn from."""
+    files = wandb_folder(agents_run) / "files"
+    rows = [values(one.history.item) for one in read_wandb(agents_run) if one.WhichOneof("record_type") == "history"]
+    tables = {key: read_json(files / path)["data"] for key, path in shown(rows, "table-file").items()}
+    data = page_data(agents_run / "report.html")
+    results = [(row["method"], f"{row['accuracy']:.2f}", row["size"]) for row in data["results"]]
+    assert [(row[0], row[3], row[5]) for row in tables["results"]] == results and len(results) == 2
+    blocks = data["strip"]["blocks"]
+    assert [(row[0], row[1]) for row in tables["plan"]] == [(block["name"], block["bits"]) for block in blocks]
+    assert [row[:2] for row in tables["sensitivity"]] == [[block["name"], block["weights"]] for block in blocks]
+    accuracy = [
+        [row["finetune/step"], row["finetune/accuracy"]] for row in rows if row.get("finetune/accuracy") is not None
+    ]
+    assert accuracy == data["training"]["lines"][0]["accuracy"] != []
+    pictures = {(files / path).read_bytes() for path in shown(rows, "image-file").values()}
+    assert pictures == {path.read_bytes() for path in (agents_run / "figures").glob("*.png")} and len(pictures) == 3
+    (page,) = shown(rows, "html-file").values()
+    assert (files / page).read_bytes() == (agents_run / "report.html").read_bytes()

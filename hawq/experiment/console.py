@@ -11,7 +11,7 @@ from typing import Any
 
 from hawq.experiment.jobs import BROKEN, FINISHED, Job
 from hawq.experiment.progress import is_quiet
-from hawq.report import markdown, read_run, result_cells
+from hawq.report import markdown, number, plan_cells, read_run, result_cells
 
 LESS = ("gradients", "products", "error", "a-bits", "score", "weights")
 """Columns of the sensitivities in the order in which a narrow console does without them."""
@@ -79,17 +79,27 @@ def _coloured(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def jobs_summary(jobs: Sequence[Job]) -> str:
-    """One line for each job of a sweep: what it was asked for, what came out."""
-    rows, most = [], max(20, width() - 50)
+    """One line for each job of a sweep: what it was asked for, what came out; of a plan, what its score predicts."""
+    rows: list[tuple[str, ...]] = []
+    most, trained = max(20, width() - 50), True
     for job in jobs:
         label = job.label if len(job.label) <= most else f"{job.label[: most - 1]}…"
-        report = read_run(job.folder).report if job.state == FINISHED else None
-        if report is None:
-            rows.append((label, job.state, *[""] * 3))
+        run = read_run(job.folder) if job.state == FINISHED else None
+        if run and run.report:
+            cells = result_cells(run.report.rows[-1])
+        elif run and run.plan:
+            cells, trained = plan_cells(run.plan), False
+        else:
+            rows.append((label, job.state, *[""] * 4))
             continue
-        cells = result_cells(report.rows[-1])
-        rows.append((label, cells[0], cells[3], cells[5], cells[4]))
-    text = table(("job", "method", "accuracy %", "size", "W-Comp"), rows, drop=("W-Comp", "method"))
+        predicted = number(run.plan.objective if run.plan else None)
+        rows.append((label, cells[0], cells[3], cells[5], cells[4], predicted))
+    columns: tuple[str, ...] = ("job", "method", "accuracy %", "size", "W-Comp", "predicted increase")
+    if trained:
+        columns, rows = columns[:-1], [row[:-1] for row in rows]
+    elif all(row[2] in ("–", "") for row in rows):
+        columns, rows = columns[:2] + columns[3:], [row[:2] + row[3:] for row in rows]
+    text = table(columns, rows, drop=("W-Comp", "method"))
     broken = [f"failed: {job.label}: {job.error}" for job in jobs if job.state == BROKEN]
     return "\n".join([text, *broken])
 

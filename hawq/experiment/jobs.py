@@ -23,33 +23,34 @@ class Job:
         folder: its run folder.
         state: "finished", "failed" or "not finished".
         error: why it failed, in a sentence.
+        command: that runs it alone; empty for one that was not planned.
     """
 
     label: str
     folder: Path
     state: str
     error: str = ""
+    command: str = ""
 
 
-def write_jobs(sweep: Path, jobs: Sequence[tuple[str, str]]) -> None:
-    """Stores (label, folder name) of every job before the first one starts."""
+def write_jobs(sweep: Path, jobs: Sequence[tuple[str, str, str]]) -> None:
+    """Stores (label, folder name, command) of every job before the first one starts."""
     write_json(sweep / JOBS, {"schema": "hawq.jobs/1", "jobs": [list(job) for job in jobs]})
 
 
 def read_jobs(sweep: Path) -> list[Job]:
     """All jobs of a sweep as they are by now: those that were planned, then whatever else ran there."""
-    planned = _read(sweep / JOBS).get("jobs", [])
-    labels = {str(name): str(label) for label, name in planned}
+    planned = {str(name): (str(label), *rest) for label, name, *rest in _read(sweep / JOBS).get("jobs", [])}
     found = [path.parent.name for name in (DONE, FAILED) for path in sweep.glob(f"*/{name}")]
-    for name in sorted(set(found) - labels.keys()):
-        labels[name] = name
-    return [_job(label, sweep / name) for name, label in labels.items()]
+    for name in sorted(set(found) - planned.keys()):
+        planned[name] = (name,)
+    return [_job(label, sweep / name, *map(str, rest)) for name, (label, *rest) in planned.items()]
 
 
-def _job(label: str, folder: Path) -> Job:
+def _job(label: str, folder: Path, command: str = "") -> Job:
     if (folder / FAILED).is_file():
-        return Job(label, folder, BROKEN, str(_read(folder / FAILED).get("error", "")))
-    return Job(label, folder, FINISHED if (folder / DONE).is_file() else OPEN)
+        return Job(label, folder, BROKEN, str(_read(folder / FAILED).get("error", "")), command)
+    return Job(label, folder, FINISHED if (folder / DONE).is_file() else OPEN, command=command)
 
 
 def is_done(folder: Path, facts: Any) -> bool:

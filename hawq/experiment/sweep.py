@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,9 @@ from hawq.experiment.jobs import FINISHED, Job, read_jobs, write_jobs
 from hawq.experiment.progress import is_quiet, speaks
 from hawq.files import write_whole
 from hawq.records import RunReport, from_dict
-from hawq.report import RESULT_COLUMNS, Entry, markdown, result_cells, write_table
+from hawq.report import RESULT_COLUMNS, Entry, markdown, number, plan_cells, read_run, result_cells, write_table
+
+_RESULTS = ("report.json", "plan.json")
 
 
 class SweepTable(Callback):
@@ -52,7 +55,9 @@ class SweepTable(Callback):
         labels = [" ".join(word for word in overrides if word not in common) for overrides, _ in jobs]
         if str(config.hydra.launcher._target_).endswith(".LocalLauncher"):
             _share_cores(len(jobs))
-        write_jobs(sweep, [(label, name) for label, (_, name) in zip(labels, jobs, strict=True)])
+        commands = [shlex.join(["python", "train.py", *overrides]) for overrides, _ in jobs]
+        names = [name for _, name in jobs]
+        write_jobs(sweep, list(zip(labels, names, commands, strict=True)))
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
         """Rewrites the tables after each job, so that a stopped sweep has those of what it finished."""
@@ -102,7 +107,7 @@ def write_tables(sweep: Path) -> list[Job]:
     """`table.html` and `table.md` of a sweep's jobs as they are by now; returns the jobs."""
     with locked(sweep / ".lock"):
         jobs = read_jobs(sweep)
-        ended = [(job.label, job.folder) for job in jobs if (job.folder / "report.json").is_file()]
+        ended = [(job.label, job.folder) for job in jobs if any((job.folder / name).is_file() for name in _RESULTS)]
         write_whole(sweep / "table.md", (jobs_table(ended) + "\n").encode())
         write_table(sweep / "table.html", [entry(job) for job in jobs], f"Sweep {sweep.name}")
     return jobs
@@ -110,7 +115,7 @@ def write_tables(sweep: Path) -> list[Job]:
 
 def entry(job: Job) -> Entry:
     """A job as a line of the table."""
-    return Entry(job.label, job.folder, job.state, job.error)
+    return Entry(job.label, job.folder, job.state, job.error, job.command)
 
 
 def _overrides_of_jobs(config: DictConfig) -> list[list[str]]:
@@ -124,13 +129,24 @@ def _overrides_of_jobs(config: DictConfig) -> list[list[str]]:
 def jobs_table(jobs: Sequence[tuple[str, Path]]) -> str:
     """One row for each network of each job; `jobs` are (label, run folder) pairs.
 
-    Raises FileNotFoundError or ValueError for a folder without a readable report.json.
+    A job that made a plan and did not train it is shown by the increase of the loss that its score predicts. Raises
+    FileNotFoundError or ValueError for a folder with neither a readable report.json nor a plan.
     """
     rows = []
     for label, folder in jobs:
-        for index, row in enumerate(read_report(folder).rows):
-            rows.append((label if index == 0 else "", *result_cells(row)))
-    return markdown(("job", *RESULT_COLUMNS), rows)
+        plan = read_run(folder).plan
+        if plan and not (folder / "report.json").is_file():
+            cells = [plan_cells(plan)]
+        else:
+            cells = [result_cells(row) for row in read_report(folder).rows]
+        predicted = ["–"] * (len(cells) - 1) + [number(plan.objective if plan else None)]
+        rows += [
+            (label if index == 0 else "", *row, more)
+            for index, (row, more) in enumerate(zip(cells, predicted, strict=True))
+        ]
+    columns = ("job", *RESULT_COLUMNS, "predicted increase")
+    trained = all((folder / "report.json").is_file() for _, folder in jobs)
+    return markdown(columns[:-1], [row[:-1] for row in rows]) if trained else markdown(columns, rows)
 
 
 def read_report(folder: Path) -> RunReport:

@@ -9,7 +9,8 @@ from hawq.report.figures import (
     validation_figure,
 )
 from hawq.report.intervals import paired_difference, wilson
-from hawq.report.league import Entry, write_table
+from hawq.report.league import write_table
+from hawq.report.lines import Entry
 from hawq.report.page import write_page
 from hawq.report.papers import NOT_RUN, Ours, PaperRow, PaperTable, comparison, read_table
 from hawq.report.provenance import git_commit, hardware, versions
@@ -30,6 +31,7 @@ from hawq.report.tables import (
     RESULT_COLUMNS,
     limits_table,
     markdown,
+    plan_cells,
     plans_table,
     result_cells,
     result_row,
@@ -42,6 +44,7 @@ from hawq.report.tables import (
     validation_table,
 )
 from hawq.report.validated_plans import plans_figure, validated_plans_rows, validated_plans_table, verdict
+from hawq.report.wording import number
 
 __all__ = [
     "NOT_RUN",
@@ -64,7 +67,9 @@ __all__ = [
     "headline",
     "limits_table",
     "markdown",
+    "number",
     "paired_difference",
+    "plan_cells",
     "plans_figure",
     "plans_table",
     "read_result",

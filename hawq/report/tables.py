@@ -63,6 +63,24 @@ def result_cells(row: ResultRow) -> tuple[str, ...]:
     )
 
 
+def plan_cells(plan: BitPlan) -> tuple[str, ...]:
+    """The cells of a plan that was not trained, as in `RESULT_COLUMNS`; its size is an upper bound."""
+    cost = plan.cost
+    weights, activations = (
+        bits_label([getattr(precision, f"{kind}_bits") for precision in plan.precisions.values()])
+        for kind in ("weight", "activation")
+    )
+    return (
+        plan.method,
+        _with_mean(weights, cost.w_comp),
+        _with_mean(activations, cost.a_comp),
+        "–",
+        f"{cost.w_comp:.2f}×",
+        size_label(cost.weight_bytes if cost.packed_bytes is None else cost.packed_bytes),
+        "–" if cost.a_comp is None else f"{cost.a_comp:.2f}×",
+    )
+
+
 def _with_mean(label: str, compression: float | None) -> str:
     """A mix of bit-widths with its mean, because the papers' notation names the lowest one alone."""
     if not compression or not label.endswith("MP"):

@@ -84,6 +84,10 @@ const PLOT = { style: { fontSize: "13px", fontFamily: "inherit", background: "no
 const COLORS = ["var(--accent)", "var(--warm)", "var(--good)", "var(--soft)"];
 const TIP = { fill: "var(--card)", stroke: "var(--line)" };
 
+// The axes of a logarithmic scale with a label at each of these ticks: by itself Plot leaves out those that d3 finds too dense.
+const across = (ticks, text) => Plot.axisX(ticks, { text, labelAnchor: "center", labelArrow: "none" });
+const upward = (ticks, text) => Plot.axisY(ticks, { text, labelArrow: "none" });
+
 // Round values on a logarithmic axis: powers of ten, with 2 and 5 between where these are few.
 function decades(values, most) {
   const [low, high] = d3.extent(values);
@@ -96,8 +100,12 @@ function decades(values, most) {
 // A few round sizes within what is shown.
 function ticks(values, most) {
   const [low, high] = d3.extent(values);
-  const found = [];
-  for (let step = 2 ** 10; step < 2 ** 44; step *= 2) for (const part of [1, 1.5]) if (step * part >= low && step * part <= high) found.push(step * part);
+  const powers = d3.range(10, 45).map((power) => 2 ** power);
+  const round = [powers, powers.flatMap((power) => [power, 1.5 * power])].map((all) => all.filter((value) => value >= low && value <= high));
+  const found = round.find((all) => all.length >= 3) ?? round[1];
   const every = Math.ceil(found.length / most);
   return found.length < 2 ? [low, high] : found.filter((_, place) => place % every === 0);
 }
+
+// A size on an axis: no decimals that say nothing.
+const sizeText = (value) => bytes(value).replace(/\.?0+ /, " ");

@@ -123,12 +123,14 @@ if (DATA.frontier) {
   const shown = points.filter((point) => point.objective > 0);
   const log = shown.length > 1 && d3.max(shown, (p) => p.objective) / d3.min(shown, (p) => p.objective) > 4;
   const redraw = chart(chartPlace("frontier"), (width) => {
-    const point = points[chosen];
+    const point = points[chosen], heights = log ? decades(shown.map((p) => p.objective), 5) : 5;
     const plot = Plot.plot({
       ...PLOT, width, height: Math.min(380, Math.max(280, width * 0.7)), marginLeft: 62, marginBottom: 44, marginTop: 26, marginRight: 18,
-      x: { type: "log", label: DATA.frontier.x, labelAnchor: "center", labelArrow: "none", tickFormat: (value) => bytes(value).replace(".0 ", " ").replace(".00 ", " "), ticks: ticks(points.map((p) => p.bytes), width < 420 ? 3 : 5) },
-      y: { type: log ? "log" : "linear", label: DATA.frontier.y, labelArrow: "none", grid: true, tickFormat: sig, ticks: log ? decades(shown.map((p) => p.objective), 5) : 5 },
+      x: { type: "log", label: DATA.frontier.x },
+      y: { type: log ? "log" : "linear", label: DATA.frontier.y, labelArrow: "none", grid: true, tickFormat: sig, ticks: heights },
       marks: [
+        across(ticks(points.map((p) => p.bytes), width < 420 ? 3 : 5), sizeText),
+        ...(log ? [upward(heights, sig)] : []),
         Plot.line(shown, { x: "bytes", y: "objective", stroke: "var(--accent)", strokeWidth: 1.5 }),
         Plot.dot(shown, { x: "bytes", y: "objective", r: 4, fill: "var(--accent)" }),
         Plot.dot([here].filter((p) => p.objective > 0), { x: "bytes", y: "objective", r: 8, stroke: "var(--warm)", strokeWidth: 2.5, fill: "none" }),
@@ -170,13 +172,15 @@ if (DATA.validation) {
     const points = DATA.validation.scores[Number(select.value)].points.filter((p) => p.x > 0);
     const up = points.filter((p) => p.y > 0), down = points.filter((p) => p.y <= 0);
     const floor = (d3.min(up, (p) => p.y) ?? 1) / 2;
-    const low = (p) => Math.max(p.y - p.e, floor / 2);
+    const low = (p) => Math.max(p.y - p.e, floor / 2), heights = decades([floor, ...up.map((p) => p.y)], 6);
     return Plot.plot({
       ...PLOT, width, height: Math.min(400, Math.max(300, width * 0.8)), marginLeft: 58, marginBottom: 42, marginTop: 26,
-      x: { type: "log", label: "predicted increase", labelAnchor: "center", labelArrow: "none", tickFormat: power, ticks: decades(points.map((p) => p.x), width < 420 ? 4 : 6) },
-      y: { type: "log", label: "measured increase of the loss", labelArrow: "none", grid: true, tickFormat: power, ticks: decades([floor, ...up.map((p) => p.y)], 6) },
+      x: { type: "log", label: "predicted increase" },
+      y: { type: "log", label: "measured increase of the loss", grid: true, ticks: heights },
       color: { type: "ordinal", scheme: undefined, domain: [...new Set(points.map((p) => p.bits))], range: [0, 0.25, 0.5, 0.65, 0.78, 0.85, 0.9, 0.95].map((part) => d3.interpolateViridis(DARK.matches ? 0.35 + 0.65 * part : 0.9 * part)), legend: true, style: { fontSize: "13px", fontFamily: "inherit", minHeight: 0 }, label: "bits", tickFormat: (bits) => `${bits} bits` },
       marks: [
+        across(decades(points.map((p) => p.x), width < 420 ? 4 : 6), power),
+        upward(heights, power),
         Plot.ruleX(up, { x: "x", y1: low, y2: (p) => p.y + p.e, stroke: "bits", strokeOpacity: 0.5 }),
         Plot.dot(up, { x: "x", y: "y", fill: "bits", r: 4 }),
         Plot.dot(down, { x: "x", y: floor, stroke: "bits", symbol: "triangle", r: 4, rotate: 180 }),
