@@ -95,8 +95,9 @@ def build_parts(
     parts = {name: build_component(name, values[name], allowed) for name in needed}
     if is_automatic(parts.get("solver")):
         parts["bits"] = with_best_score(parts["bits"])
-        if name := solver_for(parts["bits"], parts["analysis"].landscape):
-            parts["solver"] = build_component("solver", _solver_node(name, values, None), allowed)
+        finder = solver_for(parts["bits"], parts["analysis"].landscape)
+        if finder is not None:
+            parts["solver"] = build_component("solver", _solver_node(finder, values, None), allowed)
     if "validate" in parts:
         solvers = {name: _solver_node(name, values, chosen_solver) for name in parts["validate"].solvers}
         parts["compared"] = {name: build_component("solver", node, allowed) for name, node in solvers.items()}
