@@ -3,7 +3,8 @@
     python scripts/compare_scores.py SENSITIVITY [SENSITIVITY …] [--bits 5,4,3] [--refine N] [--images N] [--out FOLDER]
         [bits.activations=8] model=resnet20 model.checkpoint=… dataset=cifar10 dataset.path=…
 
-A sensitivity is the sensitivity.json of a run; several may hold different scores of the same network. Each budget is
+A sensitivity is the sensitivity.json of a run; several may hold different scores of the same network, of which the
+first of a name counts. With kl and trace their geometric mean is compared as well. Each budget is
 the uniform network at so many bits, its first and last block at 8; activations are float unless bits.activations is
 given. Overrides are those of train.py. The change of accuracy has a 95 % interval from the paired differences of the
 images. With --refine each plan is also refined by at most N measured plans, judged on search.num_images training
@@ -158,14 +159,15 @@ def _rows(bench: Bench, found: Sequence[Sensitivity], bits: int, swaps: int) -> 
 
 
 def _scores(found: Sequence[Sensitivity]) -> Iterator[tuple[str, Sensitivity]]:
-    """Each score once, with the sensitivity that holds it."""
-    seen: set[str] = set()
-    for sensitivity in found:
-        blocks = {block.name for block in sensitivity.blocks}
-        for table in sensitivity.scores:
-            if table.score not in seen and table.weights.keys() >= blocks:
-                seen.add(table.score)
-                yield table.score, sensitivity
+    """Each score once, with a sensitivity that holds all of them."""
+    tables = {
+        table.score: table
+        for sensitivity in reversed(found)
+        for table in sensitivity.scores
+        if table.weights.keys() >= {block.name for block in sensitivity.blocks}
+    }
+    whole = found[0].with_scores(list(tables.values()))
+    yield from ((score, whole) for score in [*tables, *(["kl+trace"] if {"kl", "trace"} <= tables.keys() else [])])
 
 
 if __name__ == "__main__":
