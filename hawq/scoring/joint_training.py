@@ -24,7 +24,8 @@ from hawq.quantization import FakeQuantizer, Quantizer, batch_statistics, input_
 from hawq.records import ACTIVATIONS, FLOAT_BITS, WEIGHTS, BitPlan, Block, Precision
 from hawq.scoring.work import Place
 
-_MOMENTUM, _CLIP = 0.9, 1.0  # of the published code, which clips every entry of the gradient
+_MOMENTUM = 0.9
+_LENGTH, _SHARE = 1.0, 0.1  # most of a gradient: its length, and for a step, of the step itself
 _FEWEST_BITS = 2  # that move the shared weights: the paper's; the gradient at one bit would drown all others
 _MOST = {"iterations": 1_000_000, "batch_size": 1_000_000}
 
@@ -105,14 +106,19 @@ class JointNetworks:
             broadcast_parameters(made)
             self._networks[bits] = _sharing(made, next(iter(self._networks.values()), made))
         first = self._networks[bit_widths[0]]
-        owned = {bits: _owned(network) for bits, network in self._networks.items()}
-        kept = {id(parameter) for parameter in owned[bit_widths[0]]}
-        shared = [p for p in first.parameters() if p.is_floating_point() and id(p) not in kept]
+        scales = {bits: _parameters_of(network, FakeQuantizer) for bits, network in self._networks.items()}
+        norms = {bits: _parameters_of(network, _BatchNorm) for bits, network in self._networks.items()}
+        own = {id(parameter) for parameter in (*scales[bit_widths[0]], *norms[bit_widths[0]])}
+        shared = [p for p in first.parameters() if p.is_floating_point() and id(p) not in own]
         self.trained: dict[int, list[nn.Parameter]] = {
-            bits: [*(shared if bits >= _FEWEST_BITS else []), *own] for bits, own in owned.items()
+            bits: [*(shared if bits >= _FEWEST_BITS else []), *scales[bits], *norms[bits]] for bits in bit_widths
         }
         """Bit-width → what its pass gives gradients to."""
-        self.parameters: list[nn.Parameter] = [*shared, *(p for own in owned.values() for p in own)]
+        self.scales = [scale for own in scales.values() for scale in own]
+        """The steps of all bit-widths."""
+        self.groups = [shared, *norms.values()]
+        """The float weights, and the batch norms of each bit-width."""
+        self.parameters: list[nn.Parameter] = [*self.scales, *(p for group in self.groups for p in group)]
         """All that is trained, none twice."""
         for parameter in self.parameters:
             parameter.requires_grad_(True)
@@ -165,9 +171,9 @@ def _sharing(network: nn.Module, other: nn.Module) -> nn.Module:
     return network
 
 
-def _owned(network: nn.Module) -> list[nn.Parameter]:
-    """The parameters of quantisers and batch norms."""
-    owners = [module for module in network.modules() if isinstance(module, (FakeQuantizer, _BatchNorm))]
+def _parameters_of(network: nn.Module, kind: type[nn.Module]) -> list[nn.Parameter]:
+    """The parameters of all modules of one class."""
+    owners = [module for module in network.modules() if isinstance(module, kind)]
     return list({id(p): p for owner in owners for p in owner.parameters() if p.is_floating_point()}.values())
 
 
@@ -233,12 +239,21 @@ class Trainer:
                 parameter.grad += gradient
         _all_reduce([loss, *(p.grad for p in parameters if p.grad is not None)])
         self._check(float(loss))
-        nn.utils.clip_grad_value_(parameters, _CLIP)
+        self._clip()
         for group in self._optimizer.param_groups:
             group["lr"] = settings.lr * 0.5 * (1 + math.cos(math.pi * self.iteration / settings.iterations))
         self._optimizer.step()
         self.iteration += 1
         return float(loss) / len(self._networks.trained)
+
+    def _clip(self) -> None:
+        """Keeps one bit-width from drowning the others, and a fine step from leaping."""
+        for group in self._networks.groups:
+            nn.utils.clip_grad_norm_(group, _LENGTH)
+        for scale in self._networks.scales:
+            most = _SHARE * scale.detach().abs()
+            assert scale.grad is not None
+            scale.grad.clamp_(-most, most)
 
     def _batch(self) -> list[int]:
         """The samples of this iteration, by their number among all: a function of seed, half and iteration."""

@@ -43,10 +43,13 @@ def learned_steps_score(
 
     Training is LIMPQ's: one set of float weights, one set of steps and batch norms per bit-width; in every iteration
     one forward and backward pass per bit-width, with all layers at it, on the same batch; gradients of the weights add
-    up; one update by SGD, with LSQ's gradient scale and every entry of the gradient clipped at ±1. It departs from the
-    paper in this:
+    up; one update by SGD, with LSQ's gradient scale. It departs from the paper in this:
 
-    - It is short, tens of iterations, not epochs. So steps start at the least squared error, not at 0.1/b.
+    - It is short, tens of iterations, not epochs. So steps start at the least squared error, not at 0.1/b, and in the
+      end most of them are within a few percent of where they began.
+    - Gradients are clipped so that it is stable from the first iteration on: those of the float weights, and of the
+      batch norms of each bit-width, at length 1; that of a step at a tenth of the step. The published code clips every
+      entry at ±1.
     - Batch norm normalises by statistics carried on the calibration inputs, not by those of the batch.
     - The further pass of the published code, with bits drawn at random for each layer, is left out.
     - Blocks that a plan fixes (LIMPQ's first and last layer, at 8 bits) have the bits of all others.
