@@ -20,7 +20,7 @@ from hawq.errors import UserError
 from hawq.quantization import LSQ, PACT, DoReFa, RVQuant, Uniform, input_quantizer, quantize, weight_quantizer
 from hawq.records import ACTIVATIONS, FLOAT_BITS, WEIGHTS, BitPlan, Precision
 from hawq.scoring import Analysis, Conditions, JointTraining, learned_steps_score
-from hawq.scoring.joint_training import JointNetworks
+from hawq.scoring.joint_networks import JointNetworks
 from hawq.sensitivity import analyze
 
 BATCH = samples(9)
