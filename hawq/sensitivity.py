@@ -78,16 +78,11 @@ def analyze(
     find = partial(measure_curvature, activations=activations, detached_bits=detached_bits, progress=progress)
     curvature = find(model, blocks, given, loss, solver, seed, warn=warnings.warn)
     found = combine(model, blocks, curvature, quantizer, inputs, progress)
-    measure = partial(
-        measure_score,
-        curvature=solver.curvature,
-        activations=activations,
-        kl_temperature=kl_temperature,
-        training=training or JointTraining(seed=seed),
-        conditions=Conditions(memory_limit_gib=solver.memory_limit_gib, progress=progress),
-    )
+    conditions = Conditions(memory_limit_gib=solver.memory_limit_gib, progress=progress)
+    kept: dict[str, Any] = {"curvature": solver.curvature, "activations": activations, "kl_temperature": kl_temperature}
+    kept |= {"training": training or JointTraining(seed=seed), "conditions": conditions}
     needed = (model, blocks, given, loss, _own(images, inputs), _own(calibration, inputs), quantizer)
-    return found.with_scores([measure(name, *needed) for name in scores])
+    return found.with_scores([measure_score(name, *needed, **kept) for name in scores])
 
 
 def _own(given: Iterable[Any] | Tensor | None, otherwise: list[Tensor]) -> list[Tensor]:

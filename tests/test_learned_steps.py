@@ -20,7 +20,7 @@ from hawq.errors import UserError
 from hawq.quantization import LSQ, PACT, DoReFa, RVQuant, Uniform, input_quantizer, quantize, weight_quantizer
 from hawq.records import ACTIVATIONS, FLOAT_BITS, WEIGHTS, BitPlan, Precision
 from hawq.scoring import Analysis, Conditions, JointTraining, learned_steps_score
-from hawq.scoring.joint_training import JointNetworks
+from hawq.scoring.joint_networks import JointNetworks
 from hawq.sensitivity import analyze
 
 BATCH = samples(9)
@@ -39,7 +39,7 @@ def test_one_linear_layer_learns_the_step_where_the_gradient_vanishes(seed):
     torch.manual_seed(seed)
     layer = nn.Linear(4, 3, bias=False).double()
     inputs = torch.randn(40, 4).double() @ torch.randn(4, 4).double()
-    training = JointTraining(iterations=300, lr=0.1, batch_size=40)
+    training = JointTraining(iterations=200, lr=0.1, batch_size=40)
     found = learned_steps_score(
         nn.Sequential(layer),
         find_blocks(nn.Sequential(layer), inputs[:1]),
@@ -116,16 +116,23 @@ def test_joint_training_is_that_of_plain_pytorch():
                 hidden = torch.tanh(images.flatten(1) @ q1.T + b1)
                 total = total + F.cross_entropy(hidden @ q2.T + b2, labels)
             lr = settings.lr * (1 + math.cos(math.pi * iteration / settings.iterations)) / 2
-            for p, momentum, gradient in zip(trained, momenta, torch.autograd.grad(total, trained), strict=True):
-                momentum.mul_(0.9).add_(gradient.clamp(-1, 1))
+            gradients = torch.autograd.grad(total, trained)
+            length = math.sqrt(sum(float(g.square().sum()) for g in gradients[:4]))
+            assert length > 1 or iteration
+            for p, momentum, gradient in zip(trained, momenta, gradients, strict=True):
+                most = p.detach().abs() / 10
+                clipped = (
+                    gradient / max(length, 1) if any(p is one for one in shared) else torch.clamp(gradient, -most, most)
+                )
+                momentum.mul_(0.9).add_(clipped)
                 p.data -= lr * momentum
         halves.append({key: 2 * float(step.detach().mean()) for key, step in steps.items()})
     for layer, name in enumerate(("1", "3")):
         for bits in bit_widths:
             first, second = (half[layer, bits] for half in halves)
             one = found.weights[name][bits]
-            assert one.value == pytest.approx((first + second) / 2, rel=1e-9)
-            assert one.error == pytest.approx(abs(first - second) / 2, rel=1e-6)
+            assert one.value == pytest.approx((first + second) / 2, rel=1e-7)
+            assert one.error == pytest.approx(abs(first - second) / 2, rel=1e-4)
     assert (found.score, found.num_samples, found.one_factor) == ("learned_steps", 9, False)
     assert found.seconds > 0 and found.gradient_equivalents > 0
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -48,37 +49,17 @@ def measure_score(
     Raises:
         ValueError: as the score does.
     """
+    kept: dict[str, Any] = {"activations": activations, "conditions": conditions}
     if score == "kl":
-        return kl_score(
-            model,
-            blocks,
-            images,
-            calibration,
-            quantizer,
-            activations=activations,
-            temperature=kl_temperature,
-            conditions=conditions,
-        )
+        return kl_score(model, blocks, images, calibration, quantizer, temperature=kl_temperature, **kept)
     if score == "quadratic":
         return quadratic_score(model, blocks, batches, loss, quantizer, curvature=curvature, conditions=conditions)
     if score == "learned_steps":
-        return learned_steps_score(
-            model,
-            blocks,
-            batches,
-            loss,
-            calibration,
-            quantizer,
-            activations=activations,
-            training=training,
-            conditions=conditions,
-        )
+        return learned_steps_score(model, blocks, batches, loss, calibration, quantizer, training=training, **kept)
     assert score == "output_shift", score
     if isinstance(loss, DistillationLoss):
         raise UserError(
             "the distillation loss has no gradient at the float network, by which output_shift weighs: "
             "give loss=cross_entropy, or another score"
         )
-    return output_shift_score(
-        model, blocks, batches, loss, calibration, quantizer, activations=activations, conditions=conditions
-    )
+    return output_shift_score(model, blocks, batches, loss, calibration, quantizer, **kept)

@@ -1,40 +1,48 @@
-"""One set of float weights trained at several bit-widths at once, whose steps the score learned_steps reads."""
+"""The joint training of all bit-widths, in which each layer learns a step for each of them."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
-from hawq.blocks import block_layers
 from hawq.checks import check_range
-from hawq.costs import plan_cost
 from hawq.curvature import Loss
 from hawq.curvature.memory import is_out_of_memory
 from hawq.curvature.samples import Samples
-from hawq.distributed import all_reduce_coalesced, broadcast_parameters
+from hawq.distributed import all_reduce_coalesced
 from hawq.errors import UserError
-from hawq.modes import full_precision
-from hawq.quantization import FakeQuantizer, Quantizer, batch_statistics, input_quantizer, quantize, weight_quantizer
-from hawq.records import ACTIVATIONS, FLOAT_BITS, WEIGHTS, BitPlan, Block, Precision
-from hawq.scoring.work import Place
+from hawq.quantization import Quantizer
+from hawq.scoring.joint_networks import JointNetworks
 
-_MOMENTUM, _CLIP = 0.9, 1.0  # of the published code, which clips every entry of the gradient
-_FEWEST_BITS = 2  # that move the shared weights: the paper's; the gradient at one bit would drown all others
+_MOMENTUM = 0.9
+_LENGTH, _SHARE = 1.0, 0.1  # most of a gradient: its length, and for a step, of the step itself
 _MOST = {"iterations": 1_000_000, "batch_size": 1_000_000}
 
 
 @dataclass(frozen=True)
 class JointTraining:
-    """How long, how fast and on how many images at a time the bit-widths are trained.
+    """How all bit-widths are trained together, so that each layer learns a step for each of them.
+
+    As in LIMPQ (2203.08368) there is one set of float weights, and one set of steps and batch norms per bit-width. An
+    iteration is one forward and backward pass per bit-width, with all layers at it, on the same batch; gradients of the
+    weights add up; then comes one update by SGD, with LSQ's gradient scale. It departs from the paper in this:
+
+    - It is short, tens of iterations, not epochs. So steps start at the least squared error (in the published code at
+      (|mean| + 3σ)/2^(b−1)), and in the end most of them are within a few percent of where they began.
+    - Gradients are clipped so that it is stable from the first iteration on: those of the float weights, and of the
+      batch norms of each bit-width, at length 1; that of a step at a tenth of the step. The published code clips every
+      entry at ±1.
+    - Batch norm normalises by statistics carried on the calibration inputs, not by those of the batch.
+    - The further pass of the published code, with bits drawn at random for each layer, is left out.
+    - One bit learns steps of its own, and does not move the shared weights.
 
     Args:
-        iterations: each is one forward and backward pass per bit-width and one update, for each half of the images.
+        iterations: for each half of the images.
         lr: learning rate of SGD with momentum 0.9 at the start; it falls to zero along a cosine.
         batch_size: images in a batch, of all processes together; at most half of those that there are.
         seed: of the order of the images.
@@ -67,114 +75,6 @@ def refuse_fixed_steps(quantizer: Quantizer, *, activations: bool) -> None:
             f"quantizer={quantizer.name} trains no steps, and score learned_steps reads nothing else: "
             "give quantizer=lsq, or another score, say kl"
         )
-
-
-class JointNetworks:
-    """A quantised copy of a network at each bit-width; all copies share their float weights.
-
-    Each copy has its own quantisers and its own batch norms, with statistics carried as `hawq.quantize` does. It stays
-    in eval mode, so that every image counts by itself, however images are cut into batches.
-
-    Args:
-        model: the float network; left unchanged.
-        blocks: traced.
-        bit_widths: each is that of all blocks in one copy.
-        calibration: inputs (N, ...), the same on every process.
-        quantizer: with trained steps.
-        activations: whether the blocks' input activations have these bits as well.
-    """
-
-    def __init__(
-        self,
-        model: nn.Module,
-        blocks: Sequence[Block],
-        bit_widths: Sequence[int],
-        calibration: Sequence[Tensor],
-        quantizer: Quantizer,
-        *,
-        activations: bool,
-    ) -> None:
-        if getattr(quantizer, "residuals", None) is not None:
-            quantizer = replace(quantizer, residuals=None)  # type: ignore[type-var]
-        self._blocks, self._networks = tuple(blocks), dict[int, nn.Module]()
-        statistics = batch_statistics(model, calibration)
-        for bits in bit_widths:
-            precisions = {block.name: Precision(bits, bits if activations else FLOAT_BITS) for block in blocks}
-            plan = BitPlan(precisions, "joint", plan_cost(blocks, precisions))
-            made = quantize(model, blocks, plan, calibration, quantizer, statistics=statistics).eval()
-            broadcast_parameters(made)
-            self._networks[bits] = _sharing(made, next(iter(self._networks.values()), made))
-        first = self._networks[bit_widths[0]]
-        owned = {bits: _owned(network) for bits, network in self._networks.items()}
-        kept = {id(parameter) for parameter in owned[bit_widths[0]]}
-        shared = [p for p in first.parameters() if p.is_floating_point() and id(p) not in kept]
-        self.trained: dict[int, list[nn.Parameter]] = {
-            bits: [*(shared if bits >= _FEWEST_BITS else []), *own] for bits, own in owned.items()
-        }
-        """Bit-width → what its pass gives gradients to."""
-        self.parameters: list[nn.Parameter] = [*shared, *(p for own in owned.values() for p in own)]
-        """All that is trained, none twice."""
-        for parameter in self.parameters:
-            parameter.requires_grad_(True)
-
-    def gradient(self, bits: int, batches: Sequence[tuple[Tensor, Tensor]], loss: Loss, count: int) -> list[Tensor]:
-        """The loss (1,), then ∂L/∂p of each p in `trained[bits]`: Σ over the samples given, over `count`.
-
-        Args:
-            bits: of the copy that is run.
-            batches: (inputs (N, ...), targets) pairs.
-            loss: mean loss over a batch.
-            count: samples of all batches of all processes.
-        """
-        network, trained = self._networks[bits], self.trained[bits]
-        totals = [trained[0].new_zeros(1), *map(torch.zeros_like, trained)]
-        for inputs, targets in batches:
-            with torch.enable_grad(), full_precision(inputs.device):
-                value = loss(network(inputs.clone()), targets) * (len(inputs) / count)
-                totals[0] += value.detach()
-                if value.requires_grad:
-                    found = torch.autograd.grad(value, trained, allow_unused=True, materialize_grads=True)
-                    for total, one in zip(totals[1:], found, strict=True):
-                        total += one
-        return totals
-
-    def steps(self) -> dict[Place, float]:
-        """The present steps of each block: Σ over its layers of the mean |s| over a layer's channels.
-
-        Weights that layers share count once. Inputs count unless they are the image or nothing ever entered.
-        """
-        found: dict[Place, float] = {}
-        for bits, network in self._networks.items():
-            layers = dict(network.named_modules())
-            for block in self._blocks:
-                grids = [weight_quantizer(layer) for layer in block_layers(network, block)]
-                inputs = [input_quantizer(layers[name]) for name in block.layers if name not in block.image_layers]
-                found[block.name, WEIGHTS, bits] = _total(grids)
-                if block.num_activations:
-                    found[block.name, ACTIVATIONS, bits] = _total(inputs)
-        return found
-
-
-def _sharing(network: nn.Module, other: nn.Module) -> nn.Module:
-    """`network` with the parameters of `other`, a copy of the same one, except in quantisers and batch norms."""
-    others = dict(other.named_modules())
-    for path, module in network.named_modules():
-        if not isinstance(module, (FakeQuantizer, _BatchNorm)):
-            for name, _ in list(module.named_parameters(recurse=False, remove_duplicate=False)):
-                setattr(module, name, getattr(others[path], name))
-    return network
-
-
-def _owned(network: nn.Module) -> list[nn.Parameter]:
-    """The parameters of quantisers and batch norms."""
-    owners = [module for module in network.modules() if isinstance(module, (FakeQuantizer, _BatchNorm))]
-    return list({id(p): p for owner in owners for p in owner.parameters() if p.is_floating_point()}.values())
-
-
-def _total(grids: Sequence[FakeQuantizer | None]) -> float:
-    """Σ of the mean step of each quantiser that is on, none counted twice."""
-    used = {id(grid): grid for grid in grids if grid is not None and grid.enabled}.values()
-    return sum(float(grid.get_parameter("scale").detach().abs().double().mean()) for grid in used)
 
 
 class Trainer:
@@ -233,12 +133,21 @@ class Trainer:
                 parameter.grad += gradient
         _all_reduce([loss, *(p.grad for p in parameters if p.grad is not None)])
         self._check(float(loss))
-        nn.utils.clip_grad_value_(parameters, _CLIP)
+        self._clip()
         for group in self._optimizer.param_groups:
             group["lr"] = settings.lr * 0.5 * (1 + math.cos(math.pi * self.iteration / settings.iterations))
         self._optimizer.step()
         self.iteration += 1
         return float(loss) / len(self._networks.trained)
+
+    def _clip(self) -> None:
+        """Keeps one bit-width from drowning the others, and a fine step from leaping."""
+        for group in self._networks.groups:
+            nn.utils.clip_grad_norm_(group, _LENGTH)
+        for scale in self._networks.scales:
+            most = _SHARE * scale.detach().abs()
+            assert scale.grad is not None
+            scale.grad.clamp_(-most, most)
 
     def _batch(self) -> list[int]:
         """The samples of this iteration, by their number among all: a function of seed, half and iteration."""

@@ -15,7 +15,8 @@ from hawq.errors import UserError
 from hawq.measurement import memory_in_use_bytes
 from hawq.quantization import LSQ, Quantizer
 from hawq.records import ACTIVATIONS, BIT_WIDTHS, WEIGHTS, Block, ScoreTable
-from hawq.scoring.joint_training import JointNetworks, JointTraining, Trainer, refuse_fixed_steps
+from hawq.scoring.joint_networks import JointNetworks
+from hawq.scoring.joint_training import JointTraining, Trainer, refuse_fixed_steps
 from hawq.scoring.work import Conditions, Ledger, Place, block_weights, gradient_seconds, places, told
 
 _HALVES = 2
@@ -38,20 +39,12 @@ def learned_steps_score(
     """Ω_i(b) = α Σ_l s_l(b), the steps that the layers l of block i learn at b bits (LIMPQ, 2203.08368).
 
     s_l is the trained step of layer l, with one step per channel their mean, in units of the weights (α = 2) or of the
-    layer's input (α = 1): LIMPQ minimises Σ s_a + α Σ s_w with an α of 1 to 3 that depends on the network. Large steps
-    stand for layers that need more bits; the numbers rank plans, and are no increase of the loss in nats.
+    layer's input (α = 1), since LIMPQ minimises Σ s_a + 2 Σ s_w. Large steps stand for layers that need more bits; the
+    numbers rank plans, and are no increase of the loss in nats.
 
-    Training is LIMPQ's: one set of float weights, one set of steps and batch norms per bit-width; in every iteration
-    one forward and backward pass per bit-width, with all layers at it, on the same batch; gradients of the weights add
-    up; one update by SGD, with LSQ's gradient scale and every entry of the gradient clipped at ±1. It departs from the
-    paper in this:
-
-    - It is short, tens of iterations, not epochs. So steps start at the least squared error, not at 0.1/b.
-    - Batch norm normalises by statistics carried on the calibration inputs, not by those of the batch.
-    - The further pass of the published code, with bits drawn at random for each layer, is left out.
-    - Blocks that a plan fixes (LIMPQ's first and last layer, at 8 bits) have the bits of all others.
-    - One bit learns steps of its own, and does not move the shared weights.
-    - A step that is smaller at fewer bits stays as it is; the published search never chooses its bits.
+    `JointTraining` says how they are trained, and where that departs from the paper. Blocks that a plan fixes (LIMPQ's
+    first and last layer, at 8 bits) have the bits of all others here. A step that is smaller at fewer bits stays as it
+    is; the published search never chooses its bits.
 
     Each half of the images trains for itself. The value is the mean of both, and its error half their difference: that
     is what other images and another order of them would change, not what a longer training would.
