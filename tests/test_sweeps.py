@@ -79,7 +79,11 @@ def test_a_failed_job_ends_nothing_and_is_tried_again(
     assert states(tmp_path) == {"bits.target=8": "finished", "bits.target=10": "failed", "bits.target=12": "finished"}
     page = (sweep_of(tmp_path) / "table.html").read_text(encoding="utf-8")
     assert "<code>bits.target=10</code>: <b>failed</b>, RuntimeError: out of something" in page
-    assert "failed: bits.target=10" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "failed: bits.target=10" in shown and "predicted increase" in shown and "accuracy %" not in shown
+    cells = [line.strip("| ").split(" | ") for line in (sweep_of(tmp_path) / "table.md").read_text().splitlines()]
+    assert [row[0].strip() for row in cells[2:]] == ["bits.target=8", "bits.target=12"]
+    assert all(row[4].strip() == "–" and row[6].strip().endswith("KiB") and row[8].strip() != "–" for row in cells[2:])
 
     broken[0] = False
     assert run_here(tmp_path, *jobs) is None
