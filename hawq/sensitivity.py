@@ -18,7 +18,7 @@ from hawq.progress import SILENT, Progress
 from hawq.quantization import LSQ, Quantizer, activation_errors, input_batches, weight_errors
 from hawq.records import BIT_WIDTHS, Block, BlockSensitivity, Prediction, ScoreTable, Sensitivity
 from hawq.records.scores import check_scores
-from hawq.scoring import Analysis, Conditions, measure_score
+from hawq.scoring import Analysis, Conditions, JointTraining, measure_score
 from hawq.scoring.curvature import Curvature, measure_curvature, refuse_made_weights
 from hawq.scoring.work import block_weights
 
@@ -37,7 +37,8 @@ def analyze(
     scores: Sequence[str] = (),
     images: Iterable[Any] | Tensor | None = None,
     calibration: Iterable[Any] | Tensor | None = None,
-    kl_temperature: float = 4.0,
+    kl_temperature: float = 2.0,
+    training: JointTraining | None = None,
     detached_bits: int | None = None,
     seed: int = 0,
     progress: Progress = SILENT,
@@ -54,11 +55,12 @@ def analyze(
         solver: Lanczos unless given; `NoCurvature()` measures none.
         quantizer: LSQ unless given; decides Q_b.
         activations: also measures the curvature by, and the quantisation error of, each block's input activations.
-        scores: further ones to measure: "kl", "quadratic", "output_shift".
+        scores: further ones to measure: "kl", "quadratic", "output_shift", "learned_steps".
         images: inputs that kl is measured on, without labels; those of `batches` unless given.
         calibration: inputs that batch norm's statistics and ranges of activations are taken from for these scores;
             those of `batches` unless given. The same for every process.
         kl_temperature: T of kl.
+        training: of learned_steps, whose images are shuffled by `seed` unless it is given.
         detached_bits: see `Analysis`.
         seed: of the random start vectors.
         progress: told of every estimate.
@@ -76,15 +78,11 @@ def analyze(
     find = partial(measure_curvature, activations=activations, detached_bits=detached_bits, progress=progress)
     curvature = find(model, blocks, given, loss, solver, seed, warn=warnings.warn)
     found = combine(model, blocks, curvature, quantizer, inputs, progress)
-    measure = partial(
-        measure_score,
-        curvature=solver.curvature,
-        activations=activations,
-        kl_temperature=kl_temperature,
-        conditions=Conditions(memory_limit_gib=solver.memory_limit_gib, progress=progress),
-    )
+    conditions = Conditions(memory_limit_gib=solver.memory_limit_gib, progress=progress)
+    kept: dict[str, Any] = {"curvature": solver.curvature, "activations": activations, "kl_temperature": kl_temperature}
+    kept |= {"training": training or JointTraining(seed=seed), "conditions": conditions}
     needed = (model, blocks, given, loss, _own(images, inputs), _own(calibration, inputs), quantizer)
-    return found.with_scores([measure(name, *needed) for name in scores])
+    return found.with_scores([measure_score(name, *needed, **kept) for name in scores])
 
 
 def _own(given: Iterable[Any] | Tensor | None, otherwise: list[Tensor]) -> list[Tensor]:

@@ -34,6 +34,7 @@ TINY = (
     "finetune.max_steps=2",
     "finetune.reestimate_batches=1",
     "analysis.num_samples=16",
+    "solver=lanczos",
     "solver.max_iterations=2",
 )
 

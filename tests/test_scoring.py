@@ -19,7 +19,14 @@ from hawq.distributed import rank
 from hawq.errors import UserError
 from hawq.quantization import LSQ, Uniform, quantized_weight
 from hawq.records import ACTIVATIONS, FLOAT_BITS, WEIGHTS, Precision
-from hawq.scoring import Conditions, kl_score, output_shift_score, quadratic_score
+from hawq.scoring import (
+    Conditions,
+    JointTraining,
+    kl_score,
+    learned_steps_score,
+    output_shift_score,
+    quadratic_score,
+)
 from hawq.trials import Trials
 
 BATCH = samples(9)
@@ -27,6 +34,7 @@ BATCHES = cut(BATCH, (5, 4))
 INPUTS = [inputs for inputs, _ in BATCHES]
 CALIBRATION = [samples(6, seed=5)[0]]
 BITS = (2, 4)
+SHORT = JointTraining(iterations=4, lr=0.1, batch_size=3)
 
 
 def traced(model):
@@ -129,6 +137,8 @@ def all_scores(model, blocks, batches, conditions=None):
     yield kl_score(model, blocks, inputs, CALIBRATION, activations=True, **kept)
     yield quadratic_score(model, blocks, batches, F.cross_entropy, **kept)
     yield output_shift_score(model, blocks, batches, F.cross_entropy, CALIBRATION, activations=True, **kept)
+    kept["training"] = SHORT
+    yield learned_steps_score(model, blocks, batches, F.cross_entropy, CALIBRATION, activations=True, **kept)
 
 
 class Watched:
@@ -151,7 +161,7 @@ class Watched:
         self.tick()
 
 
-@pytest.mark.parametrize("which", [0, 1, 2], ids=["kl", "quadratic", "output_shift"])
+@pytest.mark.parametrize("which", range(4), ids=["kl", "quadratic", "output_shift", "learned_steps"])
 def test_a_killed_measurement_resumes_to_the_same_table(which):
     model = build("residual")
     blocks, checkpoint = traced(model), MemoryCheckpoint()
@@ -162,6 +172,9 @@ def test_a_killed_measurement_resumes_to_the_same_table(which):
         ),
         lambda conditions: output_shift_score(
             model, blocks, BATCHES, F.cross_entropy, CALIBRATION, bit_widths=BITS, conditions=conditions
+        ),
+        lambda conditions: learned_steps_score(
+            model, blocks, BATCHES, F.cross_entropy, CALIBRATION, bit_widths=BITS, training=SHORT, conditions=conditions
         ),
     )[which]
     expected = score(Conditions())

@@ -46,7 +46,7 @@ def allocate(sensitivity: Sensitivity, allocator: Allocator | None = None) -> Bi
 
     Args:
         sensitivity: from `analyze`, or from a file.
-        allocator: the exact optimum at W-Comp 13.1 unless given.
+        allocator: the exact optimum at W-Comp 10.6 unless given.
 
     A score that predicts no increase at all is reported by one logged warning.
 

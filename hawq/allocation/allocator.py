@@ -7,7 +7,18 @@ from typing import Protocol, runtime_checkable
 
 from hawq.checks import check_choice, check_range
 from hawq.costs import plan_cost
-from hawq.records import BIT_WIDTHS, FLOAT_BITS, SCORES, WEIGHTS, BitPlan, Block, LimitUse, Precision, Sensitivity
+from hawq.records import (
+    BIT_WIDTHS,
+    FLOAT_BITS,
+    SCORES,
+    WEIGHTS,
+    BitPlan,
+    Block,
+    LimitUse,
+    Precision,
+    Sensitivity,
+    parts_of,
+)
 
 CANDIDATES = BIT_WIDTHS[1:]  # the papers' bit-widths, the default candidates
 MOST_SECONDS = 604_800  # a week
@@ -37,7 +48,7 @@ class Scored(Allocator, Protocol):
 
     @property
     def score(self) -> str:
-        """One of `hawq.records.SCORES`, or "auto"."""
+        """One of `hawq.records.SCORES`, several joined by "+" for their geometric mean, or "auto"."""
         ...
 
 
@@ -111,8 +122,12 @@ def check_solver_settings(score: str, gap: float, time_limit: float) -> None:
 
 
 def check_score(score: str) -> None:
-    """Raises ValueError for an unknown score; "none" is what "error" was called."""
-    if score != "none":
+    """Raises ValueError for an unknown score; "none" is what "error" was called, "kl+trace" a geometric mean."""
+    parts = parts_of(score) if isinstance(score, str) else (score,)
+    if len(parts) > 1:
+        if not set(parts) <= set(SCORES) or len(set(parts)) < len(parts):
+            raise ValueError(f"score={score} is out of range: join some of {', '.join(SCORES)} by +, none twice")
+    elif score != "none":
         check_choice("score", score, ("auto", *SCORES))
 
 

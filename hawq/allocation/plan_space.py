@@ -44,7 +44,7 @@ class PlanSpace:
         FileNotFoundError: no file at `latency`.
     """
 
-    target: float = 13.1
+    target: float = 10.6
     unit: str = "w_comp"
     limits: dict[str, float | None] = field(default_factory=dict)
     candidates: tuple[int, ...] = CANDIDATES

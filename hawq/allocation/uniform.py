@@ -11,6 +11,9 @@ from hawq.components import component
 from hawq.records import BitPlan, Block, Precision, Sensitivity
 
 
+_AS_LARGE = 1.01  # bytes of two plans that are compared as equally large
+
+
 @component("bits/uniform")
 @dataclass(frozen=True)
 class UniformBits:
@@ -49,13 +52,13 @@ class UniformBits:
 
 
 def direct_baseline(sensitivity: Sensitivity, plan: BitPlan) -> BitPlan:
-    """The uniform plan (ends at 8 bits) with the most bits that is no larger than `plan`, else the one with the fewest.
+    """The uniform plan (ends at 8 bits) with the most bits that is as large as `plan` or smaller, else the smallest.
 
-    One bit is tried only where the plan has such blocks. Raises UserError for bits that were not analysed.
+    As large is up to a hundredth larger: a plan may leave some bits of its budget unused. One bit is tried only where the plan has such blocks. Raises UserError for bits that were not analysed.
     """
     fewest = min(precision.weight_bits for precision in plan.precisions.values())
     bit_widths = BIT_WIDTHS if fewest < CANDIDATES[0] else CANDIDATES
     activations = max(precision.activation_bits for precision in plan.precisions.values())
     plans = [UniformBits(bits, ENDS, activations).allocate(sensitivity) for bits in bit_widths]
-    fitting = [direct for direct in plans if direct.cost.weight_bytes <= plan.cost.weight_bytes]
+    fitting = [direct for direct in plans if direct.cost.weight_bytes <= _AS_LARGE * plan.cost.weight_bytes]
     return fitting[-1] if fitting else plans[0]

@@ -3,7 +3,7 @@
 from hawq.curvature.activations import activation_traces
 from hawq.curvature.block_solver import solve_blocks
 from hawq.curvature.distillation import DistillationLoss
-from hawq.curvature.first_order import GradientNorm, NoCurvature, RandomScore
+from hawq.curvature.first_order import AutoSolver, GradientNorm, NoCurvature, RandomScore
 from hawq.curvature.fisher import Fisher
 from hawq.curvature.forms import check_forms, detached_layers, fixed
 from hawq.curvature.gauss_newton import BlockGaussNewton
@@ -21,6 +21,7 @@ OPERATORS: dict[str, type[BlockOperator]] = {"hessian": BlockHessian, "ggn": Blo
 
 __all__ = [
     "OPERATORS",
+    "AutoSolver",
     "Batch",
     "BlockGaussNewton",
     "BlockHessian",

@@ -108,3 +108,23 @@ class NoCurvature(SolverDefaults):
     def estimates(self, state: State) -> dict[str, Estimate]:
         """None."""
         return {}
+
+
+@component("solver/auto", not_in_key=("memory_limit_gib",))
+@dataclass(frozen=True)
+class AutoSolver(NoCurvature):
+    """Stands for the solver that finds what bits are chosen by: a run of train.py puts that in its place.
+
+    Where they are chosen by nothing that a solver finds, it stays, and measures nothing.
+
+    Args:
+        memory_limit_gib: of the solver that takes its place, and of the scores that are measured.
+
+    Raises:
+        ValueError: a memory limit that is not positive.
+    """
+
+    memory_limit_gib: float | None = None
+
+    def __post_init__(self) -> None:
+        check_memory_limit(self.memory_limit_gib)

@@ -32,7 +32,7 @@ class Order:
         ValueError: an unknown order, or a fraction outside 0 … 1.
     """
 
-    order: str = "descending"
+    order: str = "joint"
     final_fraction: float = 0.5
 
     def __post_init__(self) -> None:

@@ -133,12 +133,12 @@ class FineTuning(Training):
         ValueError: a value out of range.
     """
 
-    epochs: float = 10.0
+    epochs: float = 1.0
     lr: float = 0.02
     weight_decay: float = 1e-4
     eval_samples: int | None = 2000
     calibration_batches: int = 2
-    order: str = "descending"
+    order: str = "joint"
     final_fraction: float = 0.5
     distillation: float = 0.5
     temperature: float = 4.0

@@ -7,7 +7,16 @@ from hawq.records.files import PLAN_SCHEMA, SENSITIVITY_SCHEMA, dump_record, rea
 from hawq.records.kinds import BIT_WIDTHS, FLOAT_BITS, IMAGE_BITS
 from hawq.records.plans import BitPlan, Confidence, Cost, Judgement, LimitUse, Phase, Precision, Searched
 from hawq.records.reports import Difference, Measured, ResultRow, RunReport, StageRecord
-from hawq.records.scores import ACTIVATIONS, BEYOND_CURVATURE, SCORES, WEIGHTS, Prediction, ScoreTable
+from hawq.records.scores import (
+    ACTIVATIONS,
+    BEYOND_CURVATURE,
+    SCORES,
+    WEIGHTS,
+    WHOLE_PLANS,
+    Prediction,
+    ScoreTable,
+    parts_of,
+)
 from hawq.records.sensitivity import BlockSensitivity, Estimate, Sensitivity
 from hawq.records.validation import (
     Correlation,
@@ -32,6 +41,7 @@ __all__ = [
     "SCORES",
     "SENSITIVITY_SCHEMA",
     "WEIGHTS",
+    "WHOLE_PLANS",
     "BitPlan",
     "Block",
     "BlockSensitivity",
@@ -66,6 +76,7 @@ __all__ = [
     "ValidatedPlans",
     "dump_record",
     "from_dict",
+    "parts_of",
     "read_record",
     "read_sensitivity",
     "to_dict",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+import statistics
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from hawq.records.kinds import Amount, BitsKey, Count, Name, Product, Spread
@@ -16,12 +18,13 @@ SCORES = {
     "kl": "mean KL(float ‖ block i alone at b bits), measured",
     "quadratic": "½ ΔW_iᵀ H_ii ΔW_i",
     "output_shift": "mean over samples of Σ (∂ℓ/∂Y)² · ΔY² over the outputs Y of the block's layers",
+    "learned_steps": "2 Σ learned steps of the weights of the block's layers, Σ those of their inputs (LIMPQ)",
     "error": "‖ΔW_i‖²",
     "relative_error": "Σ ‖ΔW‖²/‖W‖² over the layers of the block",
 }
 """Score → its formula, in the order in which "auto" prefers those that an analysis has found."""
 
-BEYOND_CURVATURE = ("kl", "quadratic", "output_shift")
+BEYOND_CURVATURE = ("kl", "quadratic", "output_shift", "learned_steps")
 """Scores that an analysis measures for each block and bit-width, where they are asked for (`hawq.scoring`)."""
 
 ByBits = dict[BitsKey, "Prediction"]
@@ -90,6 +93,56 @@ class ScoreTable:
 
 
 KINDS = (WEIGHTS, ACTIVATIONS)
+
+
+WHOLE_PLANS = "kl"
+"""The score that ranks whole plans best, over all networks that were measured (docs/LOG.md)."""
+
+JOINT = "+"  # between the names of scores that are taken together
+
+
+def parts_of(score: str) -> tuple[str, ...]:
+    """The scores whose geometric mean is asked for by "kl+trace"; a single name is itself."""
+    return tuple(part.strip() for part in score.split(JOINT))
+
+
+def combined(score: str, tables: Sequence[ScoreTable]) -> ScoreTable:
+    """Ω_i(b) = (Π_s Ω_i^s(b))^(1/S), the geometric mean of S scores of the same blocks, for both kinds of bits.
+
+    Each score may have its own unit. A factor that is not positive gives 0, the error is that of independent factors,
+    relative to the mean: √(Σ_s (σ_s/Ω^s)²)/S. Only what all tables know is in the result.
+    """
+
+    def mean(each: Sequence[Prediction]) -> Prediction:
+        if any(one.value <= 0 for one in each):
+            return NOTHING
+        value = math.exp(statistics.fmean(math.log(one.value) for one in each))
+        return Prediction(value, value * math.hypot(*(one.error / one.value for one in each)) / len(each))
+
+    def rows(each: Sequence[Mapping[str, ByBits]]) -> dict[str, ByBits]:
+        return {
+            name: {
+                bits: mean([rows[name][bits] for rows in each])
+                for bits in row
+                if all(bits in rows[name] for rows in each)
+            }
+            for name, row in each[0].items()
+            if all(name in rows for rows in each)
+        }
+
+    weights, activations = (rows([table.of(kind) for table in tables]) for kind in KINDS)
+    seconds = [table.seconds for table in tables if table.seconds is not None]
+    gradients = [table.gradient_equivalents for table in tables if table.gradient_equivalents is not None]
+    samples = [table.num_samples for table in tables if table.num_samples is not None]
+    return ScoreTable(
+        score,
+        weights,
+        activations,
+        one_factor=False,
+        seconds=sum(seconds) if seconds else None,
+        gradient_equivalents=sum(gradients) if gradients else None,
+        num_samples=min(samples, default=None),
+    )
 
 
 def check_scores(name: str, scores: Sequence[str]) -> None:

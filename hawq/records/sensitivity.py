@@ -10,7 +10,17 @@ from hawq.errors import UserError
 from hawq.records.blocks import Block
 from hawq.records.derived import MEASURED, derived_tables
 from hawq.records.kinds import FLOAT_BITS, Amount, BitsKey, Count, Name, Number
-from hawq.records.scores import ACTIVATIONS, NOTHING, SCORES, WEIGHTS, Prediction, ScoreTable
+from hawq.records.scores import (
+    ACTIVATIONS,
+    NOTHING,
+    SCORES,
+    WEIGHTS,
+    WHOLE_PLANS,
+    Prediction,
+    ScoreTable,
+    combined,
+    parts_of,
+)
 
 
 @dataclass(frozen=True)
@@ -134,14 +144,21 @@ class Sensitivity:
         return replace(self, scores=(*kept, *tables))
 
     def score_name(self, asked: str = "auto") -> str:
-        """The score that is asked for; "auto" is the first of `SCORES` that was found of all blocks."""
+        """The score that is asked for.
+
+        "auto" is kl where it was measured of all blocks, else the first of `SCORES` that was found.
+        """
         if asked != "auto":
             return "error" if asked == "none" else asked  # its name until hawq.sensitivity/2
         complete = {table.score for table in self.scores if table.weights.keys() >= {b.name for b in self.blocks}}
+        if WHOLE_PLANS in complete:
+            return WHOLE_PLANS
         return next((name for name in SCORES if name in complete), "error")
 
     def table(self, score: str) -> ScoreTable:
         """All predictions of one score. Raises UserError when the analysis has not found it."""
+        if score not in self._tables and len(parts := parts_of(score)) > 1:
+            self._tables[score] = combined(score, [self.table(part) for part in parts])
         if score not in self._tables:
             others = self._others(score)
             raise UserError(f"the analysis has no {score}: give score={others}, or run an analysis that finds it")
@@ -193,5 +210,5 @@ class Sensitivity:
 
     def _others(self, score: str) -> str:
         """What can be given instead of a score, in the order of `SCORES`."""
-        found = self._tables.keys() - {score}
+        found = {table.score for table in self.scores} - {score}
         return " or ".join([*(name for name in SCORES if name in found), *sorted(found - SCORES.keys())])

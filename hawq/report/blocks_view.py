@@ -9,7 +9,18 @@ from statistics import median
 from typing import Any
 
 from hawq.errors import UserError
-from hawq.records import FLOAT_BITS, MEASURED, SCORES, WEIGHTS, BitPlan, Block, BlockSensitivity, Precision, Sensitivity
+from hawq.records import (
+    FLOAT_BITS,
+    MEASURED,
+    SCORES,
+    WEIGHTS,
+    BitPlan,
+    Block,
+    BlockSensitivity,
+    Precision,
+    Sensitivity,
+    parts_of,
+)
 from hawq.report.run_folder import RunFolder
 from hawq.report.wording import count, number, plural
 
@@ -31,14 +42,15 @@ def score_of(run: RunFolder) -> str:
     """The score that decided the plan, or else the one that an allocation would take."""
     assert run.sensitivity is not None
     known = {table.score for table in run.sensitivity.scores}
-    if run.plan and run.plan.score in known:
-        return run.plan.score
+    if run.plan and known.issuperset(parts_of(run.plan.score or "")):
+        return str(run.plan.score)
     return run.sensitivity.score_name()
 
 
 def formula(score: str) -> str:
     """A score as a formula."""
-    return SCORES.get(score, score).replace("_i", "ᵢ")
+    parts = [SCORES.get(part, part).replace("_i", "ᵢ") for part in parts_of(score)]
+    return parts[0] if len(parts) == 1 else f"the geometric mean of {' and '.join(parts)}"
 
 
 def predicted(sensitivity: Sensitivity, score: str, block: Block, bits: int) -> float | None:
@@ -122,7 +134,7 @@ def _details(
     """What hovering over a block tells."""
     assert run.sensitivity is not None
     block = row.block
-    kind = next((name for name in (score, *MEASURED) if row.curvature(name)), score)
+    kind = next((name for name in (*parts_of(score), *MEASURED) if row.curvature(name)), score)
     curvature = row.curvature(kind)
     found: list[tuple[str, str]] = []
     if precision:

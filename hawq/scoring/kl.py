@@ -19,7 +19,7 @@ from hawq.single_blocks import SingleBlocks
 from hawq.structures import main_output
 from hawq.trials import divergence, log_probabilities, mean_with_error
 
-SOFTENED = 4.0  # T; on images that the network has memorised it ranks plans better than 1 (docs/LOG.md)
+SOFTENED = 2.0  # T; of 1, 2 and 4 the one that ranked whole plans of four networks best (docs/LOG.md)
 _KEPT = 0.3  # of the memory that is free, for what precedes a block
 
 

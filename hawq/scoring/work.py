@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -54,6 +54,8 @@ class Ledger:
             (str(name), str(kind), int(bits)): list(values) for name, kind, bits, values in kept["rows"]
         }
         """Block, kind, bits → what was measured, as each score needs it."""
+        self.further: dict[str, Any] = kept.get("further") or {}
+        """What a score keeps beside these numbers, as it was stored last."""
         self._earlier, self._started = float(kept["seconds"]), time.monotonic()
         self._saved = self._started
 
@@ -62,11 +64,11 @@ class Ledger:
         """Of this process and of those that were stopped before it."""
         return self._earlier + time.monotonic() - self._started
 
-    def save(self) -> None:
-        """Stores what was found, unless that was done just before."""
+    def save(self, further: Callable[[], dict[str, Any]] = dict) -> None:
+        """Stores what was found, and what `further` gives, unless that was done just before."""
         if self._checkpoint is not None and time.monotonic() - self._saved >= self._every:
             rows = [[*place, values] for place, values in self.values.items()]
-            self._checkpoint.save({"rows": rows, "seconds": self.seconds})
+            self._checkpoint.save({"rows": rows, "seconds": self.seconds, "further": further()})
             self._saved = time.monotonic()
 
     def table(

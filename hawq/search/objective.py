@@ -42,7 +42,7 @@ class Objective:
         parts: images in each part.
         most: plans that may be measured.
         checkpoint: where measured plans are stored every `save_every_seconds`.
-        progress: advanced with every plan that is measured.
+        progress: advanced with every plan that counts, measured now or in an earlier process.
         title: of the progress bar.
 
     Raises:
@@ -66,7 +66,7 @@ class Objective:
         self._checkpoint, self._save_every, self._saved = checkpoint, save_every_seconds, time.monotonic()
         self._stored = _read(checkpoint.load() if checkpoint else None)
         self._known: dict[str, Tensor] = {}
-        self._task_of = progress.task(title, most, done=min(len(self._stored), most))
+        self._task_of = progress.task(title, most)
         self._task: Task | None = None
         self.history: list[Evaluation] = []
         """Plans in the order in which they were first measured."""
@@ -136,10 +136,11 @@ class Objective:
             self._known[key] = found
         if known is None:
             self.history.append(Evaluation(dict(plan), float(found.mean()), len(found)))
+            self._tell()
         elif len(found) > len(known):
             self._replace(plan, found)
         if fresh:
-            self._told(known is None)
+            self._save()
         return found
 
     def _enough(self, values: Tensor, hopeless: Hopeless) -> Tensor | None:
@@ -168,11 +169,10 @@ class Objective:
         place = next(at for at, one in enumerate(self.history) if one.plan == dict(plan))
         self.history[place] = Evaluation(dict(plan), float(values.mean()), len(values))
 
-    def _told(self, counts: bool) -> None:
+    def _tell(self) -> None:
         best = self.best
-        if self._task is not None and counts:
+        if self._task is not None:
             self._task.advance(1, f"best {best.mean:.4g}" if best else "")
-        self._save()
 
     def _save(self, *, now: bool = False) -> None:
         if self._checkpoint is None or not (now or time.monotonic() - self._saved >= self._save_every):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from hawq.allocation.allocator import check_activation_bits
 from hawq.checks import check_range
 from hawq.components import component
-from hawq.records import BEYOND_CURVATURE, BIT_WIDTHS, FLOAT_BITS
+from hawq.records import BIT_WIDTHS, FLOAT_BITS
 from hawq.records.scores import check_scores
 
 _MOST = {"num_samples": 10**9, "batch_size": 10**6, "draws": 20_000, "save_every_seconds": 10**6}
@@ -29,8 +29,8 @@ class Validation:
         solvers: options of conf/solver whose scores are compared; the run's own one keeps the values it was given.
         draws: of the bootstrap over blocks that the intervals come from, at most 20,000.
         save_every_seconds: how often partial results are stored, so that a killed run can be resumed.
-        scores: measured ones that are compared as well, some of kl, quadratic, output_shift; those of the run are
-            compared in any case.
+        scores: measured ones that are compared as well, some of kl, quadratic, output_shift, learned_steps; those of
+            the run are compared in any case.
         plans: random plans of one size that the scores are compared on; 0 leaves it at single blocks, else 3 or more.
         target: W-Comp that these plans have within 1 %; None for that of the run's own plan.
         activations: bit-width of all activations in these plans, 32 for float.
@@ -47,7 +47,7 @@ class Validation:
     solvers: tuple[str, ...]
     draws: int
     save_every_seconds: float
-    scores: tuple[str, ...] = BEYOND_CURVATURE
+    scores: tuple[str, ...] = ("kl", "quadratic", "output_shift")
     plans: int = 60
     target: float | None = None
     activations: int = FLOAT_BITS

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hawq.components import component_name
 from hawq.experiment.config.options import Settings
 from hawq.experiment.table import wanted_stages
-from hawq.records import MEASURED
+from hawq.records import MEASURED, parts_of
 
 _FINDS = {
     "solver/lanczos": ("eigenvalue",),
@@ -16,6 +16,7 @@ _FINDS = {
     "solver/gradient": ("proxy",),
     "solver/random": ("proxy",),
     "solver/none": (),
+    "solver/auto": (),
 }
 """Solver → the scores by curvature that it may find."""
 
@@ -38,23 +39,30 @@ def check_demands(settings: Settings) -> None:
             f"analysis.loss=distillation has no gradient at the float network, and solver={chosen} reads nothing else: "
             "give solver=lanczos, trace or ggn, or analysis.loss=cross_entropy"
         )
-    if analysis.loss == "distillation" and "output_shift" in (*analysis.scores, getattr(bits, "score", "auto")):
+    named = (*analysis.scores, *parts_of(getattr(bits, "score", "auto")))
+    if analysis.loss == "distillation" and "output_shift" in named:
         raise ValueError(
             "analysis.loss=distillation has no gradient at the float network, by which score output_shift weighs: "
             "leave that score out, or give analysis.loss=cross_entropy"
         )
+    compared = settings.validate.scores if "validate" in stages else ()
+    if "learned_steps" in (*analysis.scores, *compared, getattr(bits, "score", "auto")):
+        from hawq.scoring.joint_training import refuse_fixed_steps  # here, because it loads torch
+
+        refuse_fixed_steps(settings.quantizer, activations=analysis.activations)
 
 
 def _check_score(score: str, solver: str) -> None:
     """Raises ValueError for a score by curvature that the solver (its declared name) never finds."""
     found = _FINDS.get(solver, MEASURED)
-    if score in MEASURED and score not in found:
-        others = " or ".join(f"bits.score={one}" for one in (*found, "kl"))
-        chosen = solver.removeprefix("solver/")
-        raise ValueError(
-            f"the analysis has no {score}, which bits.score={score} needs and solver={chosen} does not find: "
-            f"give {_REMEDY[score]}, or {others}"
-        )
+    for part in parts_of(score):
+        if part in MEASURED and part not in found:
+            others = " or ".join(f"bits.score={one}" for one in (*found, "kl"))
+            chosen = solver.removeprefix("solver/")
+            raise ValueError(
+                f"the analysis has no {part}, which bits.score={score} needs and solver={chosen} does not find: "
+                f"give {_REMEDY[part]}, or {others}"
+            )
 
 
 def _check_mixed(score: str, analysed: bool) -> None:
@@ -64,5 +72,5 @@ def _check_mixed(score: str, analysed: bool) -> None:
             "bits.activations=mixed needs the sensitivity to activations: give analysis.activations=true, or the bits "
             "of all activations, say bits.activations=8"
         )
-    if score in ("quadratic", "relative_error"):
+    if {"quadratic", "relative_error"} & set(parts_of(score)):
         raise ValueError(f"bits.score={score} says nothing of activations: give bits.score=kl, or bits.activations=8")

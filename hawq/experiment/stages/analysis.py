@@ -32,6 +32,7 @@ from hawq.records import (
     ScoreTable,
     Sensitivity,
     dump_record,
+    parts_of,
     read_record,
 )
 from hawq.report import score_cost, sensitivity_rows
@@ -81,9 +82,8 @@ def main_estimate(estimates: Mapping[str, Estimate]) -> Estimate:
 
 def wanted_scores(settings: Settings) -> list[str]:
     """The scores to measure beside the curvature: those of the analysis, and the one that the bits are chosen by."""
-    return [
-        name for name in BEYOND_CURVATURE if name in (*settings.analysis.scores, getattr(settings.bits, "score", ""))
-    ]
+    named = (*settings.analysis.scores, *parts_of(getattr(settings.bits, "score", "")))
+    return [name for name in BEYOND_CURVATURE if name in named]
 
 
 def measured_score(run: Run, float_network: FloatNetwork, score: str) -> ScoreTable:
@@ -107,8 +107,11 @@ def _score_facts(run: Run, score: str) -> dict[str, Any]:
     if score == "kl":
         images = wanted.images if unlabelled is None else unlabelled.identity()
         return facts | {"images": images, "temperature": wanted.kl_temperature}
-    curvature = {"curvature": run.settings.solver.curvature} if score == "quadratic" else {}
-    return facts | curvature | wanted.loss_facts()
+    if score == "quadratic":
+        facts["curvature"] = run.settings.solver.curvature
+    if score == "learned_steps":
+        facts["training"] = dataclasses.asdict(wanted.joint_training(run.settings.options.seed))
+    return facts | wanted.loss_facts()
 
 
 def _measure_score(run: Run, score: str, settings: KeyedSettings, artifact: Artifact) -> Files:
@@ -153,6 +156,7 @@ def shared_score(
         curvature=curvature,
         activations=wanted.activations,
         kl_temperature=wanted.kl_temperature,
+        training=wanted.joint_training(seed),
         conditions=Conditions(checkpoint, wanted.save_every_seconds, memory_limit_gib, progress),
     )
 
@@ -219,7 +223,7 @@ def _is_settled(run: Run, curvature: Curvature) -> bool:
     bits = settings.bits
     if not settings.analysis.stop_when_settled or not isinstance(bits, IntegerProgram) or bits.activations == "mixed":
         return False
-    if bits.score in BEYOND_CURVATURE:  # which no curvature can settle
+    if set(parts_of(bits.score)) & set(BEYOND_CURVATURE):  # which no curvature can settle
         return False
     if any(not isfinite(main.value + main.error) for main in map(main_estimate, curvature.estimates.values())):
         return False

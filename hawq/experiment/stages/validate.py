@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from functools import partial
 
 from torch import nn
@@ -142,6 +143,7 @@ def _compared(run: Run, float_network: FloatNetwork, analysis: Sensitivity) -> l
         measured_ones.remove("output_shift")
     tables = [held.get(name) or measured_score(run, float_network, name) for name in measured_ones]
     everything = analysis.with_scores(tables)
+    compared += _joint(compared, everything)
     compared += [
         Compared(
             table.score, everything, table.score, f"bits.score={table.score}", table.seconds, table.gradient_equivalents
@@ -157,6 +159,19 @@ def _compared(run: Run, float_network: FloatNetwork, analysis: Sensitivity) -> l
     ]
 
 
+def _joint(curvatures: Sequence[Compared], everything: Sensitivity) -> list[Compared]:
+    """The geometric mean of kl and the trace, where both were found."""
+    trace = next((one for one in curvatures if one.score == "trace"), None)
+    if trace is None or all(table.score != "kl" for table in everything.scores):
+        return []
+    both = everything.with_scores([trace.sensitivity.table("trace")])
+    table, typed = both.table(_JOINT), f"{trace.typed.split()[0]} bits.score={_JOINT}"
+    costs = (table.seconds, trace.seconds), (table.gradient_equivalents, trace.gradient_equivalents)
+    seconds, gradients = (sum(each) if None not in each else None for each in costs)  # type: ignore[arg-type]
+    return [Compared(_JOINT, both, _JOINT, typed, seconds, gradients)]
+
+
+_JOINT = "kl+trace"
 _ERRORS = ("relative_error", PLAIN_ERROR)
 
 

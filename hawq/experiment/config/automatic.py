@@ -1,0 +1,35 @@
+"""What solver=auto and bits.score=auto stand for in a run: the score that is best known, and the curvature for it."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from hawq.components import component_name
+from hawq.records import MEASURED, WHOLE_PLANS, parts_of
+
+_FINDERS = {"eigenvalue": "lanczos", "trace": "trace", "proxy": "gradient"}
+"""Curvature → the option of the group solver that finds it."""
+
+
+def is_automatic(solver: Any) -> bool:
+    """Whether a built solver is solver=auto."""
+    return component_name(type(solver)) == "solver/auto"
+
+
+def with_best_score(bits: Any) -> Any:
+    """The same allocator, by the score that ranks whole plans best where it leaves that open (score=auto)."""
+    return dataclasses.replace(bits, score=WHOLE_PLANS) if getattr(bits, "score", None) == "auto" else bits
+
+
+def solver_for(bits: Any, landscape: bool) -> str | None:
+    """The option of the group solver that finds what an allocator scores by; None where none does.
+
+    A landscape needs eigenvalues at least.
+    """
+    needed = [part for part in parts_of(getattr(bits, "score", "")) if part in MEASURED]
+    if not needed:
+        return "lanczos" if landscape else None
+    if set(needed) == {"eigenvalue", "trace"}:
+        return "ggn"
+    return _FINDERS[needed[0]]
