@@ -100,7 +100,7 @@ def photograph(page: Path, selector: str, out: Path) -> None:
         shown = opened.new_page(viewport={"width": _WIDTH, "height": 800}, device_scale_factor=2, color_scheme="light")
         shown.goto(page.absolute().as_uri())
         shown.wait_for_selector("body[data-ready]")
-        shown.add_style_tag(content="section { border: 0; box-shadow: none }")
+        shown.add_style_tag(content=":root { --paper: #fff } section { border: 0; box-shadow: none }")
         shown.locator(selector).screenshot(path=str(out))
         opened.close()
 

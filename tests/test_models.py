@@ -9,7 +9,8 @@ import timm
 import torch
 from runs import REPOSITORY
 
-from hawq.models import ModelSpec
+from hawq.models import ModelSpec, timm_networks
+from hawq.models.registry import OWN_NETWORKS
 from hawq.records import Normalization
 
 WEIGHTS = Path(__file__).parents[2] / "shared" / "data" / "weights"
@@ -64,7 +65,7 @@ from hawq.data import Cifar10, Cifar100, Digits, ImageFolder, ImageNet, TimmData
 from hawq.models import ModelSpec, registry
 Cifar10("x"), Digits(), ImageFolder("x"), TimmData("x", 2)
 print({"torch", "torchvision", "timm", "sklearn", "PIL", "safetensors"} & set(sys.modules))
-registry.OWN_NETWORKS = ["ours"]
+registry.OWN_NETWORKS = {"ours": ("ours",)}
 sys.path[:0] = [sys.argv[1]]
 package.models.__path__ += [sys.argv[1]]
 import timm
@@ -75,18 +76,51 @@ print(timm.models.names)
 def test_settings_load_no_other_library_and_timm_hears_of_our_networks_when_it_is_imported(tmp_path):
     (tmp_path / "timm").mkdir()
     (tmp_path / "timm" / "__init__.py").write_text("import timm.models")
-    (tmp_path / "timm" / "models.py").write_text("names = ['theirs']")
-    (tmp_path / "ours.py").write_text("from timm.models import names\nnames += ['ours']")
+    program = "names = ['theirs']\ndef register_model(make):\n    names.append(make.__name__)"
+    (tmp_path / "timm" / "models.py").write_text(program)
+    (tmp_path / "ours.py").write_text("def ours():\n    pass")
     done = subprocess.run(
         [sys.executable, "-c", LAZY, tmp_path], cwd=REPOSITORY, capture_output=True, text=True, timeout=300
     )
     assert done.stdout == "set()\n['theirs', 'ours']\n", done.stderr
 
 
+@pytest.mark.parametrize("name", [name for names in OWN_NETWORKS.values() for name in names])
+def test_our_own_networks_are_built_as_timm_would(name):
+    """They are built without timm: the same weights from the same random numbers, the same preparation of images."""
+    torch.manual_seed(3)
+    ours, publication = timm_networks.build(name, 7, pretrained=False, size=None)
+    torch.manual_seed(3)
+    theirs = timm.create_model(name, num_classes=7)
+    assert type(ours) is type(theirs) and str(ours) == str(theirs)
+    assert all(torch.equal(a, b) for a, b in zip(ours.parameters(), theirs.parameters(), strict=True))
+    config = timm.data.resolve_model_data_config(theirs)
+    asked = publication.preprocessing
+    assert (3, asked.size, asked.size, asked.crop, asked.interpolation) == (
+        *config["input_size"],
+        config["crop_pct"],
+        config["interpolation"],
+    )
+    assert not asked.fixed_size and publication.normalization == Normalization(config["mean"], config["std"])
+
+
+def test_our_own_networks_do_not_load_timm():
+    program = (
+        "import sys, hawq\n"
+        "from hawq.models import ModelSpec\n"
+        "[hawq.find_blocks(ModelSpec(name).build(10).network) for name in ('resnet20', 'squeezenext')]\n"
+        "print({'timm', 'torchvision'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, text=True, timeout=300)
+    assert done.stdout == "set()\n", done.stderr
+
+
 @pytest.mark.parametrize("name", ["resnet20", "squeezenext"])
 def test_our_own_networks_say_where_weights_come_from(name):
     with pytest.raises(ValueError, match=r"give checkpoint=path"):
         timm.create_model(name, pretrained=True)
+    with pytest.raises(ValueError, match=r"give checkpoint=path"):
+        ModelSpec(name, pretrained=True).build(10)
 
 
 @pytest.mark.parametrize(("name", "file", "normalization"), PUBLISHED)

@@ -42,6 +42,7 @@ def test_panels_come_in_the_order_in_which_they_are_named(tmp_path: Path) -> Non
     found = page_data(page)
     assert list(dict.fromkeys(line["network"] for line in found["lines"])) == ["c", "a", "b"]
     assert {line["kind"] for line in found["lines"]} == {"float", "direct", "mixed"}
+    assert "<h1>3 runs of 3 networks</h1>" in page.read_text(encoding="utf-8")
     assert [line.network for line in of_runs(entries)] == ["a"] * 3 + ["b"] * 3 + ["c"] * 3
 
 

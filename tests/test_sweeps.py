@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -12,6 +14,7 @@ from runs import finished, run_apart, run_here
 
 from hawq.experiment.config.names import command_name
 from hawq.experiment.jobs import begin, fail, finish, is_done, read_jobs, write_jobs
+from hawq.experiment.sweep import conclude_without, is_lost_process
 
 QUICK = ("stages=[analysis,allocation]", "bits.target=8,12")
 
@@ -76,7 +79,11 @@ def test_a_failed_job_ends_nothing_and_is_tried_again(
     assert states(tmp_path) == {"bits.target=8": "finished", "bits.target=10": "failed", "bits.target=12": "finished"}
     page = (sweep_of(tmp_path) / "table.html").read_text(encoding="utf-8")
     assert "<code>bits.target=10</code>: <b>failed</b>, RuntimeError: out of something" in page
-    assert "failed: bits.target=10" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "failed: bits.target=10" in shown and "predicted increase" in shown and "accuracy %" not in shown
+    cells = [line.strip("| ").split(" | ") for line in (sweep_of(tmp_path) / "table.md").read_text().splitlines()]
+    assert [row[0].strip() for row in cells[2:]] == ["bits.target=8", "bits.target=12"]
+    assert all(row[4].strip() == "–" and row[6].strip().endswith("KiB") and row[8].strip() != "–" for row in cells[2:])
 
     broken[0] = False
     assert run_here(tmp_path, *jobs) is None
@@ -88,6 +95,40 @@ def test_a_failed_job_ends_nothing_and_is_tried_again(
     assert capsys.readouterr().out.count("finished before") == 2 + 3
     assert run_here(tmp_path, "-m", "stages=[analysis]", "bits.target=8,10,12") is None
     assert len(ran) == 7  # other stages are other work, in another sweep
+
+
+class UncompletedJobError(Exception):
+    """Named as the error of submitit, which need not be installed."""
+
+
+def test_a_killed_process_is_a_failed_job(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Submitit gives up at the first one; the others are waited for, and the table is written."""
+    write_jobs(tmp_path, [(f"seed={seed}", name, f"python train.py seed={seed}") for seed, name in enumerate("ab")])
+    (tmp_path / "b").mkdir()
+    program = "import pathlib, sys, time; time.sleep(0.5); pathlib.Path(sys.argv[1]).write_text('{}')"
+    late = subprocess.Popen([sys.executable, "-c", program, str(tmp_path / "b" / "done.json")])
+    for job in (late.pid, 1):  # the other one is no process of ours
+        (tmp_path / ".submitit" / str(job)).mkdir(parents=True)
+    assert is_lost_process(UncompletedJobError("no output")) and not is_lost_process(ValueError("another"))
+    with pytest.raises(SystemExit, match=r"1 of 2 jobs failed, first seed=0: its process was killed"):
+        conclude_without(tmp_path, "submitit_launcher.LocalLauncher")
+    assert [job.state for job in read_jobs(tmp_path)] == ["failed", "finished"]
+    assert "table.html" in capsys.readouterr().out and (tmp_path / "table.html").is_file()
+
+
+def test_a_lost_process_is_told_in_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whatever raises it, from the real command line."""
+    from hawq.experiment import main
+
+    def run_job(config: object) -> None:
+        raise UncompletedJobError("Job 1 has not produced any output")
+
+    monkeypatch.setattr(main, "run_job", run_job)
+    message = run_here(tmp_path, "-m", *QUICK)
+    assert message is not None and message.startswith("error: 2 of 2 jobs failed, first bits.target=8: not finished")
+    assert f"Table of all jobs: {sweep_of(tmp_path) / 'table.html'}" in capsys.readouterr().out
 
 
 @pytest.mark.torture

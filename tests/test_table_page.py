@@ -151,6 +151,15 @@ def test_what_is_trained_is_also_shown_by_what_was_predicted(
         assert found.complaints == []
 
 
+def test_runs_without_a_plan_make_no_scatter(chromium: Any, plans: Path, tmp_path: Path) -> None:
+    for name in ("sensitivity.json", "config.yaml"):
+        (tmp_path / name).write_bytes((plans / "job-8-0" / name).read_bytes())
+    write_table(tmp_path / "table.html", [Entry("stages=[analysis]", tmp_path)], "Analysed")
+    with opened(chromium, tmp_path / "table.html") as found:
+        assert found.complaints == [] and axe_violations(found.page) == []
+        assert found.page.locator("h1").inner_text() == "1 run" and found.page.locator("section").count() == 0
+
+
 def test_intervals_do_not_cover_each_other(chromium: Any, sweep: Path, tmp_path: Path) -> None:
     """Networks of one size stand side by side in the order of their sizes, as close to their places as that allows."""
     write_table(tmp_path / "table.html", [Entry("one", sweep / "job-10-0")], "One")

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from functools import cache
 
 import numpy as np
-from scipy.stats import beta as beta_distribution
+from scipy.special import betaincinv  # the quantile; scipy.stats takes half a second to import
 
 CONFIDENCE = 0.99
 """The probability with which bounds on eigenvalues hold, over the random vectors."""
@@ -33,7 +33,7 @@ _HALVINGS = 60
 @cache
 def least_overlap(dimension: int, risk: float) -> float:
     """ω: (g·u)² of a random unit vector g and a fixed one u (dimension,) is smaller with probability `risk`."""
-    return 1.0 if dimension < 2 else float(beta_distribution.ppf(risk, 0.5, (dimension - 1) / 2))
+    return 1.0 if dimension < 2 else float(betaincinv(0.5, (dimension - 1) / 2, risk))
 
 
 def largest_eigenvalue_bound(alpha: Sequence[float], beta: Sequence[float], overlap: float) -> float:

@@ -116,8 +116,12 @@ def command_line() -> None:
         return _list_options(groups)
     try:
         with _process_group():
-            check_command_line(sys.argv[1:])
-            main()
+            config = check_command_line(sys.argv[1:])
+            try:
+                main()
+            except Exception as error:
+                if not _concluded(config, error):
+                    raise
     except KeyboardInterrupt:
         print("\nstopped: type the same command again to go on from here", file=sys.stderr)
         raise SystemExit(_INTERRUPTED) from None
@@ -137,17 +141,29 @@ def _list_options(groups: Sequence[str]) -> None:
         raise SystemExit(f"error: {error}") from error
 
 
-def check_command_line(arguments: Sequence[str]) -> None:
+def _concluded(config: DictConfig | None, error: Exception) -> bool:
+    """Whether the error is that of a sweep that lost the process of a job, which then ends as with a failed job."""
+    from hawq.experiment.sweep import conclude_without, is_lost_process
+
+    if config is None or not is_lost_process(error):
+        return False
+    folder, launcher = (str(OmegaConf.select(config, f"hydra.{key}")) for key in ("sweep.dir", "launcher._target_"))
+    conclude_without(Path(folder).absolute(), launcher)
+    return True
+
+
+def check_command_line(arguments: Sequence[str]) -> DictConfig | None:
     """Composes the config that Hydra is about to take, and refuses what its own part must not name.
 
-    Hydra builds callbacks and logging of a config before a job can look at it. Raises ValueError, or what Hydra raises
-    for a command line that cannot be composed.
+    Hydra builds callbacks and logging of a config before a job can look at it. Returns the config without what a sweep
+    varies; None for a command line that asks for help. Raises ValueError, or what Hydra raises for a command line that
+    cannot be composed.
     """
     from hawq.experiment.config.targets import check_hydra
 
     given = get_args_parser().parse_args(list(arguments))
     if given.help or given.hydra_help or given.shell_completion:
-        return
+        return None
     parsed = OverridesParser.create().parse_overrides(given.overrides)
     single = [str(override.input_line) for override in parsed if not override.is_sweep_override()]
     folder = f"hydra.searchpath=[file://{os.path.abspath(given.config_dir)}]" if given.config_dir else None
@@ -159,6 +175,7 @@ def check_command_line(arguments: Sequence[str]) -> None:
     check_hydra(config, given.overrides)
     if not str(config.get("outputs") or "").strip():  # Hydra would make its folder at the root of the disk
         raise ValueError("outputs is empty: give a folder, say outputs=outputs")
+    return config
 
 
 def _explained(error: Exception) -> str:

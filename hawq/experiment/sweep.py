@@ -6,6 +6,7 @@ import json
 import os
 import shlex
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +24,15 @@ from hawq.experiment.config.explain import explain
 from hawq.experiment.config.names import run_name
 from hawq.experiment.config.targets import check_hydra
 from hawq.experiment.console import jobs_summary
-from hawq.experiment.jobs import FINISHED, Job, read_jobs, write_jobs
+from hawq.experiment.jobs import FINISHED, OPEN, Job, fail, read_jobs, write_jobs
 from hawq.experiment.progress import is_quiet, speaks
 from hawq.files import write_whole
 from hawq.records import RunReport, from_dict
 from hawq.report import RESULT_COLUMNS, Entry, markdown, number, plan_cells, read_run, result_cells, write_table
 
 _RESULTS = ("report.json", "plan.json")
+_LOCAL = ".LocalLauncher"  # Submitit's, on this machine
+_LOST = ("UncompletedJobError", "TerminatedWorkerError")  # of submitit, of joblib
 
 
 class SweepTable(Callback):
@@ -53,7 +56,7 @@ class SweepTable(Callback):
             jobs.append((overrides, run_name(job)))
         common = set.intersection(*(set(overrides) for overrides, _ in jobs)) if len(jobs) > 1 else set()
         labels = [" ".join(word for word in overrides if word not in common) for overrides, _ in jobs]
-        if str(config.hydra.launcher._target_).endswith(".LocalLauncher"):
+        if str(config.hydra.launcher._target_).endswith(_LOCAL):
             _share_cores(len(jobs))
         commands = [shlex.join(["python", "train.py", *overrides]) for overrides, _ in jobs]
         names = [name for _, name in jobs]
@@ -66,18 +69,47 @@ class SweepTable(Callback):
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Prints the results, and where the tables are. Raises SystemExit when a job failed."""
-        sweep = Path(str(config.hydra.sweep.dir))
-        if not speaks():
-            return
-        jobs = write_tables(sweep)
-        if not is_quiet():
-            print("\n" + jobs_summary(jobs) + "\n")
-        print(f"Table of all jobs: {sweep / 'table.html'}")
-        failed = [job for job in jobs if job.state != FINISHED]
-        if failed:
-            count = f"{len(failed)} of {len(jobs)} jobs failed"
-            first = f"{failed[0].label}: {failed[0].error or failed[0].state}"
-            raise SystemExit(f"error: {count}, first {first}; the same command runs these alone")
+        if speaks():
+            conclude(Path(str(config.hydra.sweep.dir)))
+
+
+def conclude(sweep: Path) -> None:
+    """Prints the results, and where the tables are. Raises SystemExit when a job failed."""
+    jobs = write_tables(sweep)
+    if not is_quiet():
+        print("\n" + jobs_summary(jobs) + "\n")
+    print(f"Table of all jobs: {sweep / 'table.html'}")
+    failed = [job for job in jobs if job.state != FINISHED]
+    if failed:
+        count = f"{len(failed)} of {len(jobs)} jobs failed"
+        first = f"{failed[0].label}: {failed[0].error or failed[0].state}"
+        raise SystemExit(f"error: {count}, first {first}; the same command runs these alone")
+
+
+def is_lost_process(error: BaseException) -> bool:
+    """Whether a launcher raises this when the process of a job was killed, by the system for its memory, say."""
+    return type(error).__name__ in _LOST
+
+
+def conclude_without(sweep: Path, launcher: str) -> None:
+    """`conclude` for a sweep whose launcher has lost a process and gave up.
+
+    Submitit's jobs on this machine go on without it: they are waited for, and one that ended without a word is marked
+    as failed. Joblib has stopped all its processes by now, and a cluster's jobs are not ours to wait for.
+
+    Args:
+        sweep: folder of the sweep.
+        launcher: the `_target_` of its launcher.
+    """
+    if launcher.endswith(_LOCAL):
+        for folder in (sweep / ".submitit").glob("[0-9]*"):
+            with suppress(ChildProcessError):  # an earlier one, or one that was seen to end
+                os.waitpid(int(folder.name), 0)
+        for job in read_jobs(sweep):
+            if job.state == OPEN:
+                job.folder.mkdir(parents=True, exist_ok=True)
+                fail(job.folder, "its process was killed, as happens where memory runs out")
+    conclude(sweep)
 
 
 def _share_cores(jobs: int) -> None:

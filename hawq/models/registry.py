@@ -15,7 +15,13 @@ if TYPE_CHECKING:
 
 Network = TypeVar("Network", bound="nn.Module")
 
-OWN_NETWORKS = ("resnet_cifar", "squeezenext")  # modules of this package whose import registers networks with timm
+_DEPTHS = (20, 32, 44, 56)
+OWN_NETWORKS: dict[str, tuple[str, ...]] = {
+    "resnet_cifar": tuple(f"resnet{depth}{option}" for option in ("", "_projection") for depth in _DEPTHS),
+    "squeezenext": ("squeezenext",),
+}
+"""Module of this package → the functions in it that build networks, called as timm calls its own."""
+
 _REGISTRY = "timm.models"
 
 
@@ -53,8 +59,20 @@ class _WhenTimmIsImported(MetaPathFinder):
 
 
 def _register() -> None:
-    for name in OWN_NETWORKS:
-        import_module(f"hawq.models.{name}")
+    for module, names in OWN_NETWORKS.items():
+        for name in names:
+            sys.modules[_REGISTRY].register_model(getattr(import_module(f"hawq.models.{module}"), name))
+
+
+def own_network(name: str) -> Callable[..., nn.Module] | None:
+    """The function that builds our network of that name, found without timm; None for a name that is not ours."""
+    home = next((module for module, names in OWN_NETWORKS.items() if name in names), None)
+    return None if home is None else getattr(import_module(f"hawq.models.{home}"), name)
+
+
+def is_own(name: str) -> bool:
+    """Whether a network of that name is ours; imports nothing."""
+    return any(name in names for names in OWN_NETWORKS.values())
 
 
 def create(make: Callable[..., Network], pretrained: bool, options: dict[str, Any]) -> Network:

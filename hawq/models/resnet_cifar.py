@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from timm.models import register_model
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from hawq.models.publishers import IMAGENET
 from hawq.models.registry import create
 
 __all__ = [
@@ -67,7 +67,13 @@ class CifarResNet(nn.Module):
         in_chans: image channels.
     """
 
-    pretrained_cfg: ClassVar = {"input_size": (3, 32, 32), "crop_pct": 1.0}  # what timm asks a network for
+    pretrained_cfg: ClassVar = {  # what timm asks a network for: how its inputs are prepared
+        "input_size": (3, 32, 32),
+        "crop_pct": 1.0,
+        "interpolation": "bicubic",
+        "mean": IMAGENET.mean,
+        "std": IMAGENET.std,
+    }
 
     def __init__(self, units: int, option: str, num_classes: int = 10, in_chans: int = 3) -> None:
         super().__init__()
@@ -98,49 +104,41 @@ def _stage(in_channels: int, channels: int, stride: int, units: int, option: str
 # timm's registry calls these by name and passes `pretrained` and whatever the user gave.
 
 
-@register_model
 def resnet20(pretrained: bool = False, **kwargs: Any) -> CifarResNet:
     """ResNet20 with parameter-free shortcuts (option A), the network of HAWQ's table 1."""
     return _create(3, "A", pretrained, kwargs)
 
 
-@register_model
 def resnet32(pretrained: bool = False, **kwargs: Any) -> CifarResNet:
     """ResNet32, option A."""
     return _create(5, "A", pretrained, kwargs)
 
 
-@register_model
 def resnet44(pretrained: bool = False, **kwargs: Any) -> CifarResNet:
     """ResNet44, option A."""
     return _create(7, "A", pretrained, kwargs)
 
 
-@register_model
 def resnet56(pretrained: bool = False, **kwargs: Any) -> CifarResNet:
     """ResNet56, option A."""
     return _create(9, "A", pretrained, kwargs)
 
 
-@register_model
 def resnet20_projection(pretrained: bool = False, **kwargs: Any) -> CifarResNet:
     """ResNet20 with 1×1 convolutions as shortcuts (option B)."""
     return _create(3, "B", pretrained, kwargs)
 
 
-@register_model
 def resnet32_projection(pretrained: bool = False, **kwargs: Any) -> CifarResNet:
     """ResNet32, option B."""
     return _create(5, "B", pretrained, kwargs)
 
 
-@register_model
 def resnet44_projection(pretrained: bool = False, **kwargs: Any) -> CifarResNet:
     """ResNet44, option B."""
     return _create(7, "B", pretrained, kwargs)
 
 
-@register_model
 def resnet56_projection(pretrained: bool = False, **kwargs: Any) -> CifarResNet:
     """ResNet56, option B."""
     return _create(9, "B", pretrained, kwargs)

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.models import register_model
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from hawq.models.publishers import IMAGENET
 from hawq.models.registry import create
 
 __all__ = ["SqueezeNext", "squeezenext"]
@@ -67,8 +66,8 @@ class SqueezeNext(nn.Module):
         "input_size": (3, 224, 224),
         "crop_pct": 0.875,
         "interpolation": "bilinear",
-        "mean": IMAGENET_DEFAULT_MEAN,
-        "std": IMAGENET_DEFAULT_STD,
+        "mean": IMAGENET.mean,
+        "std": IMAGENET.std,
     }
 
     def __init__(self, width: int, num_classes: int = 1000, in_chans: int = 3) -> None:
@@ -102,7 +101,6 @@ class SqueezeNext(nn.Module):
         return logits
 
 
-@register_model
 def squeezenext(pretrained: bool = False, **kwargs: Any) -> SqueezeNext:
     """2.0-SqNxt-23, the network of HAWQ's table 4."""
     return create(lambda **options: SqueezeNext(2, **options), pretrained, kwargs)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from hawq.models.publishers import Publication
+from hawq.models.registry import is_own, own_network
 from hawq.records import Normalization, Preprocessing
 
 if TYPE_CHECKING:
@@ -14,6 +16,8 @@ if TYPE_CHECKING:
 
 def check_name(name: str) -> None:
     """Raises ValueError, with what is close, unless `name` is in timm's registry."""
+    if is_own(name):
+        return
     import timm
 
     from hawq.models import torchvision_networks
@@ -40,6 +44,9 @@ def build(name: str, num_classes: int, *, pretrained: bool, size: int | None) ->
         ValueError: weights that cannot be downloaded, a size that the network cannot be built for, or a network for
             images that are not square.
     """
+    if make := own_network(name):  # without timm, which takes two seconds to import
+        own: Any = make(pretrained=pretrained, num_classes=num_classes)
+        return own, _as_published(own.pretrained_cfg, fixed=False)
     import timm
 
     config: Any = timm.models.get_pretrained_cfg(name)
@@ -71,7 +78,11 @@ def _publication(name: str, network: nn.Module, fixed: bool) -> Publication:
     if height != width:
         raise ValueError(f"name={name!r} takes images of {height}×{width}: choose a network for square images")
     strict = getattr(getattr(network, "patch_embed", None), "strict_img_size", None)
-    preprocessing = Preprocessing(
-        width, config["crop_pct"], config["interpolation"], fixed_size=strict is True or (fixed and strict is None)
-    )
+    return _as_published(config, fixed=strict is True or (fixed and strict is None))
+
+
+def _as_published(config: Mapping[str, Any], *, fixed: bool) -> Publication:
+    """How inputs are prepared, in our words; `fixed` where the network takes no other size."""
+    side = config["input_size"][-1]
+    preprocessing = Preprocessing(side, config["crop_pct"], config["interpolation"], fixed_size=fixed)
     return Publication(Normalization(tuple(config["mean"]), tuple(config["std"])), preprocessing)

@@ -82,13 +82,14 @@ def _smaller(front: dict[str, Any]) -> list[Answer]:
         ]
     point = front["points"][place]
     saved = 1 - point["bytes"] / here["bytes"]
-    text = f"{point['size']} instead of {here['size']}, {100 * saved:.1f} % less"
+    text = f"{front['what']} of at most {point['size']} instead of {here['size']}, {100 * saved:.1f} % less"
     if here["objective"] and point["objective"] is not None:
         more = point["objective"] / here["objective"] - 1
         text += (
             f"; the predicted increase of the loss, Σ over the blocks, goes from {number(here['objective'])} to "
             f"{number(point['objective'])} ({signed(100 * more, 0)} %)"
         )
+        text += "" if front["is_loss"] else "; this score compares plans and is not itself a loss"
     text += ". What that means in accuracy is known once it is trained. This makes it:"
     return [Answer(question, text, point["command"], file="frontier.json")]
 

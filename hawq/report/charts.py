@@ -16,6 +16,7 @@ from hawq.report.tables import size_label
 from hawq.report.wording import number
 
 _MOST_POINTS = 300  # of a line
+_LOSSES = ("kl", "quadratic")  # scores whose figures are increases of a loss, not only in proportion to one
 UNITS = {
     "w_comp": "W-Comp",
     "bytes": "bytes",
@@ -65,6 +66,8 @@ def frontier(run: RunFolder) -> dict[str, Any] | None:
         "current": bits[0],
         "unit": UNITS.get(front.unit, front.unit),
         "x": "size of the packed file" if in_bytes else "bytes of the weights",
+        "what": "A packed file" if in_bytes else "Weights",
+        "is_loss": front.score in _LOSSES,
         "y": f"Σ {formula(front.score)}",
         "smaller": next((i for i in reversed(range(len(points))) if points[i]["bytes"] < here["bytes"]), None),
         "larger": next((i for i, point in enumerate(points) if point["bytes"] > here["bytes"]), None),

@@ -125,7 +125,8 @@ def _report(folder: Path, beside: Path) -> str | None:
 def _mark_front(lines: Sequence[dict[str, Any]]) -> None:
     """Marks the lines that no other beats in both size and accuracy, or predicted increase where none was measured."""
     for line in lines:
-        line["front"] = not any(_beats(other, line) for other in lines)
+        known = line["accuracy"] is not None or line["predicted"] is not None
+        line["front"] = known and not any(_beats(other, line) for other in lines)
 
 
 def _beats(one: dict[str, Any], other: dict[str, Any]) -> bool:
@@ -144,10 +145,13 @@ def _beats(one: dict[str, Any], other: dict[str, Any]) -> bool:
 
 
 def _headline(lines: Sequence[dict[str, Any]], runs: int, open_ones: int) -> str:
-    """How many runs there are, and what the best small one reaches."""
-    text = plural(runs, "run")
+    """How many runs there are, and what the best small one reaches; of several networks none can be called the best."""
+    networks = {line["network"] for line in lines}
+    text = plural(runs, "run") + (f" of {len(networks)} networks" if len(networks) > 1 else "")
     if open_ones:
         text += f", {open_ones} failed or not finished"
+    if len(networks) > 1:
+        return text
     own = [line for line in lines if not line["reference"]]
     trained = [line for line in own if line["accuracy"] is not None]
     if trained:

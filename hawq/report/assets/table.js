@@ -108,7 +108,7 @@ if (scatter) {
     scatter.classList.toggle("three", groups.length > 1);
     redraws = groups.map(([name, lines]) => {
       const place = element("div", { class: "chart" });
-      scatter.append(element("figure", {}, ...(groups.length > 1 ? [element("h3", {}, name)] : []), place));
+      scatter.append(element("figure", {}, ...(groups.length > 1 || DATA.by === "kind" ? [element("h3", {}, name)] : []), place));
       return chart(place, (width) => drawn(lines, width), () => `${y === "accuracy" ? "Accuracy" : "Predicted increase of the loss"} of ${name} against ${cost.selectedOptions[0].text}, ${lines.length} networks`);
     });
   }
