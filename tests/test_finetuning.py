@@ -18,7 +18,7 @@ from hawq.reconstruction import BRECQ, reconstruct
 from hawq.records import Phase
 
 NUM_STEPS = 14
-SETTINGS = FineTuning(max_steps=NUM_STEPS, lr=0.05, checkpoint_every=3)
+SETTINGS = FineTuning(epochs=10, max_steps=NUM_STEPS, lr=0.05, checkpoint_every=3, order="descending")
 
 
 def tune(settings=SETTINGS, **options):
@@ -30,7 +30,7 @@ def tune(settings=SETTINGS, **options):
 @pytest.mark.parametrize("order", ["descending", "joint"])
 def test_a_killed_run_ends_in_the_same_weights(order, quantizer):
     practice = {"freeze_batch_norm": 0.5, "oscillation": "freeze", "oscillation_threshold": 0.005}
-    settings = FineTuning(max_steps=NUM_STEPS, lr=0.05, checkpoint_every=3, order=order, **practice)
+    settings = FineTuning(epochs=10, max_steps=NUM_STEPS, lr=0.05, checkpoint_every=3, order=order, **practice)
     network, history = tune(settings, quantizer=quantizer)
     assert history[-1]["frozen"] > 0
     assert [row["step"] for row in history] == list(range(1, NUM_STEPS + 1))
@@ -72,7 +72,7 @@ def test_every_block_ends_quantised_even_without_steps():
 
 
 def test_phases_and_rates_stand_in_the_history():
-    _, history = tune(FineTuning(max_steps=8, lr=0.05, final_fraction=0.25))
+    _, history = tune(FineTuning(epochs=10, max_steps=8, lr=0.05, final_fraction=0.25, order="descending"))
     assert [row["phase"] for row in history] == [0, 0, 1, 1, 2, 2, 3, 3]
     assert [row["lr"] for row in history] == pytest.approx([0.05] * 7 + [0.025])
     assert all("accuracy" in history[step - 1] for step in (2, 4, 6, 8))
@@ -86,7 +86,7 @@ def test_fine_tuning_freezes_the_last_steps(share, frozen):
         seen.append(running(network).clone())
         return 0.0
 
-    settings = FineTuning(max_steps=NUM_STEPS, order="joint", evaluations=NUM_STEPS, freeze_batch_norm=share)
+    settings = FineTuning(epochs=10, max_steps=NUM_STEPS, order="joint", evaluations=NUM_STEPS, freeze_batch_norm=share)
     network, _ = finetune(*prepared(), Fresh(BATCHES), CALIBRATION, settings, seed=1, evaluate=evaluate)
     assert [torch.equal(x, seen[-1]) for x in seen] == [False] * (NUM_STEPS - max(frozen, 1)) + [True] * max(frozen, 1)
     assert torch.equal(running(network), seen[-1]) == (frozen > 0)  # else they were measured anew in the end
@@ -117,7 +117,7 @@ def test_fine_tuning_goes_on_from_a_reconstructed_network(steps):
     """All blocks are in it from the first step, and it is left as it was."""
     model, sensitivity, plan = prepared()
     start, _ = reconstruct(model, sensitivity.blocks, plan, CALIBRATION, BRECQ(iterations=5, batch_size=8))
-    before, settings = copy.deepcopy(start), FineTuning(max_steps=steps, lr=1e-3, reestimate_batches=0)
+    before, settings = copy.deepcopy(start), FineTuning(epochs=10, max_steps=steps, lr=1e-3, reestimate_batches=0)
     own = {"seed": 1, "start": start}
     network, history = finetune(model, sensitivity, plan, Fresh(BATCHES), CALIBRATION, settings, **own)
     assert same_state(start, before) and same_state(network, start) == (steps == 0)
@@ -127,7 +127,7 @@ def test_fine_tuning_goes_on_from_a_reconstructed_network(steps):
 
 
 def test_training_lowers_the_loss():
-    _, history = tune(FineTuning(max_steps=60, lr=0.05))
+    _, history = tune(FineTuning(epochs=20, max_steps=60, lr=0.05, order="descending"))
     losses = [row["loss"] for row in history]
     assert sum(losses[-9:]) < sum(losses[:9])
 

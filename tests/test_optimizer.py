@@ -47,7 +47,14 @@ def test_sgd_is_nesterovs(momentum):
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_a_killed_run_ends_in_the_same_weights(optimizer):
     settings = FineTuning(
-        max_steps=12, lr=0.01, checkpoint_every=2, optimizer=optimizer, schedule="linear", warmup_steps=4
+        epochs=10,
+        max_steps=12,
+        lr=0.01,
+        checkpoint_every=2,
+        optimizer=optimizer,
+        schedule="linear",
+        warmup_steps=4,
+        order="descending",
     )
 
     def tune(**options):

@@ -78,7 +78,7 @@ def test_float_training_has_the_losses_of_one_process(name, options):
         torch.testing.assert_close(first[1][key], value, rtol=1e-4, atol=1e-5)
 
 
-SETTINGS = FineTuning(max_steps=14, lr=0.05, checkpoint_every=3, oscillation="freeze", oscillation_threshold=0.005)
+SETTINGS = FineTuning(epochs=10, order="descending", max_steps=14, lr=0.05, checkpoint_every=3, oscillation="freeze", oscillation_threshold=0.005)
 
 
 def tune(**options):
@@ -96,7 +96,7 @@ def tuned(**options):
 
 
 def test_ordered_fine_tuning_has_the_losses_of_one_process():
-    settings = FineTuning(max_steps=14, lr=0.05, distillation=0.5, freeze_batch_norm=0.5)
+    settings = FineTuning(epochs=10, order="descending", max_steps=14, lr=0.05, distillation=0.5, freeze_batch_norm=0.5)
     state, history = tuned(settings=settings)
     first, second = in_processes(2, lambda: tuned(settings=settings))
     assert first[1] == second[1]

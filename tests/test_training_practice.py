@@ -85,7 +85,7 @@ def test_average_begins_anew_where_blocks_enter_and_goes_on_where_none_do():
     ids=str,
 )
 def test_a_killed_run_ends_in_the_same_weights(options):
-    settings = FineTuning(**({"max_steps": 14, "lr": 0.05, "checkpoint_every": 3} | options))
+    settings = FineTuning(**({"epochs": 10, "order": "descending", "max_steps": 14, "lr": 0.05, "checkpoint_every": 3} | options))
     network, history = tune(settings)
     for killed_at in (5, 8, 13):  # within the phases of blocks, and within the last one
         checkpoint = MemoryCheckpoint()
@@ -141,7 +141,7 @@ def test_clipping_acts_in_training():
 
 @pytest.mark.parametrize("options", [{}, {"distillation": 0.5}], ids=str)
 def test_bfloat16_trains_nearly_alike(options):
-    settings = {"max_steps": 40, "lr": 0.05} | options
+    settings = {"epochs": 20, "order": "descending", "max_steps": 40, "lr": 0.05} | options
     network, history = tune(FineTuning(**settings, precision="bfloat16"))
     _, expected = tune(FineTuning(**settings))
     assert history[0]["loss"] != expected[0]["loss"]
@@ -155,7 +155,7 @@ def test_compiled_network_trains_alike(precision, monkeypatch):
     """Through all of PyTorch's tracing; the generation of C++ would take minutes."""
     compile_network = torch.compile
     monkeypatch.setattr(torch, "compile", lambda model, **_: compile_network(model, backend="aot_eager"))
-    settings = {"max_steps": 4, "lr": 0.05, "order": "joint", "precision": precision}
+    settings = {"epochs": 10, "max_steps": 4, "lr": 0.05, "order": "joint", "precision": precision}
     torch._dynamo.utils.counters.clear()
     network, history = tune(FineTuning(**settings, compile=True))
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1, "each step is compiled again"
@@ -207,7 +207,7 @@ def curve(values, **options):
         seen.append(copy.deepcopy(network.state_dict()))
         return next(values)
 
-    settings = FineTuning(max_steps=8, final_fraction=0.25, checkpoint_every=1, evaluations=8)
+    settings = FineTuning(epochs=10, order="descending", max_steps=8, final_fraction=0.25, checkpoint_every=1, evaluations=8)
     tune(settings, evaluate=evaluate, on_best=best.update, **options)
     return best, seen
 
