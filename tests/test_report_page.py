@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from dataclasses import replace
@@ -251,3 +252,13 @@ def test_plans_that_were_measured_say_so(tmp_path: Path) -> None:
     assert "Found by measuring whole plans: refinement, 31 plans measured: 0.25 → 0.2" in text
     assert "this one was the best of 31" in text
     assert "6 random plans of W-Comp 10, without training" in text
+
+
+@pytest.mark.parametrize(
+    ("phases", "said"), [(3, "At each dotted line one more block"), (1, "All blocks are quantised from the first")]
+)
+def test_the_curve_says_when_blocks_enter(tmp_path: Path, phases: int, said: str) -> None:
+    folder = made_run(tmp_path)
+    path = folder / "finetune" / "history.json"
+    path.write_text(json.dumps([{**row, "phase": row["phase"] % phases} for row in read_json(path)][:20]))
+    assert said in write_page(folder).read_text(encoding="utf-8")
