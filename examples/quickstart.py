@@ -50,7 +50,7 @@ def main() -> None:
     # 1. Which parts of the network get bits of their own, and how sharply does the loss curve along each?
     blocks = hawq.find_blocks(model, images[:1])
     batches = [(train[0][:256], train[1][:256])]
-    sensitivity = hawq.analyze(model, blocks, batches, F.cross_entropy)
+    sensitivity = hawq.analyze(model, blocks, batches, F.cross_entropy, scores=("kl",))
     for row in sensitivity.rows:
         found = row.eigenvalue.value if row.eigenvalue else float("nan")
         print(f"  {row.block.name:10} {row.block.num_weights:6,} weights, largest eigenvalue {found:.3g}")

@@ -10,7 +10,6 @@ from hawq.allocation.limits import ENDS
 from hawq.components import component
 from hawq.records import BitPlan, Block, Precision, Sensitivity
 
-
 _AS_LARGE = 1.01  # bytes of two plans that are compared as equally large
 
 
@@ -54,7 +53,8 @@ class UniformBits:
 def direct_baseline(sensitivity: Sensitivity, plan: BitPlan) -> BitPlan:
     """The uniform plan (ends at 8 bits) with the most bits that is as large as `plan` or smaller, else the smallest.
 
-    As large is up to a hundredth larger: a plan may leave some bits of its budget unused. One bit is tried only where the plan has such blocks. Raises UserError for bits that were not analysed.
+    As large is up to a hundredth larger, for a plan may leave some of its budget unused. One bit is tried only where
+    the plan has such blocks. Raises UserError for bits that were not analysed.
     """
     fewest = min(precision.weight_bits for precision in plan.precisions.values())
     bit_widths = BIT_WIDTHS if fewest < CANDIDATES[0] else CANDIDATES
