@@ -96,7 +96,7 @@ def test_info_lists_every_option_with_a_line(tmp_path: Path, capsys: pytest.Capt
     assert {"/".join(path.relative_to(CONF).with_suffix("").parts[1:]) for path in options} <= lines
     described = [line for line in text.splitlines() if line.startswith(("    ", "  * "))]
     assert all(len(line.split(maxsplit=2 if line.startswith("  * ") else 1)) > 1 for line in described)
-    assert "  * lanczos" in text and "  * mixed" in text and "  * wandb" in text
+    assert "  * auto" in text and "  * mixed" in text and "  * wandb" in text
 
 
 def test_info_of_a_group_lists_keys_and_refuses_others() -> None:

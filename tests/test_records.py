@@ -246,8 +246,8 @@ def test_the_score_of_an_old_plan_has_its_present_name(weighting, score):
 @pytest.mark.parametrize(
     ("confidence", "text"),
     [
-        (CONFIDENCE, "bit-widths in 10 draws of the curvature ± its error: a 8/32 (7×), 7/32 (3×); the others stay"),
-        (Confidence(4, {}), "no bit-width changes in 4 draws of the curvature ± its error"),
+        (CONFIDENCE, "bit-widths in 10 draws of the score ± its error: a 8/32 (7×), 7/32 (3×); the others stay"),
+        (Confidence(4, {}), "no bit-width changes in 4 draws of the score ± its error"),
     ],
 )
 def test_confidence_reads_well(confidence, text):

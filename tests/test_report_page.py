@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from dataclasses import replace
@@ -153,6 +154,27 @@ def test_page_answers_what_a_stranger_asks(chromium: Any, folder: Path, report: 
         assert ("within sampling error" in headline) == ("zero is inside" in text)
 
 
+def test_the_most_bits_are_explained_by_what_a_bit_is_worth(tmp_path: Path) -> None:
+    """What one bit less costs per byte, against the block where it costs least, from λ and the errors themselves."""
+    folder = made_run(tmp_path)
+    bits = read_json(folder / "plan.json")["precisions"]
+    most = max(one["weight_bits"] for one in bits.values())
+    per_byte = {}
+    for row in sensitivity_of().rows:
+        own = bits[row.block.name]["weight_bits"]
+        if own > 2:
+            more = row.eigenvalue.value * (row.weight_errors[own - 1] - row.weight_errors[own])  # type: ignore[union-attr]
+            per_byte[row.block.name] = (more, more / (row.block.num_weights / 8))
+    top = max((name for name in bits if bits[name]["weight_bits"] == most), key=lambda name: per_byte[name][0])
+    others = {name: one for name, (_, one) in per_byte.items() if bits[name]["weight_bits"] < most}
+    least = min(others, key=lambda name: others[name])
+    ratio = per_byte[top][1] / others[least]
+    text = re.sub(r"\s+", " ", write_page(folder).read_text(encoding="utf-8"))
+    said = re.search(rf"from {re.escape(top)} would save .*?, ([\d.]+) times as much per byte saved as in (\S+),", text)
+    assert said is not None and ratio > 1
+    assert said[2] == least and float(said[1]) == pytest.approx(ratio, rel=0.006)
+
+
 def test_print_shows_charts_and_no_controls(chromium: Any, report: Path) -> None:
     with opened(chromium, report, scheme="dark") as found:
         found.page.emulate_media(media="print", color_scheme="dark")
@@ -230,3 +252,13 @@ def test_plans_that_were_measured_say_so(tmp_path: Path) -> None:
     assert "Found by measuring whole plans: refinement, 31 plans measured: 0.25 → 0.2" in text
     assert "this one was the best of 31" in text
     assert "6 random plans of W-Comp 10, without training" in text
+
+
+@pytest.mark.parametrize(
+    ("phases", "said"), [(3, "At each dotted line one more block"), (1, "All blocks are quantised from the first")]
+)
+def test_the_curve_says_when_blocks_enter(tmp_path: Path, phases: int, said: str) -> None:
+    folder = made_run(tmp_path)
+    path = folder / "finetune" / "history.json"
+    path.write_text(json.dumps([{**row, "phase": row["phase"] % phases} for row in read_json(path)][:20]))
+    assert said in write_page(folder).read_text(encoding="utf-8")

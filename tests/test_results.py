@@ -130,7 +130,8 @@ def test_runs_of_one_record_are_about_the_same_networks():
 def folder(tmp_path_factory):
     """A tiny finished run with its baseline."""
     outputs = tmp_path_factory.mktemp("outputs")
-    assert run_here(outputs, "baseline=direct", "finetune.max_steps=4", "finetune.eval_samples=50") is None
+    ordered = ("finetune.order=descending", "finetune.max_steps=4", "finetune.eval_samples=50")
+    assert run_here(outputs, "baseline=direct", *ordered) is None
     return run_folder(outputs)
 
 

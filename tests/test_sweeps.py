@@ -141,6 +141,9 @@ def test_jobs_in_other_processes_share_folder_and_analysis(tmp_path: Path, launc
     assert process.returncode == 0, process.stderr
     assert states(tmp_path) == {"bits.target=8": "finished", "bits.target=12": "finished"}
     assert len(finished(tmp_path, "analysis")) == 1 and len(finished(tmp_path, "float_network")) == 2
+    printed = [process.stdout, *(path.read_text() for path in sweep_of(tmp_path).glob(".submitit/*/*.out"))]
+    for stage in ("float_network", "analysis"):  # one job worked, the other waited and took what it had made
+        assert "".join(printed).count(f"\n{stage}: found in the cache") == 1
     said = re.search(r"Table of all jobs: (\S+)", process.stdout)
     assert said and Path(said[1]) == sweep_of(tmp_path) / "table.html"
     once = time.monotonic() - began

@@ -60,14 +60,14 @@ class Confidence:
 
     def __str__(self) -> str:
         if self.proven:
-            return "no curvature within its error changes a bit-width (proven)"
+            return "no score within its error changes a bit-width (proven)"
         if not self.changes:
-            return f"no bit-width changes in {self.draws} draws of the curvature ± its error"
+            return f"no bit-width changes in {self.draws} draws of the score ± its error"
         parts = [
             f"{name} " + ", ".join(f"{bits} ({count}×)" for bits, count in counts.items())
             for name, counts in self.changes.items()
         ]
-        return f"bit-widths in {self.draws} draws of the curvature ± its error: {'; '.join(parts)}; the others stay"
+        return f"bit-widths in {self.draws} draws of the score ± its error: {'; '.join(parts)}; the others stay"
 
 
 @dataclass(frozen=True)

@@ -37,6 +37,11 @@ class Saving:
     more_loss: float
     saved_bytes: float
 
+    @property
+    def per_byte(self) -> float:
+        """What each byte saved costs."""
+        return self.more_loss / self.saved_bytes
+
 
 def score_of(run: RunFolder) -> str:
     """The score that decided the plan, or else the one that an allocation would take."""
@@ -249,10 +254,16 @@ def _one_less(run: RunFolder, blocks: Mapping[str, Block], names: list[str]) -> 
     if not savings:
         return ""
     own = max(savings, key=lambda one: one.more_loss)
-    return (
+    text = (
         f" Taking {plural(own.bits - own.fewer, 'bit')} from {own.block} would save {count(round(own.saved_bytes))} "
-        f"bytes and add {number(own.more_loss)} to the predicted increase."
+        f"bytes and add {number(own.more_loss)} to the predicted increase"
     )
+    others = [saving for block in blocks.values() if (saving := saving_of(run, block)) and block.name not in names]
+    least = min(others, key=lambda one: one.per_byte, default=None)
+    if least is None or not 0 < least.per_byte < own.per_byte:
+        return f"{text}."
+    times = number(own.per_byte / least.per_byte)
+    return f"{text}, {times} times as much per byte saved as in {least.block}, where a bit costs least."
 
 
 def _listed(names: list[str], most: int = 4) -> str:
