@@ -104,7 +104,7 @@ def test_run_folder_depends_on_what_decides_the_result() -> None:
 
     plain = folder()
     assert folder("device=cpu", "threads=1", "stages=[analysis]", "workers=1") == plain
-    assert len({plain, folder("seed=1"), folder("bits.target=8"), folder("finetune.epochs=1")}) == 4
+    assert len({plain, folder("seed=1"), folder("bits.target=8"), folder("finetune.epochs=2")}) == 4
 
 
 @pytest.mark.parametrize(

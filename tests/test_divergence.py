@@ -11,7 +11,7 @@ from hawq.errors import UserError
 from hawq.finetuning import FineTuning, Training, finetune, fit
 from hawq.records import Phase
 
-JOINT = {"max_steps": 9, "order": "joint", "checkpoint_every": 2}
+JOINT = {"epochs": 10, "max_steps": 9, "order": "joint", "checkpoint_every": 2}
 
 
 def tune(spoil, **options):

@@ -78,7 +78,15 @@ def test_float_training_has_the_losses_of_one_process(name, options):
         torch.testing.assert_close(first[1][key], value, rtol=1e-4, atol=1e-5)
 
 
-SETTINGS = FineTuning(epochs=10, order="descending", max_steps=14, lr=0.05, checkpoint_every=3, oscillation="freeze", oscillation_threshold=0.005)
+SETTINGS = FineTuning(
+    epochs=10,
+    order="descending",
+    max_steps=14,
+    lr=0.05,
+    checkpoint_every=3,
+    oscillation="freeze",
+    oscillation_threshold=0.005,
+)
 
 
 def tune(**options):

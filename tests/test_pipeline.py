@@ -103,19 +103,19 @@ def test_results_are_about_the_same_blocks(first: Path, report: RunReport) -> No
     assert read_json(first / "sensitivity.json")["schema"] == SENSITIVITY_SCHEMA
     sensitivity, plan = record(first / "sensitivity.json", Sensitivity), record(first / "plan.json", BitPlan)
     assert [block.name for block in sensitivity.blocks] == list(plan.precisions) == BLOCKS
-    assert plan == report.plan and plan.cost.w_comp >= 13.1
+    assert plan == report.plan and plan.cost.w_comp >= 10.6
     assert _stages(first) == {"float_network", "analysis", "finetune", "finetune/direct"}
 
 
 def test_report_has_a_row_for_each_network(first: Path, report: RunReport) -> None:
     assert [(row.method, row.weight_bits) for row in report.rows] == [
         ("float", "32"),
-        ("direct uniform", "2 MP"),
+        ("direct uniform", "3 MP"),
         ("HAWQ", "2 MP"),
     ]
     sizes = [row.size_bytes for row in report.rows]
     assert sizes[1:] == [(first / name / "model.safetensors").stat().st_size for name in ("direct", ".")]
-    assert sizes[1] <= sizes[2] < sizes[0] / 9
+    assert sizes[1] <= 1.01 * sizes[2] and sizes[2] < sizes[0] / 8
     assert all(0 <= row.accuracy <= 100 for row in report.rows)
 
 
@@ -137,7 +137,7 @@ def test_report_says_where_it_comes_from(first: Path, report: RunReport) -> None
     if (REPOSITORY / ".git").exists():
         assert re.fullmatch(r"[0-9a-f]{40}(\+changes)?", str(report.git_commit))
     assert report.command.startswith("python train.py tracking=none ") and BOTH in report.command
-    assert (report.config["seed"], report.config["bits"]["target"]) == (0, 13.1)
+    assert (report.config["seed"], report.config["bits"]["target"]) == (0, 10.6)
     assert Path(report.paths["folder"]) == first and Path(report.paths["sensitivity"]).is_file()
     assert 0 < report.seconds < 600
 
@@ -200,7 +200,7 @@ def test_allocation_goes_on_from_the_file_alone(first: Path, report: RunReport, 
 def test_plan_tells_how_it_was_found(report: RunReport, first: Path) -> None:
     plan = report.plan
     (use,) = plan.limits
-    assert (use.unit, use.target) == ("w_comp", 13.1) and 0 <= use.slack == use.reached - 13.1
+    assert (use.unit, use.target) == ("w_comp", 10.6) and 0 <= use.slack == use.reached - 10.6
     assert plan.gap is not None and plan.gap < 1e-9 and plan.score == "eigenvalue"
     assert plan.confidence is not None and plan.confidence.draws == 10
     packed = (first / "model.safetensors").stat().st_size
@@ -218,7 +218,7 @@ def test_plans_are_compared_and_taken_back(first: Path, tmp_path: Path, capsys: 
     assert "11 of 11 blocks have the same bits in both" in capsys.readouterr().out
     assert run_script("compare_plans.py", mine, direct) is None
     table = capsys.readouterr().out
-    assert re.search(r"conv1 +\| \d / 4 +\| 8 / 4", table) and re.search(r"w_comp +\| 13.1\d* +\| 15.8", table)
+    assert re.search(r"conv1 +\| \d / 4 +\| 8 / 4", table) and re.search(r"w_comp +\| 10\.6\d* +\| 10\.\d+", table)
     assert "cannot be used" in str(run_script("compare_plans.py", mine, first / "report.json"))
     assert "type: python scripts/compare_plans.py" in str(run_script("compare_plans.py", mine))
 

@@ -153,7 +153,8 @@ def test_torchrun_gives_the_results_of_one_process(tmp_path):
         "float_network.batch_size=15",
         "finetune.batch_size=15",
     )
-    settings = ("stages=[analysis,validate,allocation,finetune,export,report]", *batches, *VALIDATED)
+    ordered = ("finetune.order=descending", "bits.target=13.1")
+    settings = ("stages=[analysis,validate,allocation,finetune,export,report]", *batches, *ordered, *VALIDATED)
     process = run_in_two(tmp_path / "two", *settings)
     assert process.returncode == 0, process.stderr
     assert process.stdout.count("float accuracy") == process.stdout.count("Report: ") == 1

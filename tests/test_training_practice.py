@@ -85,7 +85,9 @@ def test_average_begins_anew_where_blocks_enter_and_goes_on_where_none_do():
     ids=str,
 )
 def test_a_killed_run_ends_in_the_same_weights(options):
-    settings = FineTuning(**({"epochs": 10, "order": "descending", "max_steps": 14, "lr": 0.05, "checkpoint_every": 3} | options))
+    settings = FineTuning(
+        **({"epochs": 10, "order": "descending", "max_steps": 14, "lr": 0.05, "checkpoint_every": 3} | options)
+    )
     network, history = tune(settings)
     for killed_at in (5, 8, 13):  # within the phases of blocks, and within the last one
         checkpoint = MemoryCheckpoint()
@@ -207,7 +209,9 @@ def curve(values, **options):
         seen.append(copy.deepcopy(network.state_dict()))
         return next(values)
 
-    settings = FineTuning(epochs=10, order="descending", max_steps=8, final_fraction=0.25, checkpoint_every=1, evaluations=8)
+    settings = FineTuning(
+        epochs=10, order="descending", max_steps=8, final_fraction=0.25, checkpoint_every=1, evaluations=8
+    )
     tune(settings, evaluate=evaluate, on_best=best.update, **options)
     return best, seen
 
