@@ -108,7 +108,9 @@ def ours(name: str, table: PaperTable, row: PaperRow, results: list[Recorded]) -
     elif isinstance(parts["bits"], (Manual, UniformBits)):
         return ours_of(parts["bits"].allocate(without_curvature(blocks)).cost, float_bytes, accuracy)
     else:  # needs an analysis
-        reached = found[-1]["W-Comp"].removesuffix("×") if found else f"our bits, ≥ {parts['bits'].target:g}"
+        target = f"{parts['bits'].target:g}"
+        wanted = f"≤ {target} on average" if parts["bits"].unit == "average_bits" else f"≥ {target}"
+        reached = found[-1]["W-Comp"].removesuffix("×") if found else f"our bits, {wanted}"
         return Ours(limit=reached, accuracy=accuracy)
     precisions = {block.name: Precision(bits, bits) for block, bits in zip(blocks, bit_widths, strict=True)}
     return ours_of(plan_cost(blocks, precisions), float_bytes, accuracy)
@@ -129,7 +131,8 @@ def without_curvature(blocks: Sequence[Block]) -> Sensitivity:
 def measure(source: ModelSpec, num_classes: int) -> tuple[tuple[Block, ...], int]:
     """Blocks of a network, built without memory and traced at its own input size; and bytes of its float checkpoint."""
     with torch.device("meta"):
-        model = replace(source, checkpoint=None, source=None).build(num_classes)
+        builder = source.source if source.source == "torchvision" else None
+        model = replace(source, checkpoint=None, source=builder).untrained(num_classes)
         side = model.preprocessing.size
         blocks = find_blocks(model.network, torch.empty(1, 3, side, side), granularity=source.blocks)
     return blocks, published_bytes(model.network.to_empty(device="cpu").state_dict())

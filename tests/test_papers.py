@@ -64,6 +64,14 @@ def test_our_ratios_are_those_printed(name, ids):
         assert row.size_mb is None or ours.size_mib == pytest.approx(row.size_mb, rel=0.01), row.id
 
 
+def test_networks_without_training_stand_beside_their_records():
+    compared = {name: ours for name, (_, ours) in rows_of("imagenet").items()}
+    assert compared["lite0-w8a8"].accuracy == "83.00" and compared["lite0"].accuracy == "83.31"
+    assert compared["squeezenet-w4a8"].accuracy == "not run here"
+    for name in ("lite0", "lite2", "squeezenet"):
+        assert compared[f"{name}-w8a8"].cost.w_comp == 4 and 4 < compared[f"{name}-w4a8"].cost.w_comp < 8
+
+
 def test_published_v3_configurations():
     compared = rows_of("v3")
     for row, ours in compared.values():

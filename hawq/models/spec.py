@@ -149,6 +149,11 @@ class ModelSpec:
         check_twin(path, network, self._architecture)
         return FloatModel(network, normalization, preprocessing)
 
+    def untrained(self, num_classes: int) -> FloatModel:
+        """The network with random weights, whatever weights there are; for what depends on its shape alone."""
+        network, publication = replace(self, pretrained=False)._create(num_classes, None)
+        return FloatModel(network, None, self._preprocessing(publication.preprocessing))
+
     def _create(self, num_classes: int, known: KnownCheckpoint | None) -> tuple[nn.Module, Publication]:
         """The network, and the publication of its weights as far as it is known."""
         known_publication = known.publication if known else None
