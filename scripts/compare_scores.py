@@ -24,19 +24,19 @@ import torch
 from torch import Tensor
 
 from hawq.allocation import IntegerProgram, UniformBits
-from hawq.data import fixed_batches
-from hawq.experiment.config.build import compose_parts
+from hawq.data import fixed_batches, sample_indices
+from hawq.experiment.artifacts import fingerprint
 from hawq.experiment.config.options import Settings
 from hawq.experiment.inputs import Inputs
-from hawq.experiment.prepare import prepare_network
+from hawq.experiment.prepare import claim, prepare_trained
 from hawq.experiment.progress import Console
 from hawq.files import write_whole
-from hawq.records import FLOAT_BITS, BitPlan, Precision, Sensitivity, read_sensitivity
-from hawq.report import markdown
+from hawq.records import FLOAT_BITS, KL_AND_TRACE, BitPlan, Measured, Precision, Sensitivity, read_sensitivity
+from hawq.report import markdown, paired_difference
+from hawq.report.wording import signed
 from hawq.search import refine
-from hawq.trials import Outcomes, Trials, mean_with_error, paired
+from hawq.trials import Outcomes, Trials, mean_with_error
 
-_95 = 1.96
 _UNIFORM = "uniform"
 
 
@@ -71,15 +71,12 @@ def compare(
     """
     if not files:
         raise ValueError("no sensitivity was given: name the sensitivity.json of a run with several scores")
-    parts = compose_parts([f"bits.activations={FLOAT_BITS}", *overrides])
-    settings = Settings(folder=out, resolved={}, command="", **parts)
+    settings, inputs = prepare_trained([f"bits.activations={FLOAT_BITS}", *overrides], out)
     if not isinstance(settings.bits, IntegerProgram) or not isinstance(settings.bits.activations, int):
         raise ValueError("plans are those of bits=mixed with activations of one width: give bits.activations=8, say")
-    inputs = prepare_network(settings)
-    if inputs.model.normalization is None:
-        raise ValueError("the network comes untrained: give model.checkpoint=... as for train.py")
     found = [read_sensitivity(path) for path in files]
     bench = Bench(inputs, settings, found[0], images, out)
+    claim(out, overrides, {"images": images, "sensitivity": [fingerprint(path.read_text()) for path in files]})
     rows = [row for bits in budgets for row in _rows(bench, found, bits, swaps)]
     return markdown(("bits", "plan by", "plan KiB", "KL", "accuracy %", "against uniform, 95 %"), rows)
 
@@ -90,31 +87,32 @@ class Bench:
     def __init__(
         self, inputs: Inputs, settings: Settings, sensitivity: Sensitivity, images: int | None, out: Path
     ) -> None:
-        self.inputs, self.settings, self.sensitivity, self._out = inputs, settings, sensitivity, out
+        self.inputs, self.settings, self._out = inputs, settings, out
         known = {block.name for block in inputs.blocks}
         if {block.name for block in sensitivity.blocks} != known:
             raise ValueError("the sensitivity is of a network with other blocks: give that of this model")
         wanted, seed = settings.search, settings.options.seed
         self._calibration = inputs.calibration(wanted.calibration_images, wanted.batch_size, seed)
         test = inputs.test_images()
-        chosen = list(range(len(test)))[:images]
+        chosen = range(len(test)) if images is None else sample_indices(len(test), images, seed)
         self._batches = fixed_batches(test, chosen, wanted.batch_size, inputs.device)
         self._trials: Trials | None = None
-        out.mkdir(parents=True, exist_ok=True)
 
-    def measured(self, name: str, plan: BitPlan) -> tuple[Tensor, Tensor]:
-        """Hits and KL of each image (N,) of a plan."""
+    def measured(self, name: str, plan: BitPlan) -> tuple[Measured, Tensor]:
+        """Which images of all a plan gets wrong, and its KL of each (N,)."""
         bits = [
             [block, precision.weight_bits, precision.activation_bits] for block, precision in plan.precisions.items()
         ]
         file = self._out / f"{name}.json"
         stored = json.loads(file.read_text()) if file.is_file() else {}
-        if stored.get("plan") != bits or len(stored["hits"]) != sum(len(inputs) for inputs, _ in self._batches):
+        if stored.get("plan") != bits:
             found = self._measure(plan.precisions)
             assert found.hits is not None
             stored = {"plan": bits, "hits": found.hits.int().tolist(), "kl": [float(f"{x:.5g}") for x in found.kl]}
             write_whole(file, json.dumps(stored).encode())
-        return torch.tensor(stored["hits"]).double(), torch.tensor(stored["kl"]).double()
+        hits = stored["hits"]
+        wrong = tuple(place for place, hit in enumerate(hits) if not hit)
+        return Measured(100 * sum(hits) / len(hits), len(hits), wrong), torch.tensor(stored["kl"]).double()
 
     def _measure(self, precisions: Mapping[str, Precision]) -> Outcomes:
         if self._trials is None:
@@ -137,22 +135,22 @@ def _rows(bench: Bench, found: Sequence[Sensitivity], bits: int, swaps: int) -> 
     program = bench.settings.bits
     assert isinstance(program, IntegerProgram) and isinstance(program.activations, int)
     uniform = UniformBits(bits, activations=program.activations).allocate(found[0])
-    hits, _ = bench.measured(f"{bits}-{_UNIFORM}", uniform)
+    expected, _ = bench.measured(f"{bits}-{_UNIFORM}", uniform)
     rows = [(_UNIFORM, uniform)]
     program = replace(program, unit="uniform_bits", target=bits)
     for score, sensitivity in _scores(found):
         own = replace(program, score=score)
         rows.append((score, own.allocate(sensitivity)))
         if swaps:
-            rows.append((f"{score}, refined", bench.refined(replace(own, refine=swaps), sensitivity)))
+            rows.append((f"{score}, refined {swaps}", bench.refined(replace(own, refine=swaps), sensitivity)))
     lines = []
     for name, plan in rows:
-        own_hits, kl = bench.measured(f"{bits}-{name.replace(', ', '-')}", plan)
-        change, error = paired(own_hits, hits) if name != _UNIFORM else (0.0, 0.0)
-        against = "" if name == _UNIFORM else f"{100 * change:+.2f} ± {100 * _95 * error:.2f}"
+        outcome, kl = bench.measured(f"{bits}-{name.replace(', ', '-').replace(' ', '-')}", plan)
+        change = paired_difference(outcome, expected) if name != _UNIFORM else None
+        against = f"{signed(change.value)} ({signed(change.low)} to {signed(change.high)})" if change else ""
         mean, of_kl = mean_with_error(kl)
         size = f"{plan.cost.weight_bytes / 1024:.1f}"
-        accuracy = f"{100 * float(own_hits.mean()):.2f}"
+        accuracy = f"{outcome.accuracy:.2f}"
         lines.append((mean, (f"{bits}", name, size, f"{mean:.4f} ± {of_kl:.4f}", accuracy, against)))
         print(" | ".join(lines[-1][1]), flush=True)
     return [line for _, line in sorted(lines)]
@@ -167,7 +165,7 @@ def _scores(found: Sequence[Sensitivity]) -> Iterator[tuple[str, Sensitivity]]:
         if table.weights.keys() >= {block.name for block in sensitivity.blocks}
     }
     whole = found[0].with_scores(list(tables.values()))
-    yield from ((score, whole) for score in [*tables, *(["kl+trace"] if {"kl", "trace"} <= tables.keys() else [])])
+    yield from ((score, whole) for score in [*tables, *([KL_AND_TRACE] if {"kl", "trace"} <= tables.keys() else [])])
 
 
 if __name__ == "__main__":

@@ -24,11 +24,10 @@ from typing import Any
 
 from hawq.allocation import IntegerProgram, PlanSpace
 from hawq.data import fixed_batches, sample_indices
-from hawq.experiment.artifacts import PartialCheckpoint
-from hawq.experiment.config.build import compose_parts
+from hawq.experiment.artifacts import PartialCheckpoint, fingerprint
 from hawq.experiment.config.options import Settings
 from hawq.experiment.inputs import Inputs
-from hawq.experiment.prepare import prepare_network
+from hawq.experiment.prepare import claim, prepare_trained
 from hawq.experiment.progress import Console
 from hawq.files import write_whole
 from hawq.records import SENSITIVITY_SCHEMA, BitPlan, Sensitivity, dump_record, read_sensitivity, to_dict
@@ -121,14 +120,16 @@ def _words(text: str) -> list[str]:
 
 def begin(overrides: Sequence[str], sensitivity: Path | None, out: Path) -> Contest:
     """Opens network and data, analyses the network unless a file is given, and measures the float network."""
-    out.mkdir(parents=True, exist_ok=True)
-    settings = Settings(folder=out, resolved={}, command="", **compose_parts(overrides))
-    inputs = prepare_network(settings)
-    if inputs.model.normalization is None:
-        raise ValueError("the network comes untrained: give model.checkpoint=... as for train.py")
+    settings, inputs = prepare_trained(overrides, out)
     if not isinstance(settings.bits, IntegerProgram):
         raise ValueError("the searches share the limits of bits=mixed: leave bits= out and give bits.target=...")
     network, seed, wanted = inputs.network.eval(), settings.options.seed, settings.search
+    images = inputs.test_images()
+    order = sample_indices(len(images), wanted.num_images + wanted.other_images, seed)
+    judging, other = order[: wanted.num_images], order[wanted.num_images :]
+    if len(other) < 2:
+        raise ValueError(f"search.num_images={wanted.num_images} leaves no other test images: give fewer")
+    claim(out, overrides, {"sensitivity": None if sensitivity is None else fingerprint(sensitivity.read_text())})
     kept = sensitivity or out / "sensitivity.json"
     if not kept.is_file():
         batches = inputs.fixed_batches(settings.analysis.num_samples, settings.analysis.batch_size, seed)
@@ -137,11 +138,6 @@ def begin(overrides: Sequence[str], sensitivity: Path | None, out: Path) -> Cont
         analysed = replace(analysed, overhead_bytes=inputs.overhead_bytes)
         write_whole(kept, dump_record(SENSITIVITY_SCHEMA, analysed))
     found = read_sensitivity(kept)
-    images = inputs.test_images()
-    order = sample_indices(len(images), wanted.num_images + wanted.other_images, seed)
-    judging, other = order[: wanted.num_images], order[wanted.num_images :]
-    if len(other) < 2:
-        raise ValueError(f"search.num_images={wanted.num_images} leaves no other test images: give fewer")
     calibration = inputs.calibration(wanted.calibration_images, wanted.batch_size, seed)
 
     def trials(indices: Sequence[int], softness: float) -> Trials:

@@ -18,6 +18,7 @@ from hawq.experiment.config.build import compose_parts
 from hawq.experiment.progress import Console
 from hawq.experiment.stages.deploy import labelled_batches, write_deployment
 from hawq.export import load, read_about
+from hawq.malloc import keep_freed_memory
 
 _BATCH = 100
 
@@ -28,6 +29,7 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", help="overrides of train.py, say deploy.profile=integer")
     parser.add_argument("--folder", type=Path, help="where the files go")
     given = parser.parse_args()
+    keep_freed_memory()
     try:
         print(deploy_file(given.file, given.overrides, given.folder or Path(given.file.stem)))
     except (ValueError, OSError) as error:

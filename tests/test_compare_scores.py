@@ -51,7 +51,7 @@ def test_plans_have_the_bytes_of_uniform_and_are_measured_once(
     sizes = {(row[0].strip(), row[1].strip()): float(row[2]) for row in rows}
     for budget in "43":
         names = {name for bits, name in sizes if bits == budget}
-        assert names >= {"uniform", "error", "eigenvalue", "error, refined"}
+        assert names >= {"uniform", "error", "eigenvalue", "error, refined 2"}
         assert all(size <= sizes[budget, "uniform"] for (bits, _), size in sizes.items() if bits == budget)
     kept = json.loads((out / "4-uniform.json").read_text())
     assert len(kept["hits"]) == len(kept["kl"]) == 12 and set(kept["hits"]) <= {0, 1}
@@ -60,7 +60,10 @@ def test_plans_have_the_bytes_of_uniform_and_are_measured_once(
         raise AssertionError("a plan is measured twice")
 
     monkeypatch.setattr(Trials, "measure", again)
-    assert run_script("compare_scores.py", *[x for x in typed if x not in ("--refine", 2)]) is None
+    again_typed = [x for x in typed if x not in ("--refine", 2)]
+    assert run_script("compare_scores.py", *again_typed) is None
+    error = run_script("compare_scores.py", *again_typed, "seed=1")
+    assert error is not None and f"--out={out} holds results of other options" in error
 
 
 @pytest.mark.parametrize(

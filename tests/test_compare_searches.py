@@ -56,6 +56,8 @@ def test_the_league_is_recorded_and_resumed(
     monkeypatch.setattr(Objective, "_run", refuse)
     assert run_script("compare_searches.py", *arguments) is None  # its plans are known
     assert capsys.readouterr().out.splitlines()[-3:] == printed.splitlines()[-3:]
+    error = run_script("compare_searches.py", *arguments, "search.temperature=1")
+    assert error is not None and f"--out={out} holds results of other options" in error
 
 
 def test_an_untrained_network_is_refused(tmp_path: Path) -> None:

@@ -99,6 +99,7 @@ def test_a_part_that_was_not_found_is_named():
         (("bits.score=kl+eigenvalue", "solver=none"), "no eigenvalue"),
         (("bits.score=kl+relative_error", "bits.activations=mixed", "analysis.activations=true"), "activations"),
         (("bits.score=kl+output_shift", "analysis.loss=distillation"), "output_shift"),
+        (("bits.score=kl+learned_steps", "quantizer=uniform"), "quantizer=uniform trains no steps"),
     ],
     ids=lambda value: value[0] if isinstance(value, tuple) else "",
 )

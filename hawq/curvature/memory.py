@@ -99,9 +99,14 @@ def _number(path: Path) -> float | None:
 
 def spared_limit(device: torch.device) -> float | None:
     """Bytes of this process where no limit is given: what it holds, and a third of what is free; None if not known."""
-    in_use = memory_in_use_bytes(device)
+    in_use = memory_in_use_bytes(device)  # first: what is kept unused is returned, and then counts as free
     known = free_bytes(device)
     return None if known is None else in_use + SHARE * known[0]
+
+
+def limit_bytes(device: torch.device, gib: float | None) -> float | None:
+    """Most bytes of this process: a limit that is given in GiB, else `spared_limit`."""
+    return spared_limit(device) if gib is None else gib * 2**30
 
 
 def is_scarce(device: torch.device) -> bool:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hawq.allocation import measures_plans
-from hawq.experiment.artifacts import Store
-from hawq.experiment.config.build import component_section
+from hawq.experiment.artifacts import Store, write_json
+from hawq.experiment.config.build import component_section, compose_parts
 from hawq.experiment.config.demands import check_demands
+from hawq.experiment.config.names import NOT_PART_OF_A_RESULT
 from hawq.experiment.config.options import Settings
 from hawq.experiment.inputs import Inputs
 from hawq.malloc import keep_freed_memory
@@ -62,6 +64,32 @@ def prepare(settings: Settings) -> Inputs | Sensitivity:
             )
         settings.bits.check(sensitivity.blocks, sensitivity.overhead_bytes)
     return sensitivity
+
+
+def prepare_trained(overrides: Sequence[str], folder: Path) -> tuple[Settings, Inputs]:
+    """Settings and inputs of a script that works on a trained network, by overrides of train.py.
+
+    Raises ValueError or FileNotFoundError, with one sentence, as `prepare_network` does, and for an untrained network.
+    """
+    settings = Settings(folder=folder, resolved={}, command="", **compose_parts(overrides))
+    inputs = prepare_network(settings)
+    if inputs.model.normalization is None:
+        raise ValueError("the network comes untrained: give model.checkpoint=... as for train.py")
+    return settings, inputs
+
+
+def claim(folder: Path, overrides: Sequence[str], facts: Mapping[str, Any]) -> None:
+    """Keeps a folder of a script's results for the overrides and facts that decide them.
+
+    Raises ValueError where it holds those of others, so that none of them are taken for these.
+    """
+    keys = {one: one.lstrip("+~").partition("=")[0].split(".")[0] for one in overrides}
+    stated = {"overrides": sorted(one for one, key in keys.items() if key not in NOT_PART_OF_A_RESULT), **facts}
+    file = folder / "command.json"
+    if file.is_file() and json.loads(file.read_text()) != stated:
+        raise ValueError(f"--out={folder} holds results of other options, see {file.name} there: give another folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(file, stated)
 
 
 def prepare_network(settings: Settings) -> Inputs:

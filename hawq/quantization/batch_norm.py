@@ -56,12 +56,10 @@ class CarriedBatchNorm:
         self._model, self._task = model, task
         self._batches = _several(batches)
         self._known = {norm: (mean.clone(), var.clone()) for norm, (mean, var) in _known(model).items()}
-        names = {norm: name for name, norm in model.named_modules()}
-        self._before = (
-            _measure(model, counted(self._batches, task))
-            if before is None
-            else {norm: before[names[norm]] for norm in self._known if names[norm] in before}
-        )
+        if before is None:
+            self._before = _measure(model, counted(self._batches, task))
+        else:
+            self._before = {norm: before[name] for name, norm in model.named_modules() if name in before}
 
     @property
     def batches(self) -> list[Tensor]:

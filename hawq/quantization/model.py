@@ -68,8 +68,14 @@ def quantize(
     batches = input_batches(calibration, next(model.parameters()).device)
     blocks, plan = reached_blocks(model, blocks, plan, batches[0][:1])
     quantized = attach(model, blocks, plan, quantizer or LSQ())
-    own = {"carry_batch_norm": carry_batch_norm, "statistics": statistics, "progress": progress}
-    enable(quantized, list(plan.precisions), batches, **own)  # type: ignore[arg-type]
+    enable(
+        quantized,
+        list(plan.precisions),
+        batches,
+        carry_batch_norm=carry_batch_norm,
+        statistics=statistics,
+        progress=progress,
+    )
     return quantized
 
 

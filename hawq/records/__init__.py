@@ -10,6 +10,7 @@ from hawq.records.reports import Difference, Measured, ResultRow, RunReport, Sta
 from hawq.records.scores import (
     ACTIVATIONS,
     BEYOND_CURVATURE,
+    KL_AND_TRACE,
     SCORES,
     WEIGHTS,
     WHOLE_PLANS,
@@ -36,6 +37,7 @@ __all__ = [
     "BIT_WIDTHS",
     "FLOAT_BITS",
     "IMAGE_BITS",
+    "KL_AND_TRACE",
     "MEASURED",
     "PLAN_SCHEMA",
     "SCORES",

@@ -96,7 +96,10 @@ KINDS = (WEIGHTS, ACTIVATIONS)
 
 
 WHOLE_PLANS = "kl"
-"""The score that ranks whole plans best, over all networks that were measured (docs/LOG.md)."""
+"""The single score whose least correlation with whole plans, of all networks that were measured, is the highest."""
+
+KL_AND_TRACE = "kl+trace"
+"""The joint score that was measured beside it."""
 
 JOINT = "+"  # between the names of scores that are taken together
 

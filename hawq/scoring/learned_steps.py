@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from hawq.curvature import Batch, Loss
-from hawq.curvature.memory import fitting_size, spared_limit
+from hawq.curvature.memory import fitting_size, limit_bytes
 from hawq.curvature.samples import Samples, fast_layout
 from hawq.distributed import all_gather
 from hawq.errors import UserError
@@ -118,7 +118,7 @@ def _fit(networks: JointNetworks, samples: Samples, loss: Loss, gib: float | Non
     """Cuts this process' batches so that a pass stays below a limit: without one, a third of what is free."""
     parameters = networks.parameters
     device, bits = parameters[0].device, max(networks.trained)
-    limit = spared_limit(device) if gib is None else gib * 2**30
+    limit = limit_bytes(device, gib)
     if limit is None or not samples.local_count:
         return
     inputs, targets = max(samples.batches, key=lambda batch: len(batch[0]))

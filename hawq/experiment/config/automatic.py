@@ -8,7 +8,7 @@ from typing import Any
 from hawq.components import component_name
 from hawq.records import MEASURED, WHOLE_PLANS, parts_of
 
-_FINDERS = {"eigenvalue": "lanczos", "trace": "trace", "proxy": "gradient"}
+FINDERS = {"eigenvalue": "lanczos", "trace": "trace", "proxy": "gradient"}
 """Curvature → the option of the group solver that finds it."""
 
 
@@ -32,4 +32,4 @@ def solver_for(bits: Any, landscape: bool) -> str | None:
         return "lanczos" if landscape else None
     if set(needed) == {"eigenvalue", "trace"}:
         return "ggn"
-    return _FINDERS[needed[0]]
+    return FINDERS[needed[0]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from hawq.components import component_name
+from hawq.experiment.config.automatic import FINDERS
 from hawq.experiment.config.options import Settings
 from hawq.experiment.table import wanted_stages
 from hawq.records import MEASURED, parts_of
@@ -19,8 +20,6 @@ _FINDS = {
     "solver/auto": (),
 }
 """Solver → the scores by curvature that it may find."""
-
-_REMEDY = {"eigenvalue": "solver=lanczos", "trace": "solver=trace", "proxy": "solver=gradient"}
 
 
 def check_demands(settings: Settings) -> None:
@@ -46,7 +45,7 @@ def check_demands(settings: Settings) -> None:
             "leave that score out, or give analysis.loss=cross_entropy"
         )
     compared = settings.validate.scores if "validate" in stages else ()
-    if "learned_steps" in (*analysis.scores, *compared, getattr(bits, "score", "auto")):
+    if "learned_steps" in (*named, *compared):
         from hawq.scoring.joint_training import refuse_fixed_steps  # here, because it loads torch
 
         refuse_fixed_steps(settings.quantizer, activations=analysis.activations)
@@ -61,7 +60,7 @@ def _check_score(score: str, solver: str) -> None:
             chosen = solver.removeprefix("solver/")
             raise ValueError(
                 f"the analysis has no {part}, which bits.score={score} needs and solver={chosen} does not find: "
-                f"give {_REMEDY[part]}, or {others}"
+                f"give solver={FINDERS[part]}, or {others}"
             )
 
 

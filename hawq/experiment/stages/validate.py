@@ -18,7 +18,7 @@ from hawq.experiment.stages.validate_plans import held_out_for_scores, validated
 from hawq.files import write_whole
 from hawq.measurement import measured
 from hawq.quantization import weight_errors
-from hawq.records import BEYOND_CURVATURE, Sensitivity, dump_record, read_record, to_dict
+from hawq.records import BEYOND_CURVATURE, KL_AND_TRACE, Sensitivity, dump_record, read_record, to_dict
 from hawq.report import (
     plans_figure,
     validated_plans_rows,
@@ -164,14 +164,14 @@ def _joint(curvatures: Sequence[Compared], everything: Sensitivity) -> list[Comp
     trace = next((one for one in curvatures if one.score == "trace"), None)
     if trace is None or all(table.score != "kl" for table in everything.scores):
         return []
-    both = everything.with_scores([trace.sensitivity.table("trace")])
-    table, typed = both.table(_JOINT), f"{trace.typed.split()[0]} bits.score={_JOINT}"
-    costs = (table.seconds, trace.seconds), (table.gradient_equivalents, trace.gradient_equivalents)
-    seconds, gradients = (sum(each) if None not in each else None for each in costs)  # type: ignore[arg-type]
-    return [Compared(_JOINT, both, _JOINT, typed, seconds, gradients)]
+    own = dataclasses.replace(
+        trace.sensitivity.table("trace"), seconds=trace.seconds, gradient_equivalents=trace.gradient_equivalents
+    )
+    both = everything.with_scores([own])
+    table, typed = both.table(KL_AND_TRACE), f"solver={trace.name} bits.score={KL_AND_TRACE}"
+    return [Compared(KL_AND_TRACE, both, KL_AND_TRACE, typed, table.seconds, table.gradient_equivalents)]
 
 
-_JOINT = "kl+trace"
 _ERRORS = ("relative_error", PLAIN_ERROR)
 
 
