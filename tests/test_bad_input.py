@@ -26,6 +26,8 @@ MISTAKES = {
     "nested option": ("bits=paper/resnet", ["bits=paper/resnet ", "paper/resnet20"]),
     "experiment": ("experiment=smok", ["experiment=smok", "did you mean smoke?"]),
     "group": ("optimizer=adam", ["optimizer", "is not a key"]),
+    "key of another option": ("bits.evaluations=5", ["bits.evaluations", "give bits=haq or bits=optuna or"]),
+    "key of the only other option": ("deploy.profile=integer", ["deploy.profile", "give deploy=onnx too"]),
     "key": ("bits.targte=10", ["bits.targte", "did you mean bits.target?"]),
     "new key": ("+finetune.epochz=3", ["finetune.epochz", "epochs"]),
     "key without value": ("bits", ["'bits'", "missing EQUAL"]),

@@ -41,8 +41,18 @@ def explain(error: Exception, known_keys: Sequence[str] = ()) -> str:
         if key in GONE:
             return f"{key} is gone: {GONE[key]}"
         if key and key not in known_keys:
+            if owners := options_with(key):
+                return f"{key} is not a key of the chosen option: give {' or '.join(owners)} too"
             return f"{key} is not a key of the config: {suggest(key, known_keys)}"
     return " ".join(str(error).split())
+
+
+def options_with(key: str) -> list[str]:
+    """The options of a group, as they are typed, that have a dotted key which the chosen one lacks."""
+    group, _, name = key.partition(".")
+    pattern = re.compile(rf"^{re.escape(name.partition('.')[0])}:", re.MULTILINE)
+    files = sorted((config_folder() / group).glob("*.yaml")) if name and group.isidentifier() else []
+    return [f"{group}={path.stem}" for path in files if pattern.search(path.read_text())]
 
 
 def suggest(given: str, allowed: Sequence[str]) -> str:
