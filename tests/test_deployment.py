@@ -134,12 +134,13 @@ def test_a_shared_convolution_output_keeps_its_batch_norm():
     assert [node.op_type for node in graph.nodes].count("BatchNormalization") == 1
 
 
+@pytest.mark.parametrize("clip_codes", [True, False])
 @pytest.mark.parametrize("name", ["residual", "branches", "depthwise", "mlp"])
 @pytest.mark.parametrize("runtime", available(), ids=lambda one: one.name)
-def test_runtimes_compute_each_layer_as_pytorch(name, runtime):
+def test_runtimes_compute_each_layer_as_pytorch(name, runtime, clip_codes):
     network = quantized(name)
     traced = trace(network, IMAGES[:2], 21)
-    written = write_graph(traced)
+    written = write_graph(traced, clip_codes=clip_codes)
     codes = reference_codes(network, IMAGES, traced.activations)
     parities = layer_parity(written, runtime, IMAGES.numpy(), codes)
     assert {one.key for one in parities} == {key for key, _ in codes}
@@ -148,12 +149,129 @@ def test_runtimes_compute_each_layer_as_pytorch(name, runtime):
         refuse_wrong_layers(parities, runtime.name)
 
 
+@pytest.mark.parametrize("clip_codes", [True, False])
 @pytest.mark.parametrize("quantizer", [LSQ(), Uniform(symmetric=False), DoReFa(), PACT(), RVQuant(10)], ids=repr)
-def test_any_batch_size_and_quantiser(quantizer):
+def test_any_batch_size_and_quantiser(quantizer, clip_codes):
     network = quantized("residual", [8, 3, 4], 4, quantizer)
-    written = write_graph(trace(network, IMAGES[:1], 21))
+    written = write_graph(trace(network, IMAGES[:1], 21), clip_codes=clip_codes)
     for size in (1, 3, 8):
         np.testing.assert_allclose(run(written.model, IMAGES[:size]), network(IMAGES[:size]).detach(), atol=1e-4)
+
+
+class Strided(nn.Module):
+    """A strided convolution beside another one on the same input, as where residual networks halve their images."""
+
+    def __init__(self, kernel, strides, dims=2, **more):
+        super().__init__()
+        convolution = [nn.Conv1d, nn.Conv2d, nn.Conv3d][dims - 1]
+        self.stem = convolution(3, 8, 3, padding=1)
+        self.wide = convolution(8, 8, 3, stride=strides, padding=1)
+        self.short = convolution(8, 8, kernel, stride=strides, padding=kernel // 2, **more)
+        self.norm, self.head = [nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d][dims - 1](8), nn.Linear(8, 3)
+
+    def forward(self, x):
+        x = self.stem(x).relu()
+        x = (self.wide(x) + self.norm(self.short(x))).relu()
+        return self.head(x.flatten(2).mean(2))
+
+
+def both(traced):
+    """The graph with codes clipped, and with values clipped."""
+    return [write_graph(copy.deepcopy(traced), clip_codes=clip_codes) for clip_codes in (True, False)]
+
+
+STRIDED = [
+    ((1, 2), {}, True),
+    ((1, 3), {}, True),
+    ((1, (1, 2)), {}, True),
+    ((1, 2), {"groups": 4}, True),
+    ((1, 2), {"groups": 8, "bias": False}, True),
+    ((1, 2), {"dims": 1}, True),
+    ((1, 2), {"dims": 3}, True),
+    ((1, 1), {}, False),
+    ((3, 2), {}, False),
+]
+
+
+@pytest.mark.parametrize(("sizes", "more", "moved"), STRIDED, ids=str)
+def test_a_layer_of_single_elements_reads_only_those_that_it_takes(sizes, more, moved):
+    torch.manual_seed(0)
+    model = Strided(*sizes, **more).eval()
+    images = torch.randn(8, 3, *[7] * more.get("dims", 2))
+    network = quantize_all(model, images)
+    traced = trace(network, images[:2], 21)
+    codes, outputs = reference_codes(network, images, traced.activations), network(images).detach().numpy()
+    for written in both(traced):
+        assert ("MaxPool" in {node.op_type for node in written.model.graph.node}) == moved
+        strides = {one.key: one.strides for one in written.activations}
+        assert bool(strides["short"]) == moved and not strides["wide"]
+        np.testing.assert_allclose(run(written.model, images), outputs, atol=2e-5, rtol=1e-4)
+        for runtime in available():
+            if runtime != OnnxRuntime():  # which rounds biases to whole steps
+                refuse_wrong_layers(layer_parity(written, runtime, images.numpy(), codes), runtime.name)
+
+
+class Clipped(nn.Module):
+    """Activations with limits between a convolution and a quantised layer, and where something else reads them."""
+
+    def __init__(self, kinds, shared=False):
+        super().__init__()
+        self.first, self.second, self.head = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3), nn.Linear(8, 3)
+        self.kinds, self.shared = nn.Sequential(*kinds), shared
+
+    def forward(self, x):
+        y = self.kinds(self.first(x))
+        z = self.second(y).mean((2, 3))
+        return self.head(z + y.mean((2, 3)) if self.shared else z)
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+@pytest.mark.parametrize(
+    "kinds",
+    [
+        [nn.ReLU()],
+        [nn.ReLU6()],
+        [nn.Hardtanh(-0.3, 0.4)],
+        [nn.Hardtanh(0.2, 0.6)],
+        [nn.Hardtanh(-0.5, 0.5), nn.ReLU()],
+        [nn.ReLU(), nn.Hardtanh(0.1, 9.0)],
+        [nn.ReLU6(), nn.Hardtanh(-7, 0.3)],
+    ],
+    ids=str,
+)
+def test_limits_of_activations_become_limits_of_codes(kinds, bits):
+    torch.manual_seed(1)
+    network = Clipped(kinds).eval()
+    blocks = find_blocks(network)
+    network = quantize(network, blocks, plan_of(blocks, 4, bits), [IMAGES])
+    traced = trace(network, IMAGES[:2], 21)
+    codes, outputs = reference_codes(network, IMAGES, traced.activations), network(IMAGES).detach().numpy()
+    graphs = both(traced)
+    for written in graphs:
+        operators = [node.op_type for node in written.model.graph.node]
+        assert "Relu" not in operators and operators.count("Clip") <= len(written.activations)
+        refuse_wrong_layers(layer_parity(written, PLAIN, IMAGES.numpy(), codes), PLAIN.name)
+        np.testing.assert_allclose(run(written.model, IMAGES), outputs, atol=2e-5, rtol=1e-4)
+    if traced.activations["second"].storage == "uint8":  # ONNX Runtime has no kernels for signed ones
+        model, layers = graphs[0].model.SerializeToString(), graphs[0].layers
+        assert OnnxRuntime().kernels(model, {INPUT: IMAGES.numpy()}, layers)[0]["first"].integer
+
+
+def test_limits_that_something_else_reads_stay():
+    network = quantize_all(Clipped([nn.Hardtanh(0.1, 6.0)], shared=True).eval(), IMAGES)
+    written = write_graph(trace(network, IMAGES[:2], 21))
+    values = {value.name: onnx.numpy_helper.to_array(value) for value in written.model.graph.initializer}
+    clips = [node for node in written.model.graph.node if node.op_type == "Clip"]
+    assert [values[node.input[1]] for node in clips if values[node.input[1]].dtype == np.float32] == [np.float32(0.1)]
+    np.testing.assert_allclose(run(written.model, IMAGES), network(IMAGES).detach().numpy(), atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.skipif(len(available()) < 3, reason="OpenVINO is not installed")
+def test_openvino_computes_all_layers_of_a_strided_network_in_integers():
+    network = quantize_all(Strided(1, 2).eval(), IMAGES)
+    written = write_graph(trace(network, IMAGES[:2], 21), clip_codes=False)
+    kernels, _ = available()[2].kernels(written.model.SerializeToString(), {INPUT: IMAGES.numpy()}, written.layers)
+    assert all(kernels[name].integer for name in ("stem", "wide", "short"))
 
 
 @pytest.mark.parametrize("opset", [21, 23])
@@ -173,8 +291,8 @@ def test_the_file_and_its_report(opset, tmp_path):
 def test_a_wrong_weight_is_refused_by_name(tmp_path, monkeypatch):
     import hawq.deployment.deploying as deploying
 
-    def damaged(traced):
-        written = write_graph(traced)
+    def damaged(traced, **options):
+        written = write_graph(traced, **options)
         first = next(one for one in written.weights if one.layer == "unit.conv1")
         value = next(value for value in written.model.graph.initializer if value.name == first.codes)
         value.raw_data = bytes([value.raw_data[0] ^ 1]) + value.raw_data[1:]

@@ -72,7 +72,7 @@ def deploy(
     check_range("opset", opset, least=OPSETS[0], most=OPSETS[-1])
     quantized = _in_profile(_loaded(model, network), profile, calibration, progress)
     traced = trace(quantized, example, opset)
-    written = write_graph(traced)
+    written = write_graph(traced, clip_codes=profile == "integer")
     images = example[:_PARITY_IMAGES]
     codes = reference_codes(quantized, images, traced.activations)
     chosen = available() if runtimes is None else list(runtimes)

@@ -41,6 +41,10 @@ class Graph:
         """A stored value as an array, or None for what is computed."""
         return numpy_helper.to_array(self.values[tensor]) if tensor in self.values else None
 
+    def shape(self, tensor: str) -> tuple[int, ...]:
+        """Of a stored value; () for what is computed."""
+        return tuple(self.values[tensor].dims) if tensor in self.values else ()
+
     def store(self, value: np.ndarray | TensorProto) -> str:
         """Adds a value, or finds the same one, and returns its name."""
         made = value if isinstance(value, TensorProto) else numpy_helper.from_array(np.asarray(value, order="C"))
@@ -129,3 +133,10 @@ def attribute(node: NodeProto, name: str, default: Any = None) -> Any:
     """The value of a node's attribute."""
     found = next((item for item in node.attribute if item.name == name), None)
     return default if found is None else helper.get_attribute_value(found)
+
+
+def set_attribute(node: NodeProto, name: str, value: int | list[int]) -> None:
+    """Gives a node's attribute a value."""
+    kept = [item for item in node.attribute if item.name != name]
+    del node.attribute[:]
+    node.attribute.extend([*kept, helper.make_attribute(name, value)])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx
@@ -108,21 +109,24 @@ def layer_parity(
     Raises ValueError where the graph has other grids than the network.
     """
     calls: Counter[str] = Counter()
-    names = []
+    names: list[tuple[str, int]] = []
+    places: list[tuple[Any, ...]] = []
     for one in written.activations:
         names.append((one.key, calls[one.key]))
+        places.append((..., *(slice(None, None, stride) for stride in one.strides)))
         calls[one.key] += 1
     if set(names) != set(codes):
         absent = sorted({key for key, _ in set(codes) ^ set(names)})
         raise ValueError(f"the graph has other quantisers than the network: {', '.join(absent)}")
     tensors = [one.codes for one in written.activations]
-    cut = _cut(written.model, tensors, [codes[name] for name in names])
-    feeds = {INPUT: images} | {f"{tensor}_given": codes[name] for tensor, name in zip(tensors, names, strict=True)}
+    expected = [np.ascontiguousarray(codes[name][place]) for name, place in zip(names, places, strict=True)]
+    cut = _cut(written.model, tensors, expected)
+    feeds = {INPUT: images} | {f"{tensor}_given": own for tensor, own in zip(tensors, expected, strict=True)}
     read = {value.name for value in cut.graph.input}
     found = runtime.open(cut.SerializeToString())({name: value for name, value in feeds.items() if name in read})
     result = []
-    for (key, call), own in zip(names, found[1:], strict=True):
-        difference = np.abs(own.astype(np.int64) - codes[key, call].astype(np.int64))
+    for (key, _), own, wanted in zip(names, found[1:], expected, strict=True):
+        difference = np.abs(own.astype(np.int64) - wanted.astype(np.int64))
         result.append(Parity(key, int((difference > 0).sum()), difference.size, int(difference.max())))
     return result
 

@@ -6,12 +6,13 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx
-from onnx import NodeProto, TensorProto, helper
+from onnx import TensorProto, helper
 
+from hawq.deployment.activations import StoredActivation, store_activations
 from hawq.deployment.folding import Layer, find_layers, fold_batch_norms
-from hawq.deployment.graph import Graph, attribute
-from hawq.deployment.grids import INT4, INT8, ActivationGrid, WeightGrid
-from hawq.deployment.tracing import ACTIVATION, DOMAIN, WEIGHT, Traced
+from hawq.deployment.graph import Graph, attribute, set_attribute
+from hawq.deployment.grids import INT4, INT8, WeightGrid
+from hawq.deployment.tracing import DOMAIN, WEIGHT, Traced
 
 OPSETS = (21, 22, 23)
 _NEXT_TO_NOTHING = 1e-30
@@ -41,14 +42,6 @@ class StoredWeight:
 
 
 @dataclass(frozen=True)
-class StoredActivation:
-    """One grid of activations: `codes` is the tensor of integers, `key` the grid's name."""
-
-    key: str
-    codes: str
-
-
-@dataclass(frozen=True)
 class Written:
     """A finished graph, and where in it everything is. `layers`: name of node → layer, of all convolutions and linear
     operators, also those in float."""
@@ -59,8 +52,14 @@ class Written:
     layers: dict[str, str]
 
 
-def write_graph(traced: Traced) -> Written:
-    """The deployable graph of a traced network."""
+def write_graph(traced: Traced, *, clip_codes: bool = True) -> Written:
+    """The deployable graph of a traced network.
+
+    Args:
+        traced: from `trace`.
+        clip_codes: narrow grids are clipped as integers, which keeps ONNX Runtime's integer kernels; else as floats
+            before they are quantised, which OpenVINO computes together with the layer before. The codes are the same.
+    """
     graph = Graph(traced.model)
     layers = find_layers(graph)
     fold_batch_norms(graph, layers)
@@ -74,11 +73,7 @@ def write_graph(traced: Traced) -> Written:
             weights.append(_store_weight(graph, layer, traced.weights[layer.key]))
             _give_bias(graph, layer, len(weights[-1].signs))
     _pass_other_weights(graph, traced.weights)
-    activations = [
-        _store_activation(graph, node, traced.activations[attribute(node, "key").decode()])
-        for node in [node for node in graph.nodes if node.domain == DOMAIN and node.op_type == ACTIVATION]
-    ]
-    _remove_saturated_relus(graph)
+    activations = store_activations(graph, layers, traced, clip_codes)
     _name_layers(graph, layers)
     final = graph.finish()
     _stamp(graph.model)
@@ -116,7 +111,7 @@ def _store_weight(graph: Graph, layer: Layer, grid: WeightGrid) -> StoredWeight:
     extra = {} if one else {"axis": axis}
     layer.node.input[1] = graph.insert(layer.node, "DequantizeLinear", [read, scale], **extra)
     if layer.node.op_type == "Gemm" and layer.transposed:
-        _set_attribute(layer.node, "transB", 0)
+        set_attribute(layer.node, "transB", 0)
     storage = "int4" if narrow else "int8"
     return StoredWeight(layer.node.name, grid.layer, name, storage, signs, multiple, layer.transposed)
 
@@ -182,40 +177,6 @@ def _pass_other_weights(graph: Graph, weights: dict[str, WeightGrid]) -> None:
         graph.remove(node)
 
 
-def _store_activation(graph: Graph, node: NodeProto, grid: ActivationGrid) -> StoredActivation:
-    """QuantizeLinear → Clip → DequantizeLinear in place of a marker; no Clip where the 8 bits are the grid."""
-    kind = TensorProto.UINT8 if grid.storage == "uint8" else TensorProto.INT8
-    dtype = helper.tensor_dtype_to_np_dtype(kind)
-    step = graph.store(np.array(grid.step, np.float32))
-    zero = graph.store(np.array(grid.zero_point, dtype))  # ONNX Runtime takes a ReLU or an addition into integers only
-    codes = graph.insert(node, "QuantizeLinear", [node.input[0], step, zero])  # where zero points stand in the file
-    limits = np.array([grid.low, grid.high]) + grid.zero_point
-    info = np.iinfo(dtype)
-    if limits[0] > info.min or limits[1] < info.max:
-        low, high = (graph.store(np.array(limit, dtype)) for limit in limits)
-        codes = graph.insert(node, "Clip", [codes, low, high])
-    graph.redirect(node.output[0], graph.insert(node, "DequantizeLinear", [codes, step, zero]))
-    graph.remove(node)
-    return StoredActivation(grid.name, codes)
-
-
-def _remove_saturated_relus(graph: Graph) -> None:
-    """Takes out a ReLU that only unsigned grids without a zero point read: they saturate at 0 themselves. Without it
-    ONNX Runtime computes the addition before it in integers."""
-    for node in [node for node in graph.nodes if node.op_type == "Relu"]:
-        readers = graph.consumers(node.output[0])
-        if readers and node.output[0] not in graph.outputs() and all(_starts_at_zero(graph, one) for one in readers):
-            graph.redirect(node.output[0], node.input[0])
-            graph.remove(node)
-
-
-def _starts_at_zero(graph: Graph, node: NodeProto) -> bool:
-    if node.op_type != "QuantizeLinear":
-        return False
-    zero = graph.array(node.input[2])
-    return zero is not None and zero.dtype == np.uint8 and not zero.any()
-
-
 def _name_layers(graph: Graph, layers: list[Layer]) -> None:
     """Only convolutions and linear operators have names: those of their layers."""
     named = {id(layer.node) for layer in layers}
@@ -226,12 +187,6 @@ def _name_layers(graph: Graph, layers: list[Layer]) -> None:
 
 def _float_name(weight: str, place: int) -> str:
     return weight.removesuffix(".weight") if weight.endswith(".weight") else f"layer{place}"
-
-
-def _set_attribute(node: NodeProto, name: str, value: int) -> None:
-    kept = [item for item in node.attribute if item.name != name]
-    del node.attribute[:]
-    node.attribute.extend([*kept, helper.make_attribute(name, value)])
 
 
 def _stamp(model: onnx.ModelProto) -> None:
