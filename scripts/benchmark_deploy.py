@@ -32,11 +32,15 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", help="overrides of train.py, say dataset.path=cifar10.npz")
     parser.add_argument("--files", type=Path, nargs="+", help="packed files")
     given = parser.parse_args()
-    files = given.files or sorted((REPOSITORY / "docs" / "results").glob("resnet20*.safetensors"))
+    named = [str(one) for one in given.files or []]
+    overrides = [*given.overrides, *(one for one in named if "=" in one)]  # --files takes all that follows it
+    files = [Path(one) for one in named if "=" not in one] or sorted(
+        (REPOSITORY / "docs" / "results").glob("resnet20*.safetensors")
+    )
     print("| file | bytes | runtime | layers in integers | accuracy % | same class % | speed, batch 1 / 64 |")
     print("|---|---|---|---|---|---|---|")
     for path in files:
-        for row in benchmark(path, given.overrides):
+        for row in benchmark(path, overrides):
             print(row, flush=True)
 
 

@@ -315,15 +315,57 @@ def test_a_wrong_weight_is_refused_by_name(tmp_path, monkeypatch):
         ((1600, 10**6, 1), 8, False),
         ((1700, 10**6, 1), 8, True),
         ((1, 10**6, 2), 8, True),
+        ((1700, 10**6, 1, 1152), 8, False),
+        ((2400, 10**6, 1, 1152), 8, True),
+        ((150, 10**6, 1, 9), 4, True),
+        ((1, 10**6, 2, 10**6), 8, True),
     ],
 )
 def test_limits_of_parity(parity, bits, refused):
-    """A grid of one more bit has twice as many borders, where rounding of sums may decide."""
+    """A grid of one more bit has twice as many borders, where rounding of sums may decide; long sums round more."""
     if refused:
         with pytest.raises(ValueError, match="layer1"):
             refuse_wrong_layers([Parity("layer1", *parity)], "a runtime", bits={"layer1": bits})
     else:
         refuse_wrong_layers([Parity("layer1", *parity)], "a runtime", bits={"layer1": bits})
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("residual", {"stem": 1, "unit.conv1": 27, "unit.conv2": 72, "head": 72}),
+        ("mlp", None),
+        ("depthwise", None),
+    ],
+)
+def test_longest_sums_before_a_grid(name, expected):
+    network = quantized(name)
+    traced = trace(network, IMAGES[:2], 21)
+    written = write_graph(traced)
+    codes = reference_codes(network, IMAGES, traced.activations)
+    terms = {one.key: one.terms for one in layer_parity(written, PLAIN, IMAGES.numpy(), codes)}
+    layers = [one.layer for one in written.weights]
+    sizes = {layer: network.get_submodule(layer).weight[0].numel() for layer in layers}
+    assert set(terms.values()) <= {1, *sizes.values()} and min(terms.values()) == 1
+    assert {name: terms[name] for name in expected or {}} == (expected or {})
+
+
+@pytest.mark.parametrize(
+    ("products", "expected"),
+    [
+        ({"p": ["a"], "q": ["x", "b"]}, {"p": "a", "q": "b"}),
+        ({"p": ["a/WithoutBiases", "m"], "q": ["b/Multiply"]}, {"p": "a", "q": "b"}),
+        ({"p": ["m"], "q": ["b"]}, {"p": "a", "q": "b"}),
+        ({"p": ["m"], "q": ["n"]}, {"p": "a", "q": "b"}),
+        ({"p": ["m"], "q": ["n"], "r": ["b"]}, {"p": "", "q": "", "r": "b"}),
+        ({"q": ["b"]}, {"q": "b"}),
+    ],
+    ids=str,
+)
+def test_openvino_names_of_products_belong_to_layers(products, expected):
+    from hawq.deployment.runtimes import _owners
+
+    assert _owners(products, ["a", "b"]) == expected
 
 
 @pytest.mark.parametrize("must_agree", [True, False])

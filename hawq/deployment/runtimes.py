@@ -18,6 +18,7 @@ import numpy as np
 Feeds = Mapping[str, np.ndarray]
 Session = Callable[[Feeds], list[np.ndarray]]
 
+_PRODUCTS = ("Convolution", "MatMul", "FullyConnected", "Deconvolution", "GroupConvolution")
 _IN_INTEGERS = ("QLinearConv", "ConvInteger", "QGemm", "QLinearMatMul", "MatMulIntegerToFloat", "MatMulInteger")
 
 
@@ -123,10 +124,13 @@ class OpenVino:
     def kernels(self, model: bytes, feeds: Feeds, layers: Iterable[str]) -> tuple[dict[str, Kernel], dict[str, int]]:
         """Layer → its kernel, and how many of each other kind of kernel ran (`exec_type` of one run)."""
         compiled = self._compile(model, PERF_COUNT=True)
-        wanted, owner = set(layers), {}
-        for node in compiled.get_runtime_model().get_ops():
-            originals = str(node.get_rt_info()["originalLayersNames"].value).split(",")
-            owner[node.get_friendly_name()] = next((name for name in originals if name in wanted), "")
+        nodes = [
+            (node.get_friendly_name(), str(info["layerType"].value), str(info["originalLayersNames"].value).split(","))
+            for node in compiled.get_runtime_model().get_ordered_ops()
+            for info in [node.get_rt_info()]
+        ]
+        products = {name: originals for name, kind, originals in nodes if kind.startswith(_PRODUCTS)}
+        owner = _owners(products, list(layers))
         request = compiled.create_infer_request()
         request.infer(dict(feeds))
         ran = [
@@ -139,9 +143,25 @@ class OpenVino:
             for one in request.profiling_info
             if "EXECUTED" in str(one.status)
         ]
-        products = ("Convolution", "MatMul", "FullyConnected", "Deconvolution", "GroupConvolution")
-        named = [(name if kind.startswith(products) else "", kind, *rest) for name, kind, *rest in ran]
-        return _by_layer(named, wanted)  # type: ignore[arg-type]
+        return _by_layer(ran, set(layers))  # type: ignore[arg-type]
+
+
+def _owners(products: Mapping[str, Sequence[str]], layers: Sequence[str]) -> dict[str, str]:
+    """OpenVINO's name of a product → the layer that it computes.
+
+    Args:
+        products: name → names of what it was made of, one of them that of the layer, or this with "/" and a word more.
+            Where OpenVINO lost it, and as many layers are left as products, they belong together in order.
+        layers: in the order of the graph, as the products are.
+    """
+    wanted = set(layers)
+    found = {
+        name: next((part for one in originals for part in (one, one.split("/")[0]) if part in wanted), "")
+        for name, originals in products.items()
+    }
+    left = [layer for layer in layers if layer not in found.values()]
+    lost = [name for name, layer in found.items() if not layer]
+    return found | dict(zip(lost, left, strict=True)) if len(left) == len(lost) else found
 
 
 def _is_int8(one: Any) -> bool:
