@@ -333,7 +333,7 @@ def test_limits_of_parity(parity, bits, refused):
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
-        ("residual", {"stem": 1, "unit.conv1": 27, "unit.conv2": 72, "head": 72}),
+        ("residual", {"stem": 1, "unit.conv1": 27, "unit.conv2": 36, "head": 36}),
         ("mlp", None),
         ("depthwise", None),
     ],

@@ -159,10 +159,8 @@ def _terms(graph: Graph, node: NodeProto) -> int:
             return 1
         weight = producer.input[0]
     shape = graph.shape(weight)
-    outputs = (
-        shape[1] if node.op_type == "MatMul" or not attribute(node, "transB", node.op_type != "Gemm") else shape[0]
-    )
-    return int(np.prod(shape)) // outputs
+    is_turned = node.op_type == "MatMul" or (node.op_type == "Gemm" and not attribute(node, "transB", 0))  # (in, out)
+    return int(np.prod(shape)) // shape[-1 if is_turned else 0]
 
 
 def refuse_wrong_layers(
@@ -171,8 +169,8 @@ def refuse_wrong_layers(
     """Raises ValueError for a layer whose codes differ by more than rounding: too many of them, or one by more than 1.
 
     Sums in another order differ by a share of their range that grows with √(their products), and a grid of b bits has
-    2^b borders in its range. So `most` of the codes may differ up to four bits and 576 products, twice as many with each
-    bit more, √2 times as many with twice the products (and a few, where there are few).
+    2^b borders in its range. So `most` of the codes may differ up to four bits and 576 products, twice as many with
+    each bit more, √2 times as many with twice the products (and a few, where there are few).
 
     Args:
         parities: of one runtime.
