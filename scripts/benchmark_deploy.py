@@ -18,6 +18,7 @@ from evaluate import facts_of, stated
 
 from hawq.data import Images, fixed_batches, sample_indices
 from hawq.deployment import available, deploy, float_model
+from hawq.deployment.measuring import reference_classes
 from hawq.deployment.rivals import Rival, brevitas_qcdq, measured, static_int8
 from hawq.experiment.config.build import compose_parts
 from hawq.experiment.config.names import REPOSITORY
@@ -87,8 +88,9 @@ def benchmark(path: Path, overrides: list[str]) -> list[str]:
             rivals.append(Rival("Brevitas' QCDQ, calibrated", brevitas_qcdq(network, calibration)))
         except AssertionError as refusal:  # one bit
             rows.append(f"| {path.stem}: Brevitas refuses it ({refusal}) | | | | | | |")
+    reference = reference_classes(network, data)
     for rival in rivals:
-        rows += [f"| {path.stem}: {row}" for row in measured(rival, floating, network, data, runtimes)]
+        rows += [f"| {path.stem}: {row}" for row in measured(rival, floating, reference, data, runtimes)]
     return rows
 
 

@@ -370,12 +370,12 @@ def test_openvino_names_of_products_belong_to_layers(products, expected):
 
 @pytest.mark.parametrize("must_agree", [True, False])
 def test_a_runtime_that_is_less_accurate_is_refused_or_told(must_agree, caplog):
-    from hawq.deployment.measuring import _accuracy
+    from hawq.deployment.measuring import _accuracy, reference_classes
 
-    network = nn.Flatten()
     images = torch.eye(4).repeat(50, 1)
     labels = images.argmax(1)
     data = [(images[:100], labels[:100]), (images[100:], labels[100:])]
+    reference = reference_classes(nn.Flatten(), data)
 
     def session(feeds):
         found = feeds["images"].copy()
@@ -385,9 +385,9 @@ def test_a_runtime_that_is_less_accurate_is_refused_or_told(must_agree, caplog):
 
     if must_agree:
         with pytest.raises(ValueError, match=r"a runtime is right on 9.* % of the images and PyTorch on 100.00 %"):
-            _accuracy("a runtime", session, network, data, SILENT, True)
+            _accuracy("a runtime", session, data, reference, SILENT, True)
     else:
-        found = _accuracy("a runtime", session, network, data, SILENT, False)
+        found = _accuracy("a runtime", session, data, reference, SILENT, False)
         assert found["reference_accuracy"] == 100.0 and found["accuracy"] < 96
         assert "give profile=integer" in caplog.text
 

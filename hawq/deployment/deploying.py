@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from hawq.checks import check_choice, check_range
 from hawq.deployment.grids import ActivationGrid
-from hawq.deployment.measuring import LabelledImages, measure
+from hawq.deployment.measuring import LabelledImages, measure, reference_classes
 from hawq.deployment.parity import check_weight_codes, layer_parity, reference_codes, refuse_wrong_layers
 from hawq.deployment.records import DEPLOYED_SCHEMA, Deployed, LayerRecord, RuntimeRecord
 from hawq.deployment.runtimes import OnnxRuntime, Runtime, available, runtime_versions
@@ -80,9 +80,10 @@ def deploy(
     data_bytes = written.model.SerializeToString()
     float_bytes = float_model(quantized, example, opset)
     rounds = OnnxRuntime() if profile == "exact" else None  # biases, to integers in some layers
-    same = (quantized, written, data_bytes, float_bytes)
+    truth = (data or (), reference_classes(quantized, data or (), progress))
+    same = (written, data_bytes, float_bytes)
     records = [
-        measure(one, *same, found[one.name], data, timed_batches, images, progress, must_agree=one != rounds)
+        measure(one, *same, found[one.name], *truth, timed_batches, images, progress, must_agree=one != rounds)
         for one in chosen
     ]
     sizes, layers = (len(data_bytes), len(float_bytes)), _layers(traced, written)

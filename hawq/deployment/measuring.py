@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 
 import numpy as np
@@ -16,31 +16,42 @@ from hawq.deployment.runtimes import OnnxRuntime, Runtime, Session, milliseconds
 from hawq.deployment.tracing import INPUT
 from hawq.deployment.writing import Written
 from hawq.modes import eval_mode
-from hawq.progress import Progress
+from hawq.progress import SILENT, Progress
 
 log = logging.getLogger(__name__)
 
 LabelledImages = Sequence[tuple[Tensor, Tensor]]
-"""Batches of (inputs (N, ...), labels (N,)); read once per runtime."""
+"""Batches of (inputs (N, ...), labels (N,)); read once in PyTorch, and once per runtime."""
 
 _SECONDS = 1.0  # of each timing
 
 
+@torch.no_grad()
+def reference_classes(model: nn.Module, data: LabelledImages, progress: Progress = SILENT) -> list[np.ndarray]:
+    """The class of the largest output of each image, (N,) for each batch, as PyTorch computes the network."""
+    found = []
+    with eval_mode(model), progress.task("accuracy in PyTorch", len(data)) as task:
+        for images, _ in data:
+            found.append(model(images).argmax(1).cpu().numpy())
+            task.advance(1)
+    return found
+
+
 def measure(
     runtime: Runtime,
-    model: nn.Module,
     written: Written,
     deployed: bytes,
     floating: bytes,
     parities: Sequence[Parity],
-    data: LabelledImages | None,
+    data: LabelledImages,
+    reference: Sequence[np.ndarray],
     timed_batches: Sequence[int],
     images: Tensor,
     progress: Progress,
     *,
     must_agree: bool = True,
 ) -> RuntimeRecord:
-    """Everything about one runtime.
+    """Everything about one runtime; `reference` from `reference_classes`, no accuracy without data.
 
     Raises ValueError when its accuracy is worse than PyTorch's by more than chance; with `must_agree` false that is
     logged.
@@ -48,7 +59,7 @@ def measure(
     feeds = {INPUT: images.cpu().numpy()}
     kernels, others = runtime.kernels(deployed, feeds, written.layers)
     sessions = [runtime.open(deployed), runtime.open(floating)]
-    accuracy = {} if data is None else _accuracy(runtime.name, sessions[0], model, data, progress, must_agree)
+    accuracy = _accuracy(runtime.name, sessions[0], data, reference, progress, must_agree) if data else {}
     return RuntimeRecord(
         runtime=runtime.name,
         kernels={name: asdict(kernel) for name, kernel in kernels.items()},
@@ -72,24 +83,22 @@ def _race(sessions: Sequence[Session], images: Tensor, batch: int) -> dict[str, 
     return {"deployed": round(ours, 4), "float": round(floating, 4), "speedup": round(floating / ours, 3)}
 
 
-@torch.no_grad()
 def _accuracy(
     name: str,
     session: Session,
-    model: nn.Module,
-    data: Iterable[tuple[Tensor, Tensor]],
+    data: LabelledImages,
+    reference: Sequence[np.ndarray],
     progress: Progress,
     must_agree: bool,
 ) -> dict[str, float]:
     """Accuracies in percent, standard error of their difference d over the images: √(Var d / N)."""
     right, same = [], []
-    with eval_mode(model), progress.task(f"accuracy in {name}", len(data)) as task:  # type: ignore[arg-type]
-        for images, labels in data:
-            reference = model(images).argmax(1).cpu().numpy()
+    with progress.task(f"accuracy in {name}", len(data)) as task:
+        for (images, labels), expected in zip(data, reference, strict=True):
             own = session({INPUT: images.cpu().numpy()})[0].argmax(1)
             truth = labels.cpu().numpy()
-            right.append(np.stack([own == truth, reference == truth], 1))
-            same.append(own == reference)
+            right.append(np.stack([own == truth, expected == truth], 1))
+            same.append(own == expected)
             task.advance(1)
     found = np.concatenate(right).astype(np.float64)  # (N, 2)
     difference = found[:, 0] - found[:, 1]
