@@ -31,12 +31,36 @@ class StoredActivation:
     strides: tuple[int, ...] = ()
 
 
-def store_activations(graph: Graph, layers: list[Layer], traced: Traced, clip_codes: bool) -> list[StoredActivation]:
-    """All markers of activations as operators, in order; `clip_codes` as in `write_graph`."""
+def store_activations(graph: Graph, layers: list[Layer], traced: Traced, runtime: str | None) -> list[StoredActivation]:
+    """All markers of activations as operators, in order.
+
+    Narrow grids have a Clip of their codes, which keeps ONNX Runtime's integer kernels. For "openvino" it clips the
+    values before they are quantised, which OpenVINO computes together with the layer before. For "onnxruntime" a grid
+    that reads another one's values reads them plus 0: an addition takes the integers of both, where ONNX Runtime would
+    go through floats.
+    """
     limits = _absorb_clips(graph, traced.activations)
     strides = _move_strides(graph, layers, traced.weights)
-    markers = [node for node in graph.nodes if _is_marker(node)]
-    return [_store(graph, node, _grid(node, traced.activations), strides, limits, clip_codes) for node in markers]
+    stored = []
+    for node in [node for node in graph.nodes if _is_marker(node)]:
+        if runtime == "onnxruntime" and _is_dequantized(graph, node.input[0]):
+            node.input[0] = graph.insert(node, "Add", [node.input[0], _quantized_zero(graph, node)])
+        stored.append(_store(graph, node, _grid(node, traced.activations), strides, limits, runtime != "openvino"))
+    return stored
+
+
+def _is_dequantized(graph: Graph, tensor: str) -> bool:
+    """Whether a tensor has the values of a grid, or those of them that a MaxPool takes."""
+    producer = graph.producer(tensor)
+    if producer is not None and producer.op_type == "MaxPool":
+        producer = graph.producer(producer.input[0])
+    return producer is not None and producer.op_type == "DequantizeLinear"
+
+
+def _quantized_zero(graph: Graph, place: NodeProto) -> str:
+    """A 0 that is dequantised before `place`."""
+    zero, one = graph.store(np.array(0, np.uint8)), graph.store(np.array(1, np.float32))
+    return graph.insert(place, "DequantizeLinear", [zero, one, zero])
 
 
 def _is_marker(node: NodeProto) -> bool:

@@ -30,6 +30,8 @@ from hawq.records import to_dict
 _PARITY_IMAGES = 32
 _MOST_IN_RUNTIMES = 1e-3  # other runtimes sum in another order: 1.2e-4 was the most on ResNet20
 RESIDUAL_BITS = 8
+RUNTIMES = {"exact": "openvino", "integer": "onnxruntime"}
+"""Profile → the runtime that its file is written for."""
 
 log = logging.getLogger(__name__)
 
@@ -72,7 +74,7 @@ def deploy(
     check_range("opset", opset, least=OPSETS[0], most=OPSETS[-1])
     quantized = _in_profile(_loaded(model, network), profile, calibration, progress)
     traced = trace(quantized, example, opset)
-    written = write_graph(traced, clip_codes=profile == "integer")
+    written = write_graph(traced, RUNTIMES[profile])
     images = example[:_PARITY_IMAGES]
     codes = reference_codes(quantized, images, traced.activations)
     chosen = available() if runtimes is None else list(runtimes)

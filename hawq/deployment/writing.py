@@ -52,13 +52,13 @@ class Written:
     layers: dict[str, str]
 
 
-def write_graph(traced: Traced, *, clip_codes: bool = True) -> Written:
+def write_graph(traced: Traced, runtime: str | None = None) -> Written:
     """The deployable graph of a traced network.
 
     Args:
         traced: from `trace`.
-        clip_codes: narrow grids are clipped as integers, which keeps ONNX Runtime's integer kernels; else as floats
-            before they are quantised, which OpenVINO computes together with the layer before. The codes are the same.
+        runtime: that the graph is written for: "onnxruntime", "openvino", or None for the plainest one. Codes are the
+            same in all (`store_activations` says what differs).
     """
     graph = Graph(traced.model)
     layers = find_layers(graph)
@@ -73,7 +73,7 @@ def write_graph(traced: Traced, *, clip_codes: bool = True) -> Written:
             weights.append(_store_weight(graph, layer, traced.weights[layer.key]))
             _give_bias(graph, layer, len(weights[-1].signs))
     _pass_other_weights(graph, traced.weights)
-    activations = store_activations(graph, layers, traced, clip_codes)
+    activations = store_activations(graph, layers, traced, runtime)
     _name_layers(graph, layers)
     final = graph.finish()
     _stamp(graph.model)
