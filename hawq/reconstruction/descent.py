@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 
 from hawq.modes import eval_mode
-from hawq.quantization import input_quantizer, original_weight, weight_quantizer
+from hawq.quantization import original_weight, weight_quantizer
 from hawq.reconstruction.rounding import SoftRounding
 
 if TYPE_CHECKING:
@@ -21,17 +24,88 @@ _ENUMERATED_UP_TO = 16  # weights of a row all of whose roundings are tried
 _PAIRS_UP_TO = 64  # weights of a row whose pairs are tried
 
 
-def can_descend(layer: nn.Module, rounding: SoftRounding) -> bool:
-    """Whether the error of a layer's outputs is the quadratic form that `descend` takes it for."""
-    plain_convolution = isinstance(layer, nn.Conv2d) and layer.padding_mode == "zeros" and layer.padding != "same"
-    if not (isinstance(layer, nn.Linear) or plain_convolution) or rounding.large is not None:
+class _Products(TorchFunctionMode):
+    """Notes the products that are computed while it is active, whatever a layer does to its input before."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[Product] = []
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        output = func(*args, **(kwargs or {}))
+        if func in (F.conv2d, F.linear):
+            names = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
+            given = dict(zip(names, args, strict=False)) | (kwargs or {})
+            self.seen.append(Product(func is F.conv2d, given, output))
+        return output
+
+
+@dataclass(frozen=True)
+class Product:
+    """A call of conv2d or linear: its arguments by name, and its output."""
+
+    is_convolution: bool
+    given: dict[str, Any]
+    output: Tensor
+
+    @property
+    def groups(self) -> int:
+        """Groups of a convolution."""
+        return int(self.given.get("groups", 1))
+
+    def columns(self) -> Tensor:
+        """What each output value is a product with, (groups, k, positions)."""
+        x, weight = self.given["input"], self.given["weight"]
+        if not self.is_convolution:
+            return x.flatten(0, -2).T[None]  # type: ignore[no-any-return]
+        padding, dilation = self.given.get("padding", 0), self.given.get("dilation", 1)
+        if padding == "same":
+            x = F.pad(x, _same(weight.shape[2:], dilation))
+        numbers = 0 if isinstance(padding, str) else padding
+        unfolded = F.unfold(x, weight.shape[2:], dilation, numbers, self.given.get("stride", 1))  # (N, channels · k, L)
+        return unfolded.movedim(1, 0).reshape(self.groups, unfolded.shape[1] // self.groups, -1)
+
+    def rows(self, outputs: Tensor) -> Tensor:
+        """Outputs as (groups, out / groups, positions)."""
+        flat = (outputs.movedim(1, 0) if self.is_convolution else outputs.movedim(-1, 0)).flatten(1)
+        return flat.reshape(self.groups, -1, flat.shape[1])
+
+
+def _same(kernel: Sequence[int], dilation: int | Sequence[int]) -> list[int]:
+    """Zeros before and after each axis, the last axis first, with which padding="same" keeps sizes."""
+    steps = [dilation] * len(kernel) if isinstance(dilation, int) else dilation
+    totals = [step * (size - 1) for step, size in zip(steps, kernel, strict=True)]
+    return [part for total in reversed(totals) for part in (total // 2, total - total // 2)]
+
+
+def _product(layer: nn.Module, data: Data, places: slice) -> tuple[Product | None, Tensor]:
+    """The one product that a layer's outputs for some images are, and these outputs; None where they are not one."""
+    with _Products() as products:
+        outputs = data.inputs.call(layer, data.inputs.at(places))
+    if len(products.seen) != 1:
+        return None, outputs
+    found = products.seen[0]
+    is_plain = torch.equal(found.output, outputs) and torch.equal(found.given["weight"], cast(Tensor, layer.weight))
+    return (found if is_plain else None), outputs
+
+
+@torch.no_grad()
+def can_descend(layer: nn.Module, rounding: SoftRounding, data: Data) -> bool:
+    """Whether the error of a layer's outputs is the quadratic form that `descend` takes it for: one product with its
+    weight as it is, of its input or what the layer makes of that (padding of its own, say)."""
+    if not isinstance(layer, (nn.Linear, nn.Conv2d)) or rounding.large is not None:
+        return False
+    with eval_mode(layer):
+        product, _ = _product(layer, data, slice(0, 1))
+    if product is None:
         return False
     values = rounding.codes() * rounding.scale
     quantizer = weight_quantizer(layer)
     is_identity = quantizer is not None and torch.equal(quantizer.preimage(values), values)
     per_row = original_weight(layer)[0].numel()
-    groups = layer.groups if isinstance(layer, nn.Conv2d) else 1
-    return is_identity and groups * per_row**2 <= _MOST_ENTRIES
+    return is_identity and product.groups * per_row**2 <= _MOST_ENTRIES
 
 
 @torch.no_grad()
@@ -127,30 +201,17 @@ def _times(rows: Tensor, gram: Tensor) -> Tensor:
 
 def _moments(layer: nn.Module, data: Data) -> tuple[Tensor, Tensor]:
     """G = mean x xᵀ (groups, k, k) and b = mean r·x (out, k), in float64, over all images and positions."""
-    groups = layer.groups if isinstance(layer, nn.Conv2d) else 1
     gram: Tensor | float = 0.0
     slope: Tensor | float = 0.0
     count = 0
-    quantizer = input_quantizer(layer)
     with eval_mode(layer):
         for first in range(0, len(data), _BATCH):
             places = slice(first, min(first + _BATCH, len(data)))
-            entering = data.inputs.at(places)
-            errors = data.inputs.call(layer, entering) - data.targets.at(places)
-            x = _columns(layer, entering[0] if quantizer is None else quantizer(entering[0]))  # (groups, k, positions)
-            r = (errors.movedim(1, 0) if isinstance(layer, nn.Conv2d) else errors.movedim(-1, 0)).flatten(1)
-            r = r.reshape(groups, -1, r.shape[1])  # (groups, out / groups, positions)
+            product, outputs = _product(layer, data, places)
+            assert product is not None
+            x, r = product.columns(), product.rows(outputs - data.targets.at(places))
             gram = gram + (x @ x.mT).double()
             slope = slope + (r @ x.mT).double().flatten(0, 1)
             count += x.shape[2]
     assert isinstance(gram, Tensor) and isinstance(slope, Tensor)
     return gram / count, slope / count
-
-
-def _columns(layer: nn.Module, x: Tensor) -> Tensor:
-    """What each output value is a product with, (groups, k, positions)."""
-    if isinstance(layer, nn.Conv2d):
-        padding = layer.padding if not isinstance(layer.padding, str) else 0
-        unfolded = F.unfold(x, layer.kernel_size, layer.dilation, padding, layer.stride)  # (N, channels · kernel, L)
-        return unfolded.movedim(1, 0).reshape(layer.groups, unfolded.shape[1] // layer.groups, -1)
-    return x.flatten(0, -2).T[None]

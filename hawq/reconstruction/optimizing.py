@@ -100,7 +100,7 @@ def reconstruct_unit(
         _optimise(module, list(dict.fromkeys(roundings.values())), steps, data, settings, before, generator, task)
     for layer, rounding in roundings.items():
         weight_quantizer(layer).hold(original_weight(layer).detach())  # type: ignore[union-attr]
-        if layer is module and data.weights is None and can_descend(layer, rounding):
+        if layer is module and data.weights is None and can_descend(layer, rounding, data):
             descend(layer, rounding, data)
         else:
             _decide(layer, rounding)
