@@ -1,50 +1,60 @@
 """Accuracy of a packed file, measured again: `python scripts/evaluate.py model.safetensors dataset.path=cifar10.npz`.
 
 Network, data set and preparation of the images stand in the file. Overrides are those of train.py: `dataset.path=...`,
-`device=cuda`, `workers=4`, or another `dataset=...` with the same classes.
+`device=cuda`, `workers=4`, or another `dataset=...` with the same classes. With `--against float`, or another packed
+file of the same network, both are compared on the same images: accuracies with the 95 % interval of their paired
+difference, the share in the same class, and the mean KL, which tells more than accuracy does where images are few.
 """
 
 from __future__ import annotations
 
 import argparse
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from hawq.costs import published_bytes
 from hawq.data import Images
-from hawq.evaluation import hits_on, measured
+from hawq.evaluation import hits_on, measured, percent
 from hawq.experiment.config.build import component_section, compose_parts
 from hawq.experiment.config.names import config_folder
 from hawq.experiment.progress import Console
 from hawq.export import load, read_about
 from hawq.malloc import keep_freed_memory
+from hawq.models import FloatModel
+from hawq.modes import eval_mode
 from hawq.records import Normalization, Preprocessing, from_dict
-from hawq.report import recorded_accuracy, result_row, results_table
+from hawq.report import paired_difference, recorded_accuracy, result_row, results_table
+from hawq.trials import divergence, log_probabilities, mean_with_error
 
 PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")  # no path, no hub, nothing that a config resolves
 SAFE_TEXT = re.compile(r"[A-Za-z0-9_./:-]+")
 MOST_PIXELS = 10_000  # along one side
+_BATCH = 100
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("file", type=Path, help="model.safetensors of a run, or one of docs/results")
     parser.add_argument("overrides", nargs="*", help="overrides of train.py, say dataset.path=cifar10.npz")
+    parser.add_argument("--against", action="append", default=[], metavar="FILE", help="float, or a packed file")
     given = parser.parse_args()
     keep_freed_memory()
     try:
-        print(evaluate(given.file, given.overrides))
+        print(evaluate(given.file, given.overrides, given.against))
     except (ValueError, OSError) as error:
         raise SystemExit(f"error: {error}") from error
 
 
-def evaluate(path: Path, overrides: list[str]) -> str:
-    """The row of the file as a table, on what it was measured, and the accuracy that a record beside it states.
+def evaluate(path: Path, overrides: list[str], against: Sequence[str] = ()) -> str:
+    """The row of the file as a table, on what it was measured, the accuracy that a record beside it states, and a line
+    for each network that it is compared with: "float" or a packed file.
 
     Raises ValueError or FileNotFoundError, with one sentence, where file, data set and network do not fit each other.
     """
@@ -65,6 +75,7 @@ def evaluate(path: Path, overrides: list[str]) -> str:
     except ValueError as error:
         here = f"{parts['model'].name} for the {splits.num_classes} classes of {dataset.name}"
         raise ValueError(f"{error} (here {here})") from error
+    others = {name: _other(name, source) for name in against}
     images = Images(splits.test_images, splits.test_labels, dataset.prepare(preprocessing, facts.normalization))
     found = measured(hits_on(network, images, device, options.workers, Console(), f"accuracy of {path.name}"))
     size_bytes = path.stat().st_size
@@ -76,7 +87,43 @@ def evaluate(path: Path, overrides: list[str]) -> str:
     if recorded is not None and dataset.name == facts.dataset:
         value, origin = recorded
         lines.append(f"recorded: {value:.2f} % ({origin}); difference {found.accuracy - value:+.2f} points")
+    lines += [_compared(name, network, other, images, device, options.workers) for name, other in others.items()]
     return "\n".join(lines)
+
+
+def _other(name: str, source: FloatModel) -> nn.Module:
+    """What a packed file is compared with. Raises as `evaluate` does."""
+    if name != "float":
+        return load(Path(name), source.network)
+    if source.normalization is None:
+        raise ValueError("--against float needs the trained network: give model.checkpoint=... as for train.py")
+    return source.network
+
+
+@torch.no_grad()
+def _compared(
+    name: str, network: nn.Module, other: nn.Module, images: Images, device: torch.device, workers: int
+) -> str:
+    """Both networks on the same images, in one line."""
+    hits: list[Tensor] = []
+    kl: list[Tensor] = []
+    with eval_mode(network), eval_mode(other), Console().task(f"against {name}", len(images)) as task:
+        for inputs, labels in DataLoader(images, _BATCH, num_workers=workers):
+            mine, theirs = (one(inputs.to(device)).cpu() for one in (network, other))
+            hits.append(
+                torch.stack([mine.argmax(1) == labels, theirs.argmax(1) == labels, mine.argmax(1) == theirs.argmax(1)])
+            )
+            kl.append(divergence(log_probabilities(theirs), log_probabilities(mine)))
+            task.advance(len(labels))
+    own, of_other, same = torch.cat(hits, 1)
+    difference = paired_difference(measured(own), measured(of_other))
+    assert difference is not None
+    mean, error = mean_with_error(torch.cat(kl))
+    return (
+        f"against {name} ({percent(of_other):.2f} %): {difference.value:+.2f} points "
+        f"(95 %: {difference.low:+.2f} to {difference.high:+.2f}), {percent(same):.2f} % in the same class, "
+        f"KL from its outputs {mean:.4f} ± {error:.4f}"
+    )
 
 
 @dataclass(frozen=True)

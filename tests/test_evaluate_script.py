@@ -32,6 +32,8 @@ def material(tmp_path_factory):
     labels = np.where(np.arange(20) < 14, answers, (answers + 1) % 10)
     np.savez(folder / "data.npz", train_images=images, train_labels=labels, test_images=images, test_labels=labels)
     save(small, folder / "small.safetensors", ABOUT)
+    save(quantize(network, blocks, plan_of(blocks, 8, 8), [inputs]), folder / "wide.safetensors", ABOUT)
+    torch.save(network.state_dict(), folder / "float.pth")
     save(small, folder / "timm.safetensors", ABOUT | {"dataset": "hfds/some/images"})
     save(small, folder / "silent.safetensors")
     (folder / "odd.json").write_text("[1, 2]")
@@ -88,6 +90,38 @@ def test_the_file_and_the_data_suffice(material, capsys):
     assert f"14 of 20 test images of cifar10 are right; {path.stat().st_size:,} bytes on disk" in text
 
 
+def test_networks_are_compared_on_the_same_images(material, capsys):
+    data = [
+        f"dataset.path={material / 'data.npz'}",
+        "threads=1",
+        "device=cpu",
+        f"model.checkpoint={material / 'float.pth'}",
+    ]
+    names = ["float", material / "wide.safetensors", material / "small.safetensors"]
+    against = [part for name in names for part in ("--against", name)]
+    checkpoint = ["model.mean=[0.5,0.5,0.5]", "model.std=[0.5,0.5,0.5]"]
+    assert run_script("evaluate.py", material / "small.safetensors", *data, *checkpoint, *against) is None
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("against ")]
+    form = r"against (.*) \((.*) %\): (.*) points \(95 %: (.*) to (.*)\), (.*) % in the same class, KL .* outputs (.*) ± (.*)"
+    found = [re.fullmatch(form, line).groups() for line in lines]
+    assert [one[0] for one in found] == [str(name) for name in names]
+    numbers = [[float(part) for part in one[1:]] for one in found]
+    for accuracy, difference, low, high, same, kl, error in numbers:
+        assert difference == pytest.approx(70 - accuracy, abs=0.01) and low <= difference <= high
+        assert 0 <= same <= 100 and kl >= 0 and error >= 0
+    itself = numbers[-1]
+    assert itself[:2] == [70.0, 0.0] and itself[4:] == [100.0, 0.0, 0.0]
+    assert 0 < abs(numbers[0][5] - numbers[1][5]) < 0.1 * numbers[0][5]  # 8 bits are nearly float
+    network = timm.create_model("resnet20_projection", num_classes=10).eval()
+    network.load_state_dict(torch.load(material / "float.pth"))
+    small = load(material / "small.safetensors", network)
+    images = np.load(material / "data.npz")["test_images"]
+    with torch.no_grad():
+        inputs = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
+        p, q = (one.eval()(inputs).log_softmax(1) for one in (network, small))
+    assert numbers[0][5] == pytest.approx(float((p.exp() * (p - q)).sum(1).mean()), abs=2e-4)
+
+
 NETWORKS = {
     "a size that is not the default one": [],
     "a network of torchvision, and a size that small images reach in two steps": [
@@ -126,6 +160,11 @@ def test_the_file_of_a_run_is_measured_as_the_run_did(network, tmp_path, capsys)
             "other shapes .* the 100 classes of cifar100",
         ),
         (["small.safetensors", "dataset.path={data}", "model.name=resnet20"], "unexpected names .*here resnet20 for"),
+        (
+            ["small.safetensors", "dataset.path={data}", "--against=float"],
+            "float needs the trained network: .*checkpoint",
+        ),
+        (["small.safetensors", "dataset.path={data}", "--against=absent"], "absent does not exist"),
         (["small.safetensors", "wrokers=1"], "wrokers is not a key of the config: did you mean workers"),
         (["small.safetensors", "dataset=cifar1000"], "dataset=cifar1000 is not an option: did you mean cifar100"),
         (["small.safetensors", "dataset.path={data}", "device=tpu"], "device='tpu' is unknown"),
