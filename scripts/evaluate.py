@@ -122,7 +122,7 @@ def _compared(
     return (
         f"against {name} ({percent(of_other):.2f} %): {difference.value:+.2f} points "
         f"(95 %: {difference.low:+.2f} to {difference.high:+.2f}), {percent(same):.2f} % in the same class, "
-        f"KL from its outputs {mean:.4f} ± {error:.4f}"
+        f"KL from its outputs {mean:.4g} ± {error:.2g}"
     )
 
 

@@ -111,7 +111,7 @@ def test_networks_are_compared_on_the_same_images(material, capsys):
         assert 0 <= same <= 100 and kl >= 0 and error >= 0
     itself = numbers[-1]
     assert itself[:2] == [70.0, 0.0] and itself[4:] == [100.0, 0.0, 0.0]
-    assert 0 < abs(numbers[0][5] - numbers[1][5]) < 0.1 * numbers[0][5]  # 8 bits are nearly float
+    assert 0 < abs(numbers[0][5] - numbers[1][5]) < 0.3 * numbers[0][5]  # 8 bits are nearly float
     network = timm.create_model("resnet20_projection", num_classes=10).eval()
     network.load_state_dict(torch.load(material / "float.pth"))
     small = load(material / "small.safetensors", network)
@@ -119,7 +119,7 @@ def test_networks_are_compared_on_the_same_images(material, capsys):
     with torch.no_grad():
         inputs = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
         p, q = (one.eval()(inputs).log_softmax(1) for one in (network, small))
-    assert numbers[0][5] == pytest.approx(float((p.exp() * (p - q)).sum(1).mean()), abs=2e-4)
+    assert numbers[0][5] == pytest.approx(float((p.exp() * (p - q)).sum(1).mean()), rel=0.01)
 
 
 NETWORKS = {
