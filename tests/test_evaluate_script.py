@@ -22,6 +22,7 @@ ABOUT = {"model": "resnet20_projection", "dataset": "cifar10", "mean": HALF, "st
 def material(tmp_path_factory):
     """A quantised network and the data on which 14 of 20 labels are what it answers."""
     folder = tmp_path_factory.mktemp("material")
+    torch.manual_seed(0)
     network = timm.create_model("resnet20_projection", num_classes=10).eval()
     images = np.random.default_rng(0).integers(0, 256, (20, 32, 32, 3), dtype=np.uint8)
     inputs = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
