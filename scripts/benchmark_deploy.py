@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 from evaluate import facts_of, stated
+from torch.fx.proxy import TraceError
 
 from hawq.data import Images, fixed_batches, sample_indices
 from hawq.deployment import available, deploy, float_model
@@ -86,7 +87,7 @@ def benchmark(path: Path, overrides: list[str]) -> list[str]:
     if find_spec("brevitas") and find_spec("onnxoptimizer"):
         try:
             rivals.append(Rival("Brevitas' QCDQ, calibrated", brevitas_qcdq(network, calibration)))
-        except AssertionError as refusal:  # one bit
+        except (AssertionError, TraceError) as refusal:  # one bit, or a network that torch.fx cannot list
             rows.append(f"| {path.stem}: Brevitas refuses it ({refusal}) | | | | | | |")
     reference = reference_classes(network, data)
     for rival in rivals:
