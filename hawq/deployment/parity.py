@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import onnx
 import torch
-from onnx import NodeProto, helper
+from onnx import helper
 from torch import Tensor, nn
 
-from hawq.deployment.graph import Graph, attribute
+from hawq.deployment.graph import Graph
 from hawq.deployment.grids import ActivationGrid, WeightGrid
 from hawq.deployment.runtimes import Runtime
 from hawq.deployment.tracing import INPUT, OUTPUT
@@ -24,9 +24,8 @@ from hawq.quantization.fake_quantize import nearest
 from hawq.quantization.residuals import RESIDUALS
 
 MOST_DIFFERING = 1e-4
-_FEW = 3  # codes of a small tensor that may lie on a border by chance
+_FEW = 3  # codes that may lie on a border by chance
 _COARSE = 4  # bits of a grid for which shares of differing codes are stated
-_SHORT = 576  # products in a sum for which they are: of the longest ones in ResNet20
 _PRODUCTS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
 
@@ -38,14 +37,16 @@ class Parity:
         key: of the grid whose codes were compared: the input of that layer, made by those before it.
         num_differing, num_codes: how many of its codes differ, of how many.
         largest: largest difference of a code.
-        terms: products in the longest sum since the grids before it.
+        num_values: codes of the reference among those that differ.
+        has_products: whether sums of products lie between this grid and those before it.
     """
 
     key: str
     num_differing: int
     num_codes: int
     largest: int
-    terms: int = 1
+    num_values: int = 0
+    has_products: bool = True
 
     @property
     def differing(self) -> float:
@@ -131,36 +132,25 @@ def layer_parity(
     graph, result = Graph(written.model), []
     for (key, _), own, wanted, tensor in zip(names, found[1:], expected, tensors, strict=True):
         difference = np.abs(own.astype(np.int64) - wanted.astype(np.int64))
-        counts = int((difference > 0).sum()), difference.size, int(difference.max())
-        result.append(Parity(key, *counts, _longest_sum(graph, tensor, set(tensors))))
+        differs = difference > 0
+        counts = int(differs.sum()), difference.size, int(difference.max()), len(np.unique(wanted[differs]))
+        result.append(Parity(key, *counts, _has_products(graph, tensor, set(tensors))))
     return result
 
 
-def _longest_sum(graph: Graph, tensor: str, grids: set[str]) -> int:
-    """Products in the longest sum between a tensor and the grids before it; 1 where there is none."""
-    longest, seen, waiting = 1, {tensor}, [tensor]
+def _has_products(graph: Graph, tensor: str, grids: set[str]) -> bool:
+    """Whether a tensor is made of sums of products of the grids before it."""
+    seen, waiting = {tensor}, [tensor]
     while waiting:
         node = graph.producer(waiting.pop())
         if node is None:
             continue
         if node.op_type in _PRODUCTS:
-            longest = max(longest, _terms(graph, node))
+            return True
         new = set(node.input) - seen - grids
         seen |= new
         waiting += new
-    return longest
-
-
-def _terms(graph: Graph, node: NodeProto) -> int:
-    """Products in each sum of a convolution or linear operator; 1 where its weight is computed."""
-    weight = node.input[1]
-    while (producer := graph.producer(weight)) is not None:
-        if producer.op_type not in ("DequantizeLinear", "Cast"):
-            return 1
-        weight = producer.input[0]
-    shape = graph.shape(weight)
-    is_turned = node.op_type == "MatMul" or (node.op_type == "Gemm" and not attribute(node, "transB", 0))  # (in, out)
-    return int(np.prod(shape)) // shape[-1 if is_turned else 0]
+    return False
 
 
 def refuse_wrong_layers(
@@ -168,20 +158,20 @@ def refuse_wrong_layers(
 ) -> None:
     """Raises ValueError for a layer whose codes differ by more than rounding: too many of them, or one by more than 1.
 
-    Sums in another order differ by a share of their range that grows with √(their products), and a grid of b bits has
-    2^b borders in its range. So `most` of the codes may differ up to four bits and 576 products, twice as many with
-    each bit more, √2 times as many with twice the products (and a few, where there are few).
+    Sums in another order differ by a share of their range, and a grid of b bits has 2^b borders in its range. So `most`
+    of the codes may differ up to four bits, and twice as many with each bit more (and a few, where there are few).
+    Where a grid only takes over values of others, equal ones go together: three of its codes may lie on borders.
 
     Args:
         parities: of one runtime.
         runtime: its name.
-        most: share of the codes of a grid of up to four bits, after sums of up to 576 products.
+        most: share of the codes of a grid of up to four bits.
         bits: key of a grid → its bit-width; four unless given.
     """
     for one in parities:
         finer = 2 ** max((bits or {}).get(one.key, _COARSE) - _COARSE, 0)
-        longer = max(one.terms / _SHORT, 1.0) ** 0.5
-        if one.num_differing > most * finer * longer * one.num_codes + _FEW or one.largest > 1:
+        many = one.num_differing > most * finer * one.num_codes + _FEW
+        if one.largest > 1 or (many and (one.has_products or one.num_values > _FEW)):
             raise ValueError(
                 f"{one.key}: {100 * one.differing:.3g} % of its input codes differ in {runtime}, by up to "
                 f"{one.largest}: the file does not compute what the network computes"
