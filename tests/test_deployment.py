@@ -383,6 +383,26 @@ def test_a_runtime_that_is_less_accurate_is_refused_or_told(must_agree, caplog):
         assert "give profile=integer" in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("profile", "runtime", "speedup", "hint"),
+    [
+        ("exact", "onnxruntime", 0.5, "give deploy.profile=integer"),
+        ("exact", "openvino", 0.9, ""),
+        ("integer", "openvino", 0.9, "give deploy.profile=exact"),
+        ("integer", "onnxruntime", 0.9, ""),
+        ("exact", "onnxruntime", 1.1, None),
+    ],
+)
+def test_a_slower_file_is_told_with_what_to_do(profile, runtime, speedup, hint, caplog):
+    from hawq.deployment.deploying import _warn
+    from hawq.deployment.records import RuntimeRecord
+
+    record = RuntimeRecord(runtime, {}, {}, 3, 4, 0.0, 0.0, 0, milliseconds={"1": {"speedup": speedup}})
+    _warn(record, profile)
+    assert ("slower than float at batch 1" in caplog.text) == (hint is not None)
+    assert (hint or "") in caplog.text and ("give" in caplog.text) == bool(hint)
+
+
 @pytest.mark.parametrize("given", [{"profile": "fast"}, {"opset": 13}, {"profile": "integer"}])
 def test_bad_arguments(given, tmp_path):
     with pytest.raises(ValueError, match=next(reversed(given)) if given != {"profile": "integer"} else "calibration"):

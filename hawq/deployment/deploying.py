@@ -92,7 +92,7 @@ def deploy(
     deployed = Deployed(profile, opset, *sizes, layers, tuple(records), runtime_versions())
     _write(Path(path), data_bytes, deployed)
     for record in records:
-        _warn(record)
+        _warn(record, profile)
     return deployed
 
 
@@ -177,10 +177,14 @@ def _why_float(weight: bool, grid: ActivationGrid | None) -> str:
     return "" if grid.integer else "its input has half-integer codes"
 
 
-def _warn(record: RuntimeRecord) -> None:
+def _warn(record: RuntimeRecord, profile: str) -> None:
+    better = next(
+        (other for other, runtime in RUNTIMES.items() if runtime == record.runtime != RUNTIMES[profile]), None
+    )
     for batch, times in record.milliseconds.items():
         if times["speedup"] < 1:
             log.warning(
-                "%s: slower than float at batch %s (%.2f times its speed); %s of %s layers run in integers",
+                "%s: slower than float at batch %s (%.2f times its speed); %s of %s layers run in integers%s",
                 record.runtime, batch, times["speedup"], record.integer_layers, record.num_layers,
+                f"; give deploy.profile={better}, which is written for it" if better else "",
             )  # fmt: skip
