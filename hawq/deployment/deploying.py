@@ -82,7 +82,7 @@ def deploy(
     data_bytes = written.model.SerializeToString()
     float_bytes = float_model(quantized, example, opset)
     rounds = OnnxRuntime() if profile == "exact" else None  # biases, to integers in some layers
-    truth = (data or (), reference_classes(quantized, data or (), progress))
+    truth = (data, reference_classes(quantized, data, progress)) if data else ((), [])
     same = (written, data_bytes, float_bytes)
     records = [
         measure(one, *same, found[one.name], *truth, timed_batches, images, progress, must_agree=one != rounds)
