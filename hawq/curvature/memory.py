@@ -26,7 +26,7 @@ _OUT_OF_MEMORY = (  # of the allocators of PyTorch, the C++ library, oneDNN and 
     "could not create a memory object",
     "alloc_failed",
 )
-SHARE = 1 / 4  # of the memory that is free at the start, where no limit is given
+SHARE = 1 / 5  # of the memory that is free at the start, where no limit is given
 _SCARCE = 0.04  # of all memory: with less of it free, the system may kill the process
 _TRIAL_SIZES = (2, 4)
 _MARGIN = 0.6  # of what is free: allocators keep what they once had, and kernels have buffers of their own (measured)
@@ -98,7 +98,7 @@ def _number(path: Path) -> float | None:
 
 
 def spared_limit(device: torch.device) -> float | None:
-    """Bytes of this process without a given limit: what it holds, and a quarter of what is free; None if not known."""
+    """Bytes of this process without a given limit: what it holds, and a fifth of what is free; None if not known."""
     in_use = memory_in_use_bytes(device)  # first: what is kept unused is returned, and then counts as free
     known = free_bytes(device)
     return None if known is None else in_use + SHARE * known[0]

@@ -107,14 +107,14 @@ class BlockOperator(ABC):
         return False
 
     def spare_memory(self) -> None:
-        """Cuts batches to a quarter of the memory that is free now, and from now on halves them when little is left."""
+        """Cuts batches to a fifth of the memory that is free now, and from now on halves them when little is left."""
         limit = spared_limit(self.device)
         self._is_watched = limit is not None
         if limit is None or not self.samples.local_count:
             return
         size = self._fitting_size(limit, refuses=False)
         if size < self.samples.largest_batch:
-            _LOG.info("batches of %d samples: more would take over a quarter of the free memory", size)
+            _LOG.info("batches of %d samples: more would take over a fifth of the free memory", size)
             self.samples.cut(size)
 
     def random_vector(self, name: str, generator: torch.Generator) -> Tensor:
