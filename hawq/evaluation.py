@@ -80,10 +80,10 @@ def hits_on(
     title: str = "accuracy",
 ) -> Tensor:
     """`hits`, (N,) bool, on all (input, label) pairs of a data set, loaded by `workers` processes."""
-    return hits(model, _batches(images, device, workers), len(images), progress, title)  # type: ignore[arg-type]
+    return hits(model, batches_on(images, device, workers), len(images), progress, title)  # type: ignore[arg-type]
 
 
-def _batches(images: Dataset[Any], device: torch.device, workers: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """(inputs, labels) of all images on the device."""
+def batches_on(images: Dataset[Any], device: torch.device, workers: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+    """(inputs (N, ...), labels (N,)) of all images, in order, on the device, loaded by `workers` processes."""
     for inputs, labels in DataLoader(images, _BATCH, num_workers=workers):
         yield inputs.to(device), labels.to(device)

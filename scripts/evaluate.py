@@ -10,18 +10,18 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
 from hawq.costs import published_bytes
 from hawq.data import Images
-from hawq.evaluation import hits_on, measured, percent
+from hawq.evaluation import batches_on, measured, percent
 from hawq.experiment.config.build import component_section, compose_parts
 from hawq.experiment.config.names import config_folder
 from hawq.experiment.progress import Console
@@ -29,6 +29,7 @@ from hawq.export import load, read_about
 from hawq.malloc import keep_freed_memory
 from hawq.models import FloatModel
 from hawq.modes import eval_mode
+from hawq.progress import Task
 from hawq.records import Normalization, Preprocessing, from_dict
 from hawq.report import paired_difference, recorded_accuracy, result_row, results_table
 from hawq.trials import divergence, log_probabilities, mean_with_error
@@ -36,7 +37,6 @@ from hawq.trials import divergence, log_probabilities, mean_with_error
 PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")  # no path, no hub, nothing that a config resolves
 SAFE_TEXT = re.compile(r"[A-Za-z0-9_./:-]+")
 MOST_PIXELS = 10_000  # along one side
-_BATCH = 100
 
 
 def main() -> None:
@@ -75,9 +75,12 @@ def evaluate(path: Path, overrides: list[str], against: Sequence[str] = ()) -> s
     except ValueError as error:
         here = f"{parts['model'].name} for the {splits.num_classes} classes of {dataset.name}"
         raise ValueError(f"{error} (here {here})") from error
-    others = {name: _other(name, source) for name in against}
+    others = [_other(name, source) for name in against]
     images = Images(splits.test_images, splits.test_labels, dataset.prepare(preprocessing, facts.normalization))
-    found = measured(hits_on(network, images, device, options.workers, Console(), f"accuracy of {path.name}"))
+    batches = batches_on(images, device, options.workers)
+    with Console().task(f"accuracy of {path.name}", len(images)) as task:
+        labels, classes, kl = outcomes([network, *others], batches, task)
+    found = measured(classes[0] == labels)
     size_bytes = path.stat().st_size
     row = result_row(network.quantization.plan, found, size_bytes, published_bytes(source.network.state_dict()))  # type: ignore
     right = len(images) - len(found.wrong or ())
@@ -87,7 +90,7 @@ def evaluate(path: Path, overrides: list[str], against: Sequence[str] = ()) -> s
     if recorded is not None and dataset.name == facts.dataset:
         value, origin = recorded
         lines.append(f"recorded: {value:.2f} % ({origin}); difference {found.accuracy - value:+.2f} points")
-    lines += [_compared(name, network, other, images, device, options.workers) for name, other in others.items()]
+    lines += [_compared(name, labels, classes[[0, place]], kl[place - 1]) for place, name in enumerate(against, 1)]
     return "\n".join(lines)
 
 
@@ -101,28 +104,35 @@ def _other(name: str, source: FloatModel) -> nn.Module:
 
 
 @torch.no_grad()
-def _compared(
-    name: str, network: nn.Module, other: nn.Module, images: Images, device: torch.device, workers: int
-) -> str:
-    """Both networks on the same images, in one line."""
-    hits: list[Tensor] = []
-    kl: list[Tensor] = []
-    with eval_mode(network), eval_mode(other), Console().task(f"against {name}", len(images)) as task:
-        for inputs, labels in DataLoader(images, _BATCH, num_workers=workers):
-            mine, theirs = (one(inputs.to(device)).cpu() for one in (network, other))
-            hits.append(
-                torch.stack([mine.argmax(1) == labels, theirs.argmax(1) == labels, mine.argmax(1) == theirs.argmax(1)])
-            )
-            kl.append(divergence(log_probabilities(theirs), log_probabilities(mine)))
+def outcomes(
+    networks: Sequence[nn.Module], batches: Iterable[tuple[Tensor, Tensor]], task: Task
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Labels (N,), the class that each network puts each image into (networks, N), and the KL from the outputs of each
+    network but the first to those of the first (networks − 1, N), in one pass over the images."""
+    truth, classes, kl = [], [], []
+    with ExitStack() as stack:
+        for network in networks:
+            stack.enter_context(eval_mode(network))
+        for inputs, labels in batches:
+            first, *others = (network(inputs) for network in networks)
+            truth.append(labels.cpu())
+            classes.append(torch.stack([one.argmax(1) for one in (first, *others)]).cpu())
+            own = [divergence(log_probabilities(one), log_probabilities(first)) for one in others]
+            kl.append(torch.stack(own) if own else torch.zeros(0, len(labels)))
             task.advance(len(labels))
-    own, of_other, same = torch.cat(hits, 1)
-    difference = paired_difference(measured(own), measured(of_other))
+    return torch.cat(truth), torch.cat(classes, 1), torch.cat(kl, 1)
+
+
+def _compared(name: str, labels: Tensor, classes: Tensor, kl: Tensor) -> str:
+    """A network and another one, whose classes are (2, N), on the same images, in one line."""
+    own, other = classes == labels
+    difference = paired_difference(measured(own), measured(other))
     assert difference is not None
-    mean, error = mean_with_error(torch.cat(kl))
+    mean, error = mean_with_error(kl)
     return (
-        f"against {name} ({percent(of_other):.2f} %): {difference.value:+.2f} points "
-        f"(95 %: {difference.low:+.2f} to {difference.high:+.2f}), {percent(same):.2f} % in the same class, "
-        f"KL from its outputs {mean:.4g} ± {error:.2g}"
+        f"against {name} ({percent(other):.2f} %): {difference.value:+.2f} points "
+        f"(95 %: {difference.low:+.2f} to {difference.high:+.2f}), {percent(classes[0] == classes[1]):.2f} % in the "
+        f"same class, KL from its outputs {mean:.4g} ± {error:.2g}"
     )
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from onnx import NodeProto
 
-from hawq.deployment.graph import Graph, attribute
+from hawq.deployment.graph import PRODUCTS, Graph, attribute
 from hawq.deployment.tracing import DOMAIN, WEIGHT
 
 
@@ -36,7 +36,7 @@ def find_layers(graph: Graph) -> list[Layer]:
     """Every Conv, Gemm and MatMul whose weight is a stored value, marked or not."""
     found = []
     for node in graph.nodes:
-        if node.op_type in ("Conv", "Gemm", "MatMul", "ConvTranspose"):
+        if node.op_type in PRODUCTS:
             layer = _layer(graph, node)
             if layer is not None:
                 found.append(layer)

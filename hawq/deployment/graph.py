@@ -10,6 +10,9 @@ import numpy as np
 import onnx
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
+PRODUCTS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+"""Operators that sum products of their inputs."""
+
 
 class Graph:
     """Nodes in order, tensors with known values, inputs and outputs of a model."""

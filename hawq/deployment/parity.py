@@ -13,7 +13,7 @@ import torch
 from onnx import helper
 from torch import Tensor, nn
 
-from hawq.deployment.graph import Graph
+from hawq.deployment.graph import PRODUCTS, Graph
 from hawq.deployment.grids import ActivationGrid, WeightGrid
 from hawq.deployment.runtimes import Runtime
 from hawq.deployment.tracing import INPUT, OUTPUT
@@ -26,7 +26,6 @@ from hawq.quantization.residuals import RESIDUALS
 MOST_DIFFERING = 1e-4
 _FEW = 3  # codes that may lie on a border by chance
 _COARSE = 4  # bits of a grid for which shares of differing codes are stated
-_PRODUCTS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
 
 @dataclass(frozen=True)
@@ -145,7 +144,7 @@ def _has_products(graph: Graph, tensor: str, grids: set[str]) -> bool:
         node = graph.producer(waiting.pop())
         if node is None:
             continue
-        if node.op_type in _PRODUCTS:
+        if node.op_type in PRODUCTS:
             return True
         new = set(node.input) - seen - grids
         seen |= new
