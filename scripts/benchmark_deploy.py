@@ -41,9 +41,12 @@ def main() -> None:
     )
     print("| file | bytes | runtime | layers in integers | accuracy % | same class % | speed, batch 1 / 64 |")
     print("|---|---|---|---|---|---|---|")
-    for path in files:
-        for row in benchmark(path, overrides):
-            print(row, flush=True)
+    try:
+        for path in files:
+            for row in benchmark(path, overrides):
+                print(row, flush=True)
+    except (ValueError, OSError) as error:
+        raise SystemExit(f"error: {error}") from error
 
 
 def benchmark(path: Path, overrides: list[str]) -> list[str]:

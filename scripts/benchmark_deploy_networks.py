@@ -33,10 +33,15 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(1)
     print(f"{COLUMNS}\n|{'---|' * (COLUMNS.count('|') - 1)}")
-    for named in given.networks:
-        name, _, side = named.partition(":")
-        for row in rows(name, int(side or 224), given.folder):
-            print(row, flush=True)
+    try:
+        for named in given.networks:
+            name, _, side = named.partition(":")
+            if not (side or "224").isdecimal():
+                raise ValueError(f"{named}: the side of its inputs is no whole number: give name:side, say {name}:224")
+            for row in rows(name, int(side or 224), given.folder):
+                print(row, flush=True)
+    except (ValueError, OSError) as error:
+        raise SystemExit(f"error: {error}") from error
 
 
 def rows(name: str, side: int, folder: str) -> list[str]:

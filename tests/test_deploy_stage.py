@@ -39,3 +39,22 @@ def test_the_old_key_says_where_it_went(argument, parts, tmp_path):
 def test_wrong_settings_are_refused(value, tmp_path):
     message = run_here(tmp_path, "deploy=onnx", value)
     assert message is not None and value.partition("=")[0] in message
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments", "message"),
+    [
+        (
+            "benchmark_deploy.py",
+            ["--files", "absent.safetensors", "dataset=digits"],
+            "absent.safetensors does not exist",
+        ),
+        ("benchmark_deploy.py", ["dataset=digits", "--files", __file__], "is not a packed network"),
+        ("benchmark_deploy.py", ["dataset.path=absent.npz"], "absent.npz does not exist"),
+        ("benchmark_deploy_networks.py", ["resnet999:32"], "resnet999"),
+        ("benchmark_deploy_networks.py", ["resnet20:wide"], "resnet20:wide: the side of its inputs is no whole number"),
+    ],
+)
+def test_benchmarks_refuse_bad_input_in_one_line(script, arguments, message):
+    error = run_script(script, *arguments)
+    assert error is not None and error.startswith("error: ") and len(error.splitlines()) == 1 and message in error
