@@ -33,7 +33,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("overrides", nargs="*", help="overrides of train.py, say dataset.path=cifar10.npz")
     parser.add_argument("--files", type=Path, nargs="+", help="packed files")
-    given = parser.parse_args()
+    given = parser.parse_intermixed_args()
     named = [str(one) for one in given.files or []]
     overrides = [*given.overrides, *(one for one in named if "=" in one)]  # --files takes all that follows it
     files = [Path(one) for one in named if "=" not in one] or sorted(

@@ -28,7 +28,7 @@ def main() -> None:
     parser.add_argument("file", type=Path, help="model.safetensors of a run, or one of docs/results")
     parser.add_argument("overrides", nargs="*", help="overrides of train.py, say deploy.profile=integer")
     parser.add_argument("--folder", type=Path, help="where the files go")
-    given = parser.parse_args()
+    given = parser.parse_intermixed_args()
     keep_freed_memory()
     try:
         print(deploy_file(given.file, given.overrides, given.folder or Path(given.file.stem)))

@@ -44,7 +44,7 @@ def main() -> None:
     parser.add_argument("file", type=Path, help="model.safetensors of a run, or one of docs/results")
     parser.add_argument("overrides", nargs="*", help="overrides of train.py, say dataset.path=cifar10.npz")
     parser.add_argument("--against", action="append", default=[], metavar="FILE", help="float, or a packed file")
-    given = parser.parse_args()
+    given = parser.parse_intermixed_args()
     keep_freed_memory()
     try:
         print(evaluate(given.file, given.overrides, given.against))

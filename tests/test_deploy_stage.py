@@ -18,7 +18,7 @@ def test_the_stage_writes_a_checked_file(tmp_path):
     assert all(one["num_images"] == 20 for one in report["runtimes"])
     assert onnx.load(folder / "model.onnx").opset_import[0].version == 21
     target = tmp_path / "alone"
-    arguments = ("deploy.timed_batches=[]", "deploy.eval_images=20", "dataset=digits", "--folder", target)
+    arguments = ("deploy.timed_batches=[]", "--folder", target, "deploy.eval_images=20", "dataset=digits")
     assert run_script("deploy.py", folder / "model.safetensors", *arguments) is None
     assert (target / "model.onnx").read_bytes() == (folder / "model.onnx").read_bytes()
 

@@ -101,7 +101,7 @@ def test_networks_are_compared_on_the_same_images(material, capsys):
     names = ["float", material / "wide.safetensors", material / "small.safetensors"]
     against = [part for name in names for part in ("--against", name)]
     checkpoint = ["model.mean=[0.5,0.5,0.5]", "model.std=[0.5,0.5,0.5]"]
-    assert run_script("evaluate.py", material / "small.safetensors", *data, *checkpoint, *against) is None
+    assert run_script("evaluate.py", material / "small.safetensors", *checkpoint, *against, *data) is None
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("against ")]
     form = r"against (.*) \((.*) %\): (.*) points \(95 %: (.*) to (.*)\), (.*) % in the same .* outputs (.*) ± (.*)"
     found = [re.fullmatch(form, line).groups() for line in lines]
