@@ -437,6 +437,21 @@ def test_a_store_holds_what_enters_and_leaves():
     assert Recorder(model, unit, [inputs], True).inputs().columns[0].values.dtype == torch.float32
 
 
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_a_store_keeps_the_memory_format(layout):
+    model, blocks, plan, inputs = prepared()
+    model, inputs = model.to(memory_format=layout), inputs.contiguous(memory_format=layout)
+    unit = find_units(quantize(model, blocks, plan, [inputs]), blocks, inputs)[1]
+    for halve in (False, True):
+        recorder = Recorder(model, unit, list(inputs.split(5)), halve)
+        with torch.no_grad():
+            expected = model.stem(inputs)
+        for places in (slice(2, 7), torch.tensor([6, 1, 3])):
+            for stored in (recorder.inputs().columns[0], recorder.outputs()):
+                assert stored.at(places).stride() == expected[places].stride()
+            torch.testing.assert_close(recorder.inputs().at(places)[0], expected[places], rtol=2e-3, atol=2e-3)
+
+
 @pytest.mark.parametrize(
     ("room", "expected"),
     [(4000, (10, False)), (3999, (10, True)), (2000, (10, True)), (1000, (5, True)), (1, (2, True))],

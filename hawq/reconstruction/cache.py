@@ -81,7 +81,7 @@ class _Filling:
         if self._values is None:
             shape = (self._num_images, len(x) // size, *x.shape[1:])
             halve = self._halve and x.is_floating_point()
-            self._values = torch.empty(shape, dtype=torch.float16 if halve else x.dtype, device=x.device)
+            self._values = _store(shape, x, torch.float16 if halve else x.dtype)
             self._dtype = x.dtype
         if self._values.dtype != x.dtype and float(x.abs().max()) > _HALF_MOST:
             self._values = self._values.to(x.dtype)
@@ -91,6 +91,15 @@ class _Filling:
         """The filled store."""
         assert self._values is not None
         return Stored(self._values, self._dtype)
+
+
+def _store(shape: tuple[int, ...], x: Tensor, dtype: torch.dtype) -> Tensor:
+    """An empty tensor (N, rows, ...) in the memory format of x, (n · rows, ...): convolutions lose time where what
+    they are given and the gradients of their outputs differ in it."""
+    if x.dim() != 4 or x.is_contiguous() or not x.is_contiguous(memory_format=torch.channels_last):
+        return torch.empty(shape, dtype=dtype, device=x.device)
+    images, rows, channels, height, width = shape
+    return torch.empty((images, rows, height, width, channels), dtype=dtype, device=x.device).permute(0, 1, 4, 2, 3)
 
 
 class Recorder:
