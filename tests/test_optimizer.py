@@ -1,5 +1,7 @@
 """The optimiser: what decays, and that any of them can be stopped and taken up."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from memory import Killed, MemoryCheckpoint, kill_after
@@ -16,15 +18,36 @@ from hawq.quantization import LSQ, PACT, DoReFa, Uniform, quantize
 def test_decay_acts_on_weights_alone(quantizer):
     model, sensitivity, plan = prepared()
     network = quantize(model, sensitivity.blocks, plan, CALIBRATION, quantizer)
-    decayed, plain = make_optimizer(network, "adamw", 0.1, 0.0, 0.3).param_groups
+    decayed, plain, learned = make_optimizer(network, "adamw", 0.1, 0.0, 0.3).param_groups
     names = {id(parameter): name for name, parameter in network.named_parameters()}
     assert sorted(names[id(parameter)] for parameter in decayed["params"]) == [
         "body.0.parametrizations.weight.original",
         "body.3.parametrizations.weight.original",
         "head.1.parametrizations.weight.original",
     ]
-    assert (decayed["weight_decay"], plain["weight_decay"]) == (0.3, 0.0)
-    assert len(decayed["params"]) + len(plain["params"]) == len(names)
+    assert [group["weight_decay"] for group in (decayed, plain, learned)] == [0.3, 0.0, 0.0]
+    assert {names[id(parameter)] for parameter in learned["params"]} == {
+        name for name in names.values() if name.endswith((".scale", ".alpha"))
+    }
+    assert len(decayed["params"]) + len(plain["params"]) + len(learned["params"]) == len(names)
+
+
+@pytest.mark.parametrize("scale", [0.0, 0.25, 1.0])
+def test_what_quantisers_learn_has_a_rate_of_its_own(scale):
+    """One step of plain SGD moves steps by `scale` times what they move otherwise, weights as far as ever."""
+
+    def moved(factor):
+        settings = FineTuning(max_steps=1, lr=0.01, momentum=0.0, quantizer_lr_scale=factor, reestimate_batches=0)
+        start = finetune(*prepared(), Fresh(BATCHES), CALIBRATION, replace(settings, max_steps=0), seed=1)[0]
+        end = finetune(*prepared(), Fresh(BATCHES), CALIBRATION, settings, seed=1)[0]
+        before = dict(start.named_parameters())
+        return {name: (value - before[name]).detach() for name, value in end.named_parameters()}
+
+    scaled, plain = moved(scale), moved(1.0)
+    for name, way in scaled.items():
+        factor = scale if name.endswith(".scale") else 1.0
+        torch.testing.assert_close(way, factor * plain[name], rtol=1e-3, atol=1e-7)
+    assert any(float(way.abs().max()) > 1e-6 for name, way in plain.items() if name.endswith(".scale"))
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.9])

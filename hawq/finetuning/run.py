@@ -14,7 +14,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from hawq.distributed import all_gather, all_reduce_coalesced, rank
 from hawq.finetuning.divergence import Diverged, name_culprit
-from hawq.finetuning.optimizer import make_optimizer
+from hawq.finetuning.optimizer import make_optimizer, set_learning_rate
 from hawq.finetuning.parallel import whole_batch_norm
 from hawq.finetuning.settings import Training
 from hawq.finetuning.step import Batch, Network, Objective, add_gradients, gradient_length
@@ -55,9 +55,8 @@ class TrainingRun:
     def __init__(self, model: nn.Module, settings: Training, watch: StepWatch | None) -> None:
         self.model, self.settings, self.watch = model, settings, watch
         self.network: Network = model  # what steps call: the model itself, or its compiled form
-        self.optimizer = make_optimizer(
-            model, settings.optimizer, settings.lr, settings.momentum, settings.weight_decay
-        )
+        rates = (settings.lr, settings.momentum, settings.weight_decay, settings.quantizer_rate())
+        self.optimizer = make_optimizer(model, settings.optimizer, *rates)
         self.average: AveragedModel | None = None
         self.step, self.begun = 0, 0  # steps done, phases begun
         self.history: list[Row] = []
@@ -81,8 +80,7 @@ class TrainingRun:
         not finite.
         """
         torch.manual_seed(seed + (rank() << 32))  # each process draws for its own samples
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
+        set_learning_rate(self.optimizer, lr)
         self.optimizer.zero_grad(set_to_none=True)
         with whole_batch_norm():
             loss = add_gradients(self.network, objective, batch, self.settings.accumulate)

@@ -99,6 +99,10 @@ class Training:
         """Factor on the learning rate at a step of the whole training: min((step + 1) / (warmup_steps + 1), 1)."""
         return min((step + 1) / (self.warmup_steps + 1), 1.0)
 
+    def quantizer_rate(self) -> float:
+        """Factor on the learning rate of what quantisers learn."""
+        return 1.0
+
     def num_steps(self, steps_per_epoch: int | None) -> int:
         """Optimiser steps in total: ⌈epochs · steps_per_epoch⌉, at most `max_steps`.
 
@@ -119,6 +123,7 @@ class FineTuning(Training):
 
     Args:
         calibration_batches: training batches that activation ranges are chosen from.
+        quantizer_lr_scale: factor on `lr` for what quantisers learn (steps, ranges); 0 keeps what calibration chose.
         order, final_fraction: see `Order`.
         distillation: weight of the float parent's outputs as targets, 0 to 1; 0 uses labels alone.
         temperature: softens these targets, above 0.
@@ -138,6 +143,7 @@ class FineTuning(Training):
     weight_decay: float = 1e-4
     eval_samples: int | None = 2000
     calibration_batches: int = 2
+    quantizer_lr_scale: float = 1.0
     order: str = "joint"
     final_fraction: float = 0.5
     distillation: float = 0.5
@@ -150,6 +156,7 @@ class FineTuning(Training):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_range("calibration_batches", self.calibration_batches, least=1, most=_MOST)
+        check_range("quantizer_lr_scale", self.quantizer_lr_scale, least=0, most=_MOST)
         check_range("distillation", self.distillation, least=0, most=1)
         check_range("temperature", self.temperature, above=0)
         check_range("reestimate_batches", self.reestimate_batches, least=0, most=_MOST)
@@ -157,6 +164,10 @@ class FineTuning(Training):
         check_choice("oscillation", self.oscillation, OSCILLATIONS)
         check_range("oscillation_threshold", self.oscillation_threshold, above=0, below=1)
         self.block_order()
+
+    def quantizer_rate(self) -> float:
+        """Factor on the learning rate of what quantisers learn."""
+        return self.quantizer_lr_scale
 
     def block_order(self) -> Order:
         """`order` and `final_fraction` as an `Order`."""
