@@ -89,17 +89,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--evaluations", type=_numbers, default=[100, 300])
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--searches", type=_words, help="names or their first words, with commas; all unless given")
+    parser.add_argument("--searches", type=_words, help="names or how they begin, with commas; all unless given")
     parser.add_argument("--sensitivity", type=Path)
     parser.add_argument("--out", type=Path, default=Path("outputs/searches/league"))
     parser.add_argument("overrides", nargs="*")
     given, more = parser.parse_known_args()
     try:
         contest = begin([*given.overrides, *more], given.sensitivity, given.out)
+        all_searches = searches(contest)
         found = [
             record
-            for name, (run, seeded) in searches(contest).items()
-            if not given.searches or any(name.startswith(wanted) for wanted in given.searches)
+            for name in chosen(list(all_searches), given.searches)
+            for run, seeded in [all_searches[name]]
             for most in (given.evaluations if not name.startswith("optimum") else given.evaluations[:1])
             for seed in range(given.seeds if seeded else 1)
             for record in [play(contest, name, run, most, seed)]
@@ -112,6 +113,22 @@ def main() -> None:
 
 def _numbers(text: str) -> list[int]:
     return [int(part) for part in text.split(",")]
+
+
+def chosen(names: Sequence[str], wanted: Sequence[str] | None) -> list[str]:
+    """The names that are wanted or begin with what is wanted, in their own order; all for None.
+
+    Raises ValueError where one of `wanted` is neither.
+    """
+    if wanted is None:
+        return list(names)
+    found: set[str] = set()
+    for word in wanted:
+        matches = [word] if word in names else [name for name in names if name.startswith(word)]
+        if not matches:
+            raise ValueError(f"--searches: none is called {word!r} or begins so; there are {', '.join(names)}")
+        found.update(matches)
+    return [name for name in names if name in found]
 
 
 def _words(text: str) -> list[str]:

@@ -54,6 +54,12 @@ def test_the_league_is_recorded_and_resumed(
         raise AssertionError("a plan was measured again")
 
     monkeypatch.setattr(Objective, "_run", refuse)
+    at = arguments.index("--searches") + 1
+    assert run_script("compare_searches.py", *arguments[:at], "random,HAQ", *arguments[at + 1 :]) is None
+    shown = capsys.readouterr().out
+    assert "| HAQ " in shown and "HAQ with noise" not in shown and "| optimum" not in shown
+    error = run_script("compare_searches.py", *arguments[:at], "haq", *arguments[at + 1 :])
+    assert error is not None and "--searches: none is called 'haq' or begins so; there are optimum by" in error
     assert run_script("compare_searches.py", *arguments) is None  # its plans are known
     assert capsys.readouterr().out.splitlines()[-3:] == printed.splitlines()[-3:]
     error = run_script("compare_searches.py", *arguments, "search.temperature=1")
