@@ -1,12 +1,14 @@
 """The league of searches for a plan: the same network, limits, images and number of measured plans for each.
 
     python scripts/compare_searches.py [--evaluations 100,300] [--seeds 5] [--searches NAME,…] [--out FOLDER]
-        [--sensitivity FILE] model=resnet20 model.checkpoint=… dataset=cifar10 dataset.path=… bits.target=10 …
+        [--against NAME] [--sensitivity FILE]
+        model=resnet20 model.checkpoint=… dataset=cifar10 dataset.path=… bits.target=10 …
 
 Overrides are those of train.py: network, data, quantiser, and the limits and candidates of bits=mixed; search.judge,
 search.temperature, search.num_images and search.steps say what plans are judged on. All are judged on the same test
 images, drawn by the seed, without their labels unless the judge needs these; what a search ends with is measured again
-on search.other_images other ones. A plan that one search has measured is not measured again for another, but counts all
+on search.other_images other ones, and compared there with what --against ends with, image by image (unless given, the
+refined optimum of the score). A plan that one search has measured is not measured again for another, but counts all
 the same. Results are kept as JSON in --out: the same command goes on where it was stopped. Without --sensitivity the
 curvature is measured first; a sensitivity.json of any run of train.py may have more scores.
 """
@@ -15,8 +17,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -30,9 +31,9 @@ from hawq.experiment.inputs import Inputs
 from hawq.experiment.prepare import claim, prepare_trained
 from hawq.experiment.progress import Console
 from hawq.files import write_whole
-from hawq.records import SENSITIVITY_SCHEMA, BitPlan, Sensitivity, dump_record, read_sensitivity, to_dict
-from hawq.report import markdown
+from hawq.records import SENSITIVITY_SCHEMA, BitPlan, Precision, Sensitivity, dump_record, read_sensitivity, to_dict
 from hawq.report.search_figure import searches_figure
+from hawq.report.search_table import searches_table
 from hawq.search import Haq, JointSteps, Objective, OptunaSearch, Plans, RandomSearch
 from hawq.search.layer_facts import layer_facts
 from hawq.search.measuring import judged, measure_with
@@ -43,6 +44,7 @@ from hawq.trials import Trials, mean_with_error
 
 Run = Callable[[Objective, Plans, int], Found]
 _PUBLISHED_EPISODES = 600
+_VALUES = "other_values"
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,12 @@ class Contest:
     others: Trials
     plans: Plans
     out: Path
+
+    @property
+    def score(self) -> str:
+        """The score that bits are chosen by."""
+        assert isinstance(self.settings.bits, IntegerProgram)
+        return self.sensitivity.score_name(self.settings.bits.score)
 
     def prepare(self) -> Callable[[Any], None]:
         """What happens to a quantised network before it is measured."""
@@ -90,6 +98,7 @@ def main() -> None:
     parser.add_argument("--evaluations", type=_numbers, default=[100, 300])
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--searches", type=_words, help="names or how they begin, with commas; all unless given")
+    parser.add_argument("--against", help="the search that the others are compared with, image by image")
     parser.add_argument("--sensitivity", type=Path)
     parser.add_argument("--out", type=Path, default=Path("outputs/searches/league"))
     parser.add_argument("overrides", nargs="*")
@@ -97,9 +106,12 @@ def main() -> None:
     try:
         contest = begin([*given.overrides, *more], given.sensitivity, given.out)
         all_searches = searches(contest)
+        names = chosen(list(all_searches), given.searches)
+        if given.against not in (None, *names):
+            raise ValueError(f"--against={given.against} is none of the searches: give one of {', '.join(names)}")
         found = [
             record
-            for name in chosen(list(all_searches), given.searches)
+            for name in names
             for run, seeded in [all_searches[name]]
             for most in (given.evaluations if not name.startswith("optimum") else given.evaluations[:1])
             for seed in range(given.seeds if seeded else 1)
@@ -107,7 +119,7 @@ def main() -> None:
         ]
     except (ValueError, OSError) as error:
         raise SystemExit(f"error: {error}") from error
-    print("\n" + table(found))
+    print("\n" + searches_table(found, given.against or f"refined from {contest.score}"))
     print(f"\n{draw(contest, found)}")
 
 
@@ -215,6 +227,9 @@ def play(contest: Contest, name: str, run: Run, most: int, seed: int) -> dict[st
     file = contest.out / f"{name.replace(' ', '_')}-e{most}-s{seed}.json"
     if file.is_file():
         stored: dict[str, Any] = json.loads(file.read_text())
+        if _VALUES not in stored:  # a record of before these were kept
+            stored |= on_others(contest, read_plan(stored["plan"]))
+            write_whole(file, _json(stored))
         return stored
     judge = contest.settings.search.judge
     measure = measure_with(contest.trials, judge, contest.prepare())
@@ -223,9 +238,6 @@ def play(contest: Contest, name: str, run: Run, most: int, seed: int) -> dict[st
     with Objective(measure, sizes, most, checkpoint=kept, progress=Console(), title=title) as objective:
         found = run(objective, contest.plans, seed)
         value = objective.mean(found.plan)
-    outcomes = contest.others.measure(found.plan)
-    values = judged(outcomes, "kl")
-    mean, error = mean_with_error(values)
     record = {
         "search": name,
         "evaluations": most,
@@ -233,14 +245,29 @@ def play(contest: Contest, name: str, run: Run, most: int, seed: int) -> dict[st
         "seed": seed,
         "value": value,
         "curve": curve(objective),
-        "other_kl": mean,
-        "other_kl_error": error,
-        "other_accuracy": outcomes.accuracy,
-        "other_images": len(values),
         "plan": to_dict(found.plan),
     }
-    write_whole(file, (json.dumps(record, indent=2, allow_nan=False) + "\n").encode())
+    record |= on_others(contest, found.plan)
+    write_whole(file, _json(record))
     return record
+
+
+def on_others(contest: Contest, plan: Mapping[str, Precision]) -> dict[str, Any]:
+    """What a plan does on the other images; its KL of each of them is what plans are compared by."""
+    outcomes = contest.others.measure(plan)
+    values = judged(outcomes, "kl")
+    mean, error = mean_with_error(values)
+    found = {"other_kl": mean, "other_kl_error": error, "other_accuracy": outcomes.accuracy}
+    return {**found, "other_images": len(values), _VALUES: values.tolist()}
+
+
+def read_plan(plan: Mapping[str, Mapping[str, int]]) -> dict[str, Precision]:
+    """The plan of a record: block name → bits."""
+    return {name: Precision(**bits) for name, bits in plan.items()}
+
+
+def _json(record: Mapping[str, Any]) -> bytes:
+    return (json.dumps(record, allow_nan=False) + "\n").encode()
 
 
 def curve(objective: Objective) -> list[float]:
@@ -250,34 +277,6 @@ def curve(objective: Objective) -> list[float]:
         best = min(best, one.mean) if one.images == objective.num_images else best
         found.append(best)
     return found
-
-
-def table(records: Sequence[dict[str, Any]]) -> str:
-    """Median and range over the seeds of each search and number of plans, the best on other images first."""
-    groups: dict[tuple[str, int], list[dict[str, Any]]] = {}
-    for record in records:
-        groups.setdefault((record["search"], record["evaluations"]), []).append(record)
-
-    def middle(key: tuple[str, int], field: str) -> float:
-        return statistics.median(record[field] for record in groups[key])
-
-    rows = []
-    for key in sorted(groups, key=lambda key: middle(key, "other_kl")):
-        name, most = key
-        values = {field: [record[field] for record in groups[key]] for field in ("value", "other_kl", "other_accuracy")}
-        shown = [_spread(values["value"], ".4f"), _spread(values["other_kl"], ".4f")]
-        accuracy = "–" if None in values["other_accuracy"] else _spread(values["other_accuracy"], ".2f")
-        errors = f"{middle(key, 'other_kl_error'):.4f}"
-        plans = "1" if name.startswith("optimum") else str(most)
-        rows.append((name, plans, str(len(groups[key])), shown[0], shown[1], errors, accuracy))
-    columns = ("search", "plans", "seeds", "searched on", "KL on other images", "± of one", "accuracy %")
-    return markdown(columns, rows)
-
-
-def _spread(values: Sequence[float], form: str) -> str:
-    """Median, and least … largest where there are several."""
-    middle = format(statistics.median(values), form)
-    return middle if len(values) == 1 else f"{middle} ({min(values):{form}} … {max(values):{form}})"
 
 
 def draw(contest: Contest, records: Sequence[dict[str, Any]]) -> Path:

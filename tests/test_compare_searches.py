@@ -31,10 +31,18 @@ def test_the_league_is_recorded_and_resumed(
         *("--evaluations", "3", "--seeds", 2, "--out", out, "--searches", "random,optimum,refined from error,HAQ"),
         *("model=resnet20", f"model.checkpoint={checkpoint}", "dataset=digits", "dataset.size=8", "device=cpu"),
         *("bits.target=9", "search.num_images=12", "search.batch_size=6", "search.other_images=8"),
-        *("search.calibration_images=8", "analysis.num_samples=8", "solver=gradient", "search.judge=errors"),
+        *(
+            "--against",
+            "refined from error",
+            "search.calibration_images=8",
+            "analysis.num_samples=8",
+            "solver=gradient",
+            "search.judge=errors",
+        ),
     )
     assert run_script("compare_searches.py", *arguments) is None
     printed = capsys.readouterr().out
+    assert "| − refined from error " in printed
     names = ["random", "optimum by error", "optimum by relative_error", "refined from error", "HAQ"]
     assert all(f"| {name} " in printed for name in names)
     records = [json.loads(path.read_text()) for path in out.glob("*-e*-s*.json")]
@@ -49,19 +57,27 @@ def test_the_league_is_recorded_and_resumed(
         assert record["curve"] == sorted(record["curve"], reverse=True) and record["other_images"] == 8
     assert (out / "searches.png").stat().st_size > 0
     (out / "random-e3-s1.json").unlink()
+    older = json.loads((out / "HAQ-e3-s0.json").read_text())
+    values = older.pop("other_values")
+    (out / "HAQ-e3-s0.json").write_text(json.dumps(older))  # as records were before they held the values
 
     def refuse(self: Objective, *given: object) -> None:
         raise AssertionError("a plan was measured again")
 
     monkeypatch.setattr(Objective, "_run", refuse)
     at = arguments.index("--searches") + 1
-    assert run_script("compare_searches.py", *arguments[:at], "random,HAQ", *arguments[at + 1 :]) is None
+    assert (
+        run_script("compare_searches.py", *arguments[:at], "random,HAQ", *arguments[at + 1 :], "--against", "HAQ")
+        is None
+    )
     shown = capsys.readouterr().out
     assert "| HAQ " in shown and "HAQ with noise" not in shown and "| optimum" not in shown
+    assert "refined from error" in (run_script("compare_searches.py", *arguments, "--against", "HAQ-2") or "")
     error = run_script("compare_searches.py", *arguments[:at], "haq", *arguments[at + 1 :])
     assert error is not None and "--searches: none is called 'haq' or begins so; there are optimum by" in error
     assert run_script("compare_searches.py", *arguments) is None  # its plans are known
     assert capsys.readouterr().out.splitlines()[-3:] == printed.splitlines()[-3:]
+    assert json.loads((out / "HAQ-e3-s0.json").read_text())["other_values"] == pytest.approx(values)
     error = run_script("compare_searches.py", *arguments, "search.temperature=1")
     assert error is not None and f"--out={out} holds results of other options" in error
 
