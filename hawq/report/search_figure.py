@@ -24,9 +24,11 @@ def searches_figure(curves: Mapping[str, Sequence[Sequence[float]]], label: str,
     figure = new_figure(7.6, 4.8)
     axes = figure.subplots()
     longest = max(len(curve) for seeds in curves.values() for curve in seeds)
-    for (name, seeds), color in zip(curves.items(), cycle(_SERIES)):
+    colors = {True: cycle(reversed(_SERIES)), False: cycle(_SERIES)}  # so that searches share none while they can
+    for name, seeds in curves.items():
         values = np.array([_extended(curve, longest) for curve in seeds])  # (seeds, plans)
         single = all(len(curve) == 1 for curve in seeds)
+        color = next(colors[single])
         style = {"linestyle": "--", "linewidth": 1.0} if single else {"linewidth": 1.6}
         axes.plot(np.arange(1, longest + 1), np.median(values, 0), color=color, label=name, **style)  # type: ignore[arg-type]
         if len(seeds) > 1:
