@@ -286,7 +286,9 @@ def draw(contest: Contest, records: Sequence[dict[str, Any]]) -> Path:
         name: [record["curve"] for record in records if record["search"] == name and record["evaluations"] == many]
         for name, many in most.items()
     }
-    label = f"best so far on {contest.settings.search.num_images} images"
+    wanted = contest.settings.search
+    softened = f" (T = {wanted.temperature:g})" if wanted.judge == "kl" else ""
+    label = f"{wanted.judge}{softened} on {wanted.num_images} images, best so far"
     return searches_figure(curves, label, str(contest.settings.model.name), contest.out / "searches.png")
 
 
