@@ -286,9 +286,8 @@ def draw(contest: Contest, records: Sequence[dict[str, Any]]) -> Path:
         name: [record["curve"] for record in records if record["search"] == name and record["evaluations"] == many]
         for name, many in most.items()
     }
-    wanted = contest.settings.search
-    softened = f" (T = {wanted.temperature:g})" if wanted.judge == "kl" else ""
-    label = f"{wanted.judge}{softened} on {wanted.num_images} images, best so far"
+    unseen = replace(contest.settings.search, images="test")
+    label = unseen.about(contest.settings.search.num_images)
     return searches_figure(curves, label, str(contest.settings.model.name), contest.out / "searches.png")
 
 
