@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from itertools import cycle
 from pathlib import Path
+from textwrap import fill
 
 import numpy as np
 
@@ -37,7 +38,7 @@ def searches_figure(curves: Mapping[str, Sequence[Sequence[float]]], label: str,
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.set_xlabel("measured plans")
-    axes.set_ylabel(label)
+    axes.set_ylabel(fill(label, 44))
     axes.set_title(title, loc="left")
     axes.legend(fontsize=8, frameon=False, labelcolor=_INK)
     return save_figure(figure, (axes,), path)
