@@ -96,7 +96,7 @@ def main() -> None:
     """Parses the command line, runs what is missing, prints the table and draws the figure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--evaluations", type=_numbers, default=[100, 300])
-    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--seeds", type=_positive, default=5)
     parser.add_argument("--searches", type=_words, help="names or how they begin, with commas; all unless given")
     parser.add_argument("--against", help="the search that the others are compared with, image by image")
     parser.add_argument("--sensitivity", type=Path)
@@ -124,7 +124,13 @@ def main() -> None:
 
 
 def _numbers(text: str) -> list[int]:
-    return [int(part) for part in text.split(",")]
+    return [_positive(part) for part in text.split(",")]
+
+
+def _positive(text: str) -> int:
+    if not text.strip().isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number above 0")
+    return int(text)
 
 
 def chosen(names: Sequence[str], wanted: Sequence[str] | None) -> list[str]:
@@ -228,7 +234,7 @@ def play(contest: Contest, name: str, run: Run, most: int, seed: int) -> dict[st
     if file.is_file():
         stored: dict[str, Any] = json.loads(file.read_text())
         if _VALUES not in stored:  # a record of before these were kept
-            stored |= on_others(contest, read_plan(stored["plan"]))
+            stored |= on_others(contest, {name: Precision(**bits) for name, bits in stored["plan"].items()})
             write_whole(file, _json(stored))
         return stored
     judge = contest.settings.search.judge
@@ -261,11 +267,6 @@ def on_others(contest: Contest, plan: Mapping[str, Precision]) -> dict[str, Any]
     return {**found, "other_images": len(values), _VALUES: values.tolist()}
 
 
-def read_plan(plan: Mapping[str, Mapping[str, int]]) -> dict[str, Precision]:
-    """The plan of a record: block name → bits."""
-    return {name: Precision(**bits) for name, bits in plan.items()}
-
-
 def _json(record: Mapping[str, Any]) -> bytes:
     return (json.dumps(record, allow_nan=False) + "\n").encode()
 
@@ -281,7 +282,8 @@ def curve(objective: Objective) -> list[float]:
 
 def draw(contest: Contest, records: Sequence[dict[str, Any]]) -> Path:
     """Best-so-far of every search at its largest number of plans."""
-    most = {name: max(r["evaluations"] for r in records if r["search"] == name) for name in _names(records)}
+    names = dict.fromkeys(record["search"] for record in records)
+    most = {name: max(r["evaluations"] for r in records if r["search"] == name) for name in names}
     curves = {
         name: [record["curve"] for record in records if record["search"] == name and record["evaluations"] == many]
         for name, many in most.items()
@@ -289,10 +291,6 @@ def draw(contest: Contest, records: Sequence[dict[str, Any]]) -> Path:
     unseen = replace(contest.settings.search, images="test")
     label = unseen.about(contest.settings.search.num_images)
     return searches_figure(curves, label, str(contest.settings.model.name), contest.out / "searches.png")
-
-
-def _names(records: Sequence[dict[str, Any]]) -> list[str]:
-    return list(dict.fromkeys(record["search"] for record in records))
 
 
 if __name__ == "__main__":

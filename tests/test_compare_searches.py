@@ -82,6 +82,12 @@ def test_the_league_is_recorded_and_resumed(
     assert error is not None and f"--out={out} holds results of other options" in error
 
 
+@pytest.mark.parametrize("option", ["--seeds=0", "--seeds=x", "--evaluations=100,-3", "--evaluations=", "--seeds=1.5"])
+def test_numbers_are_whole_and_above_0(option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_script("compare_searches.py", option) == "2"
+    assert "is no whole number above 0" in capsys.readouterr().err
+
+
 def test_an_untrained_network_is_refused(tmp_path: Path) -> None:
     error = run_script("compare_searches.py", "--out", tmp_path, "dataset=digits", "bits.target=9")
     assert error is not None and "the network comes untrained" in error

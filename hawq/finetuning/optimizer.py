@@ -25,7 +25,7 @@ def make_optimizer(
     """timm's optimiser `name`; decay acts on parameters of two axes or more that belong to no quantiser.
 
     `momentum` is that of SGD, Nesterov's where the name stands for it, and of its relatives; Adam's has none. What
-    quantisers learn has groups of its own with the factor `quantizer_lr_scale`; see `set_learning_rate`.
+    quantisers learn has a group of its own with the factor `quantizer_lr_scale`; see `set_learning_rate`.
 
     Raises:
         ValueError: timm has no such optimiser, it lacks a package or device, or it needs second derivatives.
@@ -63,4 +63,5 @@ def _parameter_groups(model: nn.Module, weight_decay: float, quantizer_lr_scale:
         else:
             (weights if parameter.dim() > 1 else others).append(parameter)
     groups = [{"params": weights, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
-    return [*groups, {"params": learned, "weight_decay": 0.0, _SCALE: quantizer_lr_scale}]
+    own = {"params": learned, "weight_decay": 0.0, _SCALE: quantizer_lr_scale}
+    return [*groups, own] if learned else groups
