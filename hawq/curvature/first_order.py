@@ -19,7 +19,7 @@ class GradientNorm(SolverDefaults):
     """‖g_i‖ in place of λ_i: first-order sensitivity, which at a minimum says nothing (1905.03696, §1).
 
     Args:
-        memory_limit_gib: most memory of the process while it reads; None: a fifth of what is free at the start.
+        memory_limit_gib: most memory of the process while it reads; None: a share of what is free at the start.
 
     Raises:
         ValueError: a memory limit that is not positive.

@@ -30,7 +30,7 @@ class Fisher(SolverDefaults):
     Args:
         tolerance: stops once the standard error of the mean is below tolerance · trace.
         max_draws: most backward passes.
-        memory_limit_gib: most memory of the process while it reads; None: a fifth of what is free at the start.
+        memory_limit_gib: most memory of the process while it reads; None: a share of what is free at the start.
 
     Raises:
         ValueError: a value out of range.

@@ -98,7 +98,7 @@ def _number(path: Path) -> float | None:
 
 
 def spared_limit(device: torch.device) -> float | None:
-    """Bytes of this process without a given limit: what it holds, and a fifth of what is free; None if not known."""
+    """Bytes of this process without a given limit: what it holds, and `SHARE` of what is free; None if not known."""
     in_use = memory_in_use_bytes(device)  # first: what is kept unused is returned, and then counts as free
     known = free_bytes(device)
     return None if known is None else in_use + SHARE * known[0]

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from hawq.curvature.block_weights import BlockWeights
 from hawq.curvature.cost import CostMeter
 from hawq.curvature.double_backward import second_derivatives
-from hawq.curvature.memory import fitting_size, is_out_of_memory, is_scarce, spared_limit
+from hawq.curvature.memory import SHARE, fitting_size, is_out_of_memory, is_scarce, spared_limit
 from hawq.curvature.samples import Batch, Samples, fast_layout
 from hawq.curvature.survey import Loss, Survey, survey
 from hawq.distributed import all_gather, all_reduce
@@ -107,14 +107,14 @@ class BlockOperator(ABC):
         return False
 
     def spare_memory(self) -> None:
-        """Cuts batches to a fifth of the memory that is free now, and from now on halves them when little is left."""
+        """Cuts batches to a share of the memory that is free now, and from now on halves them when little is left."""
         limit = spared_limit(self.device)
         self._is_watched = limit is not None
         if limit is None or not self.samples.local_count:
             return
         size = self._fitting_size(limit, refuses=False)
         if size < self.samples.largest_batch:
-            _LOG.info("batches of %d samples: more would take over a fifth of the free memory", size)
+            _LOG.info("batches of %d samples: more would take over %.0f %% of the free memory", size, 100 * SHARE)
             self.samples.cut(size)
 
     def random_vector(self, name: str, generator: torch.Generator) -> Tensor:

@@ -65,7 +65,7 @@ class Solver(Protocol):
 
     @property
     def memory_limit_gib(self) -> float | None:
-        """Most memory of the process while it reads; None: a fifth of what is free at the start."""
+        """Most memory of the process while it reads; None: a share of what is free at the start."""
         ...
 
     def start(self, vector: Tensor, seed: int = 0) -> State:
@@ -159,7 +159,7 @@ class Reading:
         curvature: "hessian" or "ggn", the Gauss-Newton matrix.
         start_from: first vector: "random", the block's own "gradient", or "subset", the eigenvector that the same
             solver finds, from the gradient, on the eighth of the samples whose loss is most curved.
-        memory_limit_gib: most memory of the process while it reads; None: a fifth of what is free at the start.
+        memory_limit_gib: most memory of the process while it reads; None: a share of what is free at the start.
 
     Raises:
         ValueError: a value that is not offered.

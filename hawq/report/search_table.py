@@ -11,6 +11,7 @@ import numpy as np
 from scipy.special import stdtrit  # Student's quantile; scipy.stats takes half a second to import
 
 from hawq.report.tables import markdown
+from hawq.report.wording import signed
 
 _SINGLE = "optimum"  # a plan that no search looked for begins so
 _LEVEL = 0.975  # two-sided 95 %
@@ -80,7 +81,7 @@ def _half(values: np.ndarray) -> float:
 
 
 def _shown(gap: float, half: float) -> str:
-    return f"{gap:+.4f} ± {half:.4f}".replace("-", "−")
+    return f"{signed(gap, 4)} ± {half:.4f}"
 
 
 def _spread(values: Sequence[float], form: str) -> str:

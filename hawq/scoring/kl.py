@@ -130,7 +130,7 @@ def _cut(images: Sequence[Tensor], size: int) -> list[Tensor]:
 
 
 def _fitted(model: nn.Module, images: Sequence[Tensor], gib: float | None) -> tuple[list[Tensor], float | None]:
-    """The images in batches that stay below a limit, and this in bytes: without one a fifth of what is free."""
+    """The images in batches that stay below a limit, and this in bytes: without one a share of what is free."""
     limit = limit_bytes(next(model.parameters()).device, gib)
     if limit is None:
         return list(images), None

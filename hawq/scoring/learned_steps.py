@@ -115,7 +115,7 @@ def _train(
 
 
 def _fit(networks: JointNetworks, samples: Samples, loss: Loss, gib: float | None) -> None:
-    """Cuts this process' batches so that a pass stays below a limit: without one, a fifth of what is free."""
+    """Cuts this process' batches so that a pass stays below a limit: without one, a share of what is free."""
     parameters = networks.parameters
     device, bits = parameters[0].device, max(networks.trained)
     limit = limit_bytes(device, gib)
