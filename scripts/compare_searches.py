@@ -31,9 +31,18 @@ from hawq.experiment.inputs import Inputs
 from hawq.experiment.prepare import claim, prepare_trained
 from hawq.experiment.progress import Console
 from hawq.files import write_whole
-from hawq.records import SENSITIVITY_SCHEMA, BitPlan, Precision, Sensitivity, dump_record, read_sensitivity, to_dict
+from hawq.records import (
+    SCORES,
+    SENSITIVITY_SCHEMA,
+    BitPlan,
+    Precision,
+    Sensitivity,
+    dump_record,
+    read_sensitivity,
+    to_dict,
+)
 from hawq.report.search_figure import searches_figure
-from hawq.report.search_table import searches_table
+from hawq.report.search_table import OPTIMUM, searches_table
 from hawq.search import Haq, JointSteps, Objective, OptunaSearch, Plans, RandomSearch
 from hawq.search.layer_facts import layer_facts
 from hawq.search.measuring import judged, measure_with
@@ -45,6 +54,8 @@ from hawq.trials import Trials, mean_with_error
 Run = Callable[[Objective, Plans, int], Found]
 _PUBLISHED_EPISODES = 600
 _VALUES = "other_values"
+_REFINED, _BY_CHANCE = "refined from", ("random", "Optuna TPE", "Optuna CMA-ES", "HAQ", "HAQ with noise by budget")
+_NAMES = (*(f"{kind} {score}" for score in SCORES for kind in (OPTIMUM, _REFINED)), *_BY_CHANCE)
 
 
 @dataclass(frozen=True)
@@ -104,6 +115,7 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*")
     given, more = parser.parse_known_args()
     try:
+        chosen(_NAMES, given.searches)  # a name that no network could have
         contest = begin([*given.overrides, *more], given.sensitivity, given.out)
         all_searches = searches(contest)
         names = chosen(list(all_searches), given.searches)
@@ -113,13 +125,13 @@ def main() -> None:
             record
             for name in names
             for run, seeded in [all_searches[name]]
-            for most in (given.evaluations if not name.startswith("optimum") else given.evaluations[:1])
+            for most in (given.evaluations if not name.startswith(OPTIMUM) else given.evaluations[:1])
             for seed in range(given.seeds if seeded else 1)
             for record in [play(contest, name, run, most, seed)]
         ]
     except (ValueError, OSError) as error:
         raise SystemExit(f"error: {error}") from error
-    print("\n" + searches_table(found, given.against or f"refined from {contest.score}"))
+    print("\n" + searches_table(found, given.against or f"{_REFINED} {contest.score}"))
     print(f"\n{draw(contest, found)}")
 
 
@@ -205,26 +217,25 @@ def searches(contest: Contest) -> dict[str, tuple[Run, bool]]:
             errors = contest.settings.search.standard_errors
             return refined(objective, plans, start.precisions, scores, errors)
 
-        found[f"optimum by {score}"] = (optimum, False)
-        found[f"refined from {score}"] = (improved, False)
+        found[f"{OPTIMUM} {score}"] = (optimum, False)
+        found[f"{_REFINED} {score}"] = (improved, False)
 
     def by(make: Callable[[int, int], Any]) -> tuple[Run, bool]:
         return (lambda objective, plans, seed: make(objective.most, seed).search(objective, plans, facts), True)
 
-    found["random"] = by(lambda most, seed: RandomSearch(**space, evaluations=most, seed=seed))
+    chance, tpe, cma, haq, less_noise = _BY_CHANCE
+    found[chance] = by(lambda most, seed: RandomSearch(**space, evaluations=most, seed=seed))
     if find_spec("optuna") and find_spec("cmaes"):
-        found["Optuna TPE"] = by(lambda most, seed: OptunaSearch(**space, evaluations=most, seed=seed))
-        found["Optuna CMA-ES"] = by(
-            lambda most, seed: OptunaSearch(**space, evaluations=most, sampler="cmaes", seed=seed)
-        )
+        found[tpe] = by(lambda most, seed: OptunaSearch(**space, evaluations=most, seed=seed))
+        found[cma] = by(lambda most, seed: OptunaSearch(**space, evaluations=most, sampler="cmaes", seed=seed))
     else:
         print("note: without Optuna, pip install 'hawq[search]'")
-    found["HAQ"] = by(lambda most, seed: Haq(**space, evaluations=most, seed=seed))
-    found["HAQ with noise by budget"] = by(
-        lambda most, seed: Haq(
-            **space, evaluations=most, seed=seed, noise_decay=0.99 ** (_PUBLISHED_EPISODES / max(most, 1))
-        )
-    )
+    found[haq] = by(lambda most, seed: Haq(**space, evaluations=most, seed=seed))
+
+    def quieter(most: int, seed: int) -> Haq:
+        return Haq(**space, evaluations=most, seed=seed, noise_decay=0.99 ** (_PUBLISHED_EPISODES / most))
+
+    found[less_noise] = by(quieter)
     return found
 
 
@@ -250,7 +261,7 @@ def play(contest: Contest, name: str, run: Run, most: int, seed: int) -> dict[st
         "measured": objective.evaluations,
         "seed": seed,
         "value": value,
-        "curve": curve(objective),
+        "curve": objective.curve,
         "plan": to_dict(found.plan),
     }
     record |= on_others(contest, found.plan)
@@ -269,15 +280,6 @@ def on_others(contest: Contest, plan: Mapping[str, Precision]) -> dict[str, Any]
 
 def _json(record: Mapping[str, Any]) -> bytes:
     return (json.dumps(record, allow_nan=False) + "\n").encode()
-
-
-def curve(objective: Objective) -> list[float]:
-    """The least mean on all images after 1, 2, … measured plans; plans that were dropped early count as measured."""
-    best, found = float("inf"), []
-    for one in objective.history:
-        best = min(best, one.mean) if one.images == objective.num_images else best
-        found.append(best)
-    return found
 
 
 def draw(contest: Contest, records: Sequence[dict[str, Any]]) -> Path:

@@ -75,6 +75,8 @@ def test_the_league_is_recorded_and_resumed(
     assert "refined from error" in (run_script("compare_searches.py", *arguments, "--against", "HAQ-2") or "")
     error = run_script("compare_searches.py", *arguments[:at], "haq", *arguments[at + 1 :])
     assert error is not None and "--searches: none is called 'haq' or begins so; there are optimum by" in error
+    missing = run_script("compare_searches.py", *arguments[:at], "optimum by trace", *arguments[at + 1 :])
+    assert missing is not None and "none is called 'optimum by trace'" in missing  # which was not measured
     assert run_script("compare_searches.py", *arguments) is None  # its plans are known
     assert capsys.readouterr().out.splitlines()[-3:] == printed.splitlines()[-3:]
     assert json.loads((out / "HAQ-e3-s0.json").read_text())["other_values"] == pytest.approx(values)
@@ -86,6 +88,12 @@ def test_the_league_is_recorded_and_resumed(
 def test_numbers_are_whole_and_above_0(option: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_script("compare_searches.py", option) == "2"
     assert "is no whole number above 0" in capsys.readouterr().err
+
+
+def test_a_search_that_cannot_be_is_refused_before_any_work(tmp_path: Path) -> None:
+    error = run_script("compare_searches.py", "--searches=annealing", "--out", tmp_path / "new", "dataset=digits")
+    assert error is not None and "none is called 'annealing' or begins so; there are optimum by eigenvalue" in error
+    assert not (tmp_path / "new").exists()
 
 
 def test_an_untrained_network_is_refused(tmp_path: Path) -> None:

@@ -13,7 +13,9 @@ from scipy.special import stdtrit  # Student's quantile; scipy.stats takes half 
 from hawq.report.tables import markdown
 from hawq.report.wording import signed
 
-_SINGLE = "optimum"  # a plan that no search looked for begins so
+OPTIMUM = "optimum by"
+"""The names of plans that no search looked for begin so."""
+
 _LEVEL = 0.975  # two-sided 95 %
 _Group = Sequence[Mapping[str, Any]]  # the seeds of one search with one number of plans
 
@@ -42,7 +44,7 @@ def searches_table(records: Sequence[Mapping[str, Any]], against: str) -> str:
         gap: tuple[str, ...] = ()
         if first is not None:
             gap = ("–",) if key == first else (_shown(*paired_gain(groups[key], groups[first])),)
-        plans = "1" if name.startswith(_SINGLE) else str(most)
+        plans = "1" if name.startswith(OPTIMUM) else str(most)
         spreads = (_spread(of["value"], ".4f"), _spread(of["other_kl"], ".4f"), f"{error:.4f}")
         rows.append((name, plans, str(len(groups[key])), *spreads, *gap, accuracy))
     compared = () if first is None else (f"− {against}",)
