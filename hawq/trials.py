@@ -24,12 +24,15 @@ class Outcomes:
     """What a network does with each of N images; all on the CPU in float64.
 
     Args:
-        kl: KL(float outputs ‖ its outputs) of each image (N,), in nats; 0 for the float network.
+        kl: KL(float outputs ‖ its outputs) of each image (N,), in nats, softened where the trials are; 0 for the float
+            network.
+        plain_kl: the same at T = 1 (N,).
         loss: cross-entropy of each image (N,); None without labels.
         hits: 1 where the largest output is at the label, else 0, (N,); None without labels.
     """
 
     kl: Tensor
+    plain_kl: Tensor
     loss: Tensor | None
     hits: Tensor | None
 
@@ -74,9 +77,14 @@ class Trials:
         self._calibration, self._quantizer = list(calibration), quantizer or LSQ()
         self._temperature, self._carry = temperature, carry_batch_norm
         self._statistics = batch_statistics(model, self._calibration) if carry_batch_norm else None
-        self._float = [log_probabilities(outputs, temperature) for outputs in self._outputs(model)]
+        self._float = list(self._outputs(model))
         self.float = self.outcomes(model)
         """Outcomes of the float network itself; its KL is 0."""
+
+    @property
+    def temperature(self) -> float:
+        """T of the softened KL."""
+        return self._temperature
 
     @property
     def blocks(self) -> tuple[Block, ...]:
@@ -107,12 +115,15 @@ class Trials:
     def by_batch(self, network: nn.Module) -> Iterator[Outcomes]:
         """`outcomes`, one batch of images after the other, each computed when it is asked for."""
         for outputs, expected, (_, labels) in zip(self._outputs(network), self._float, self._images, strict=True):
-            kl = divergence(expected, log_probabilities(outputs, self._temperature), self._temperature)
+            kl, plain = (
+                divergence(log_probabilities(expected, t), log_probabilities(outputs, t), t)
+                for t in (self._temperature, 1.0)
+            )
             loss = hits = None
             if labels is not None:
                 loss = per_image(nn.functional.cross_entropy(outputs, labels, reduction="none"))
                 hits = per_image(outputs.argmax(1) == labels)
-            yield Outcomes(kl, loss, hits)
+            yield Outcomes(kl, plain, loss, hits)
 
     @property
     def batch_sizes(self) -> tuple[int, ...]:
@@ -157,6 +168,7 @@ def _joined(parts: Sequence[Outcomes]) -> Outcomes:
     hits = [part.hits for part in parts if part.hits is not None]
     return Outcomes(
         torch.cat([part.kl for part in parts]),
+        torch.cat([part.plain_kl for part in parts]),
         torch.cat(losses) if losses else None,
         torch.cat(hits) if hits else None,
     )

@@ -172,6 +172,41 @@ def test_a_swap_needs_more_than_two_standard_errors() -> None:
             assert (refined(objective, plans, start, scores_of(plans, fair)).changes > 0) is changed
 
 
+@pytest.mark.parametrize("seed", range(6))
+def test_no_swap_raises_the_second_values(seed: int) -> None:
+    blocks = blocks_of(seed, 5)
+    plans = Plans(IntegerProgram(4.0, "average_bits", activations=8).problem(blocks, None))
+    start = plans.plan(plans.random(np.random.default_rng(seed)))
+    judge, other = Toy(blocks, seed), Toy(blocks, seed + 100)
+
+    def found(second: Callable[[Plan], Iterator[Tensor]]) -> Found:
+        def measure(plan: Plan) -> Iterator[Tensor]:
+            for parts in zip(judge(plan), second(plan), strict=True):
+                yield torch.stack(parts, 1)
+
+        with Objective(measure, PARTS, 60) as objective:
+            return refined(objective, plans, start, scores_of(plans, fair))
+
+    assert found(judge).changes > 0
+    assert found(lambda plan: (10 - part for part in judge(plan))) == Found(start, 0)
+    assert other.value(found(other).plan) <= other.value(start)
+
+
+def test_values_kept_without_second_ones_are_measured_again() -> None:
+    blocks = blocks_of(0, 4)
+    plans = Plans(IntegerProgram(4.0, "average_bits", activations=8).problem(blocks, None))
+    plan, toy, kept = plans.plan(plans.cheapest), Toy(blocks, 0), Kept()
+    with Objective(toy, PARTS, 5, checkpoint=kept) as objective:
+        values = objective.values(plan)
+    assert toy.calls == 1 and torch.equal(objective.second_values(plan), values)
+    for old in (False, True):
+        if old:
+            kept.state = {"plans": kept.state["plans"], "values": [values]}  # as they were before
+        with Objective(toy, PARTS, 5, checkpoint=kept) as objective:
+            assert torch.equal(objective.values(plan), values)
+        assert toy.calls == 1 + old
+
+
 def test_where_all_plans_are_alike_the_plan_stays() -> None:
     blocks = blocks_of(0, 4)
     plans = Plans(IntegerProgram(4.0, "average_bits", activations=8).problem(blocks, None))

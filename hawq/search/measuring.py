@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor, nn
 
 from hawq.distributed import world_size
@@ -30,18 +31,22 @@ def judged(outcomes: Outcomes, judge: str) -> Tensor:
 def measure_with(trials: Trials, judge: str = "kl", prepare: Prepare = lambda network: None) -> Measure:
     """A function plan → values, one tensor for each batch of the trials' images.
 
+    By a softened KL, the values are (n, 2): it, and the plain KL that no gain may raise.
+
     Args:
         trials: network, images and quantiser.
         judge: one of `hawq.search.settings.JUDGES`.
         prepare: changes each quantised network before it is measured, say by a few steps of training.
     """
     judged(trials.float, judge)
+    softened = judge == "kl" and trials.temperature != 1
 
     def measure(plan: Mapping[str, Precision]) -> Iterator[Tensor]:
         network = trials.network(plan)
         prepare(network)
         for outcomes in trials.by_batch(network.eval()):
-            yield judged(outcomes, judge)
+            values = judged(outcomes, judge)
+            yield torch.stack((values, outcomes.plain_kl), 1) if softened else values
 
     return measure
 

@@ -38,7 +38,8 @@ class Objective:
     Used as `with Objective(...) as objective:`, which opens and closes the progress bar and stores what is left.
 
     Args:
-        measure: plan → values of the images, one tensor (n,) per part, each computed when it is asked for.
+        measure: plan → values of the images, one tensor per part, each computed when it is asked for: (n,), or (n, 2)
+            where plans are judged by the first value of an image, and no gain may raise the second.
         parts: images in each part.
         most: plans that may be measured.
         checkpoint: where measured plans are stored every `save_every_seconds`.
@@ -116,6 +117,10 @@ class Objective:
         """Whether a plan was measured, at least on some of the images."""
         return _key(plan) in self._known
 
+    def second_values(self, plan: Mapping[str, Precision]) -> Tensor:
+        """Second values (n,) of the images that a known plan was measured on; the first where there are no others."""
+        return self._known[_key(plan)][:, 1]
+
     def values(self, plan: Mapping[str, Precision]) -> Tensor:
         """Values of all images (N,), float64, for a plan; a known plan is not measured again.
 
@@ -144,13 +149,13 @@ class Objective:
         if known is None or len(found) > len(known):
             self._known[key] = found
         if known is None:
-            self.history.append(Evaluation(dict(plan), float(found.mean()), len(found)))
+            self.history.append(Evaluation(dict(plan), float(found[:, 0].mean()), len(found)))
             self._tell()
         elif len(found) > len(known):
             self._replace(plan, found)
         if fresh:
             self._save()
-        return found
+        return found[:, 0]
 
     def _enough(self, values: Tensor, hopeless: Hopeless) -> Tensor | None:
         """As many of known values as a race needs; None where they are too few."""
@@ -159,24 +164,25 @@ class Objective:
             done += size
             if done > len(values):
                 return None
-            if hopeless(values[:done]):
+            if hopeless(values[:done, 0]):
                 return values[:done]
         return values if len(values) == self.num_images else None
 
     def _run(self, plan: Mapping[str, Precision], hopeless: Hopeless) -> Tensor:
         parts: list[Tensor] = []
         for part in self._measure(plan):
-            parts.append(part.detach().double().cpu())
+            values = part.detach().double().cpu()
+            parts.append(values if values.dim() == 2 else values[:, None].expand(-1, 2))
             if not bool(parts[-1].isfinite().all()):
                 raise UserError("a plan has a value that is not finite: check the network and the images")
-            if len(parts) < len(self._parts) and hopeless(torch.cat(parts)):
+            if len(parts) < len(self._parts) and hopeless(torch.cat(parts)[:, 0]):
                 break
         return torch.cat(parts)
 
     def _replace(self, plan: Mapping[str, Precision], values: Tensor) -> None:
         """A plan that was dropped early has now been measured on more images."""
         place = next(at for at, one in enumerate(self.history) if one.plan == dict(plan))
-        self.history[place] = Evaluation(dict(plan), float(values.mean()), len(values))
+        self.history[place] = Evaluation(dict(plan), float(values[:, 0].mean()), len(values))
 
     def _tell(self) -> None:
         best = self.best
@@ -201,4 +207,6 @@ def _key(plan: Mapping[str, Precision]) -> str:
 
 
 def _read(state: dict[str, Any] | None) -> dict[str, Tensor]:
-    return dict(zip(state["plans"], state["values"], strict=True)) if state else {}
+    """Plan → values (n, 2). Plans whose second values were not kept, as before there were any, are measured again."""
+    known = zip(state["plans"], state["values"], strict=True) if state else ()
+    return {plan: values for plan, values in known if values.dim() == 2}

@@ -62,12 +62,20 @@ def refined(
             break
         found = objective.race(plans.plan(proposed), partial(_is_worse, values))
         gain, error = paired(values[: len(found)], found)
-        model.observe(chosen, proposed, -gain, error)
         better = len(found) == len(values) and gain > standard_errors * error
+        if better and (harm := _harm(objective, plans.plan(chosen), plans.plan(proposed))):
+            better, (gain, error) = False, harm
+        model.observe(chosen, proposed, -gain, error)
         swaps.told(better)
         if better:
             chosen, values, changes = proposed, found, changes + 1
     return Found(plans.plan(chosen), changes)
+
+
+def _harm(objective: Objective, before: Plan, after: Plan) -> tuple[float, float] | None:
+    """Gain of the second values and its standard error, where these rise from one measured plan to the other."""
+    gain, error = paired(objective.second_values(before), objective.second_values(after))
+    return (gain, error) if gain < 0 else None
 
 
 def _is_worse(best: Tensor, part: Tensor) -> bool:
