@@ -21,6 +21,7 @@ from hawq.report import (
     summary_table,
     write_result,
 )
+from hawq.report.minutes_figure import Paid
 
 RESULT = ResultRow("HAWQ", "2 MP", "4", 91.0, 13.1, 100_000, 8.0, 0.079)
 FLOAT = RecordedRow(ResultRow("float", "32", "32", 92.5, 1.0, 1_000_000, 1.0, 1.03))
@@ -278,6 +279,37 @@ def test_what_has_no_curve_is_not_drawn(tmp_path):
     path = a_record(tmp_path / "one.json", FALLING[-1:])
     assert "has no curve" in run_script("plot_convergence.py", path, "--out", tmp_path / "x.png")
     assert "does not exist" in run_script("plot_convergence.py", tmp_path / "two.json", "--out", tmp_path / "x.png")
+
+
+def test_minutes_are_drawn(folder, tmp_path):
+    short, long = a_record(tmp_path / "short.json", FALLING, RISING), a_record(tmp_path / "long.json", RISING)
+    out = tmp_path / "minutes.svg"
+    assert run_script("plot_minutes.py", f"W4A4:BRECQ={short}", f"W4A4:30 epochs={long}", "--out", out) is None
+    text = out.read_text()
+    for written in ("BRECQ", "30 epochs", "W4A4", "accuracy %", "minutes"):
+        assert f"<!-- {written} -->" in text
+    recipe = Paid("BRECQ", (90.0, 91.0, 92.0), (5.0, 6.0, 7.0), 92.5)
+    assert recipe.mean_minutes == 6 and recipe.accuracy == (91, pytest.approx(4.302653 / 3**0.5))
+    assert run_script("plot_minutes.py", f"run:calibrated={folder}", "--out", tmp_path / "run.png") is None
+    assert (tmp_path / "run.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("sources", "message"),
+    [
+        (("W4A4={one}",), "'W4A4={one}' has no series or label: give SERIES:LABEL=RUN_OR_RECORD"),
+        ((":x={one}",), "has no series or label"),
+        (("a:x={one}", "a:x={two}"), "a, x has several float networks"),
+        (("a:x={one}", "a:y={two}"), "a has float networks of accuracy [91.0, 92.5]"),
+        (("a:x={one}.gone",), "does not exist: give run folders or records"),
+    ],
+)
+def test_what_has_no_minutes_is_not_drawn(sources, message, tmp_path):
+    one, two = a_record(tmp_path / "1.json", FALLING), a_record(tmp_path / "2.json", RISING, parent=91.0)
+    given = [source.format(one=one, two=two) for source in sources]
+    error = run_script("plot_minutes.py", *given, "--out", tmp_path / "x.png")
+    assert message.format(one=one, two=two) in error
+    assert not (tmp_path / "x.png").exists()
 
 
 def test_committed_files_have_their_record():

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+
+import numpy as np
+from scipy.special import stdtrit  # Student's quantile; scipy.stats takes half a second to import
 
 from hawq.records import Difference, Measured
 
@@ -39,3 +43,11 @@ def paired_difference(mine: Measured, other: Measured) -> Difference | None:
     value, middle = 100.0 * (better - worse) / count, 100.0 * (up - down)
     low, high = max(-100.0, middle - half), min(100.0, middle + half)
     return Difference(value, min(low, value), max(high, value), count)
+
+
+def half_width(values: Sequence[float] | np.ndarray) -> float:
+    """Half the 95 % interval of the mean of N values, t_(N−1) · σ/√N (Student 1908); NaN for fewer than two."""
+    count = len(values)
+    if count < 2:
+        return math.nan
+    return float(stdtrit(count - 1, 0.975) * np.std(values, ddof=1) / math.sqrt(count))

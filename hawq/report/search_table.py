@@ -8,15 +8,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from scipy.special import stdtrit  # Student's quantile; scipy.stats takes half a second to import
 
+from hawq.report.intervals import half_width
 from hawq.report.tables import markdown
 from hawq.report.wording import signed
 
 OPTIMUM = "optimum by"
 """The names of plans that no search looked for begin so."""
 
-_LEVEL = 0.975  # two-sided 95 %
 _Group = Sequence[Mapping[str, Any]]  # the seeds of one search with one number of plans
 
 
@@ -71,15 +70,10 @@ def paired_gain(group: _Group, reference: _Group) -> tuple[float, float]:
             f"plans were measured on {values.shape[1]} and {len(theirs)} images: two or more of the same are needed"
         )
     gaps = values - theirs
-    square = _half(gaps.mean(0)) ** 2
+    square = half_width(gaps.mean(0)) ** 2
     if len(gaps) > 1:
-        square += _half(gaps.mean(1)) ** 2
+        square += half_width(gaps.mean(1)) ** 2
     return float(gaps.mean()), math.sqrt(square)
-
-
-def _half(values: np.ndarray) -> float:
-    count = len(values)
-    return float(stdtrit(count - 1, _LEVEL) * values.std(ddof=1) / math.sqrt(count))
 
 
 def _shown(gap: float, half: float) -> str:
