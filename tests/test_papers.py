@@ -20,12 +20,13 @@ ROWS = [(name, row) for name, table in TABLES.items() for row in table.rows]
 HAWQ_ROW = next(
     row for record in RESULTS for row in record.runs[0].rows if record.fills.get(row.result.method) == "table1/hawq"
 )
+DATASETS = {**dict.fromkeys(("table1", "ablations", "cifar10"), "cifar10"), "imagenette": "imagefolder"}
 V3 = Path(__file__).parents[2] / "shared" / "reference" / "hawq_v3_resnet18_ilp.json"
 
 
 def test_every_row_is_there():
     counts = {"table1": 12, "table2": 6 + 1, "table3": 9, "table4": 4, "v2": 12, "v3": 20, "figures": 3}
-    counts |= {"ablations": 14, "cifar10": 30, "imagenet": 60}
+    counts |= {"ablations": 14, "cifar10": 30, "imagenet": 60, "imagenette": 6}
     assert {name: len(table.rows) for name, table in TABLES.items()} == counts  # + 1: HAWQ with inferred bits
 
 
@@ -40,7 +41,7 @@ def test_rows_say_where_they_come_from_and_can_be_composed(name, row):
     overrides = TABLES[name].overrides(row)
     if overrides is not None:
         settings = build_settings(compose_here(*overrides, "dataset.path=none"))
-        assert settings.dataset.name == ("cifar10" if name in ("table1", "ablations", "cifar10") else "imagenet")
+        assert settings.dataset.name == DATASETS.get(name, "imagenet")
 
 
 def rows_of(name):
