@@ -5,13 +5,14 @@ import copy
 import numpy as np
 import pytest
 import torch
-from networks import Dropped, Fresh, build, samples
+from networks import NETWORKS, Dropped, Fresh, build, samples
 from scipy.special import log_softmax, softmax
 from torch import nn
 from torch.nn import functional as F
 from tuning import BATCHES, CALIBRATION, prepared, same_state
 
 from hawq.finetuning import Distillation, FineTuning, Training, finetune, fit, soft_loss
+from hawq.finetuning.folding import folded
 from hawq.finetuning.step import Objective
 from hawq.records import Phase
 
@@ -112,3 +113,49 @@ def test_finetuning_distils_from_its_own_float_parent():
     assert history[0]["loss"] == pytest.approx(float(0.75 * hard.detach() + 0.25 * soft.detach()))
     assert same_state(model, before)
     assert model.training
+
+
+class Shared(nn.Module):
+    """One convolution before two batch norms, which cannot be folded into it."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.first, self.second = nn.Conv2d(3, 3, 3, padding=1), nn.BatchNorm2d(3), nn.BatchNorm2d(3)
+        self.second.weight.data.fill_(3.0)
+
+    def forward(self, x):
+        return self.second(self.conv(self.first(self.conv(x)))).mean((2, 3))
+
+
+class Dynamic(nn.Module):
+    """What cannot be traced."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)
+
+    def forward(self, x):
+        return self.norm(self.conv(x)).mean((2, 3)) * (2 if bool(x.sum() > 0) else 1)
+
+
+def norms_in(model):
+    return sum(isinstance(module, nn.BatchNorm2d) for module in model.modules())
+
+
+@pytest.mark.parametrize("name", sorted(NETWORKS))
+def test_a_folded_teacher_gives_the_same_outputs(name):
+    model = build(name, torch.float32)
+    images, before = samples(8, torch.float32)[0], copy.deepcopy(model.state_dict())
+    fast = folded(model, images[:2])
+    expected = model(images)
+    torch.testing.assert_close(fast(images), expected, rtol=1e-4, atol=1e-4 * float(expected.detach().abs().max()))
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    assert norms_in(fast) < norms_in(model) or not norms_in(model)
+
+
+@pytest.mark.parametrize("network", [Shared, Dynamic])
+def test_what_cannot_be_folded_stays(network):
+    torch.manual_seed(0)
+    model = network().train()
+    assert folded(model, torch.randn(2, 3, 4, 4)) is model
+    assert model.training and model.conv.weight.requires_grad

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from hawq.distributed import broadcast_parameters
 from hawq.finetuning.data import RepeatedLoader, TrainingData
 from hawq.finetuning.distillation import Distillation
+from hawq.finetuning.folding import folded
 from hawq.finetuning.loop import fit
 from hawq.finetuning.oscillation import Oscillations
 from hawq.finetuning.run import Row
@@ -30,6 +31,8 @@ from hawq.quantization import (
 )
 from hawq.records import BitPlan, Block, Phase, Sensitivity
 from hawq.resuming import Checkpoint
+
+_COMPARED = 4  # images that the teacher and its folded form are compared on
 
 
 def finetune(
@@ -82,7 +85,7 @@ def finetune(
     norms = _BatchNorms(data, settings, steps, frozen_from, progress)
     told: dict[str, Any] = {"evaluate": evaluate, "checkpoint": checkpoint, "on_row": on_row, "on_best": on_best}
     told |= {"begin_step": norms.begin_step, "progress": progress, "title": title}
-    told |= {"seed": seed, "loss": loss, "distillation": _teacher(model, settings)}
+    told |= {"seed": seed, "loss": loss, "distillation": _teacher(model, settings, inputs[0][:_COMPARED])}
 
     def enter(network: nn.Module, phase: Phase) -> None:
         enable(network, phase.enters if start is None else (), inputs, progress=progress)
@@ -92,8 +95,10 @@ def finetune(
     return quantized, history
 
 
-def _teacher(model: nn.Module, settings: FineTuning) -> Distillation | None:
-    return Distillation(model, settings.distillation, settings.temperature) if settings.distillation else None
+def _teacher(model: nn.Module, settings: FineTuning, inputs: Tensor) -> Distillation | None:
+    if not settings.distillation:
+        return None
+    return Distillation(folded(model, inputs), settings.distillation, settings.temperature)
 
 
 def _watch(blocks: tuple[Block, ...], settings: FineTuning) -> Oscillations | None:
