@@ -83,7 +83,7 @@ def refine(
 
     A swap is taken only where its gain, paired image by image, exceeds two standard errors. The images need no labels,
     and are best ones that the network has not been trained on. The KL is softened: at T = 1 a few images make up most
-    of it, and images that the network has memorised tell plans apart wrongly.
+    of it, and images that the network has memorised tell plans apart wrongly. The plain KL must not rise, though.
 
     Args:
         model: the float network; left unchanged.

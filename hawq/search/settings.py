@@ -34,7 +34,8 @@ class Search:
         num_images: that plans are judged on, drawn once by the run's seed; at most those that are there.
         judge: "kl" to the float outputs, "loss" (cross-entropy) or "errors" (wrong answers).
         temperature: T of the softened KL, T² · KL(softmax(z/T) ‖ softmax(z'/T)).
-        standard_errors: of the paired differences, that the gain of a swap must exceed in a refinement.
+        standard_errors: of the paired differences, that the gain of a swap must exceed in a refinement; by a softened
+            KL, the plain one must not rise either.
         steps: of joint training before a plan is judged, 0 for calibration alone.
         calibration_images: training images that ranges and batch norm's statistics are taken from.
         other_images: test images on which the result is measured again, 0 for none. They decide nothing.
