@@ -108,19 +108,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--evaluations", type=_numbers, default=[100, 300])
     parser.add_argument("--seeds", type=_positive, default=5)
-    parser.add_argument("--searches", type=_words, help="names or how they begin, with commas; all unless given")
+    parser.add_argument(
+        "--searches",
+        type=lambda text: [part.strip() for part in text.split(",")],
+        help="names or how they begin, with commas; all unless given",
+    )
     parser.add_argument("--against", help="the search that the others are compared with, image by image")
     parser.add_argument("--sensitivity", type=Path)
     parser.add_argument("--out", type=Path, default=Path("outputs/searches/league"))
     parser.add_argument("overrides", nargs="*")
     given, more = parser.parse_known_args()
     try:
-        chosen(_NAMES, given.searches)  # a name that no network could have
+        chosen(_NAMES, given.searches, given.against)  # what no network could have is refused before any work
         contest = begin([*given.overrides, *more], given.sensitivity, given.out)
         all_searches = searches(contest)
-        names = chosen(list(all_searches), given.searches)
-        if given.against not in (None, *names):
-            raise ValueError(f"--against={given.against} is none of the searches: give one of {', '.join(names)}")
+        names = chosen(list(all_searches), given.searches, given.against)
         found = [
             record
             for name in names
@@ -145,28 +147,25 @@ def _positive(text: str) -> int:
     return int(text)
 
 
-def chosen(names: Sequence[str], wanted: Sequence[str] | None) -> list[str]:
+def chosen(names: Sequence[str], wanted: Sequence[str] | None, against: str | None = None) -> list[str]:
     """The names that are wanted or begin with what is wanted, in their own order; all for None.
 
-    Raises ValueError where one of `wanted` is neither.
+    Raises ValueError where one of `wanted` is neither, or `against` is not among those chosen.
     """
-    if wanted is None:
-        return list(names)
-    found: set[str] = set()
-    for word in wanted:
+    found: set[str] = set(names if wanted is None else ())
+    for word in wanted or ():
         matches = [word] if word in names else [name for name in names if name.startswith(word)]
         if not matches:
             raise ValueError(f"--searches: none is called {word!r} or begins so; there are {', '.join(names)}")
         found.update(matches)
+    if against not in (None, *found):
+        raise ValueError(f"--against={against} is none of the searches: give one of {', '.join(sorted(found))}")
     return [name for name in names if name in found]
-
-
-def _words(text: str) -> list[str]:
-    return [part.strip() for part in text.split(",")]
 
 
 def begin(overrides: Sequence[str], sensitivity: Path | None, out: Path) -> Contest:
     """Opens network and data, analyses the network unless a file is given, and measures the float network."""
+    known = None if sensitivity is None else fingerprint(sensitivity.read_text())
     settings, inputs = prepare_trained(overrides, out)
     if not isinstance(settings.bits, IntegerProgram):
         raise ValueError("the searches share the limits of bits=mixed: leave bits= out and give bits.target=...")
@@ -176,7 +175,7 @@ def begin(overrides: Sequence[str], sensitivity: Path | None, out: Path) -> Cont
     judging, other = order[: wanted.num_images], order[wanted.num_images :]
     if len(other) < 2:
         raise ValueError(f"search.num_images={wanted.num_images} leaves no other test images: give fewer")
-    claim(out, overrides, {"sensitivity": None if sensitivity is None else fingerprint(sensitivity.read_text())})
+    claim(out, overrides, {"sensitivity": known})
     kept = sensitivity or out / "sensitivity.json"
     if not kept.is_file():
         batches = inputs.fixed_batches(settings.analysis.num_samples, settings.analysis.batch_size, seed)

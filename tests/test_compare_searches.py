@@ -75,7 +75,9 @@ def test_the_league_is_recorded_and_resumed(
     assert "refined from error" in (run_script("compare_searches.py", *arguments, "--against", "HAQ-2") or "")
     error = run_script("compare_searches.py", *arguments[:at], "haq", *arguments[at + 1 :])
     assert error is not None and "--searches: none is called 'haq' or begins so; there are optimum by" in error
-    missing = run_script("compare_searches.py", *arguments[:at], "optimum by trace", *arguments[at + 1 :])
+    missing = run_script(
+        "compare_searches.py", *arguments[:at], "optimum by trace,refined from error", *arguments[at + 1 :]
+    )
     assert missing is not None and "none is called 'optimum by trace'" in missing  # which was not measured
     assert run_script("compare_searches.py", *arguments) is None  # its plans are known
     assert capsys.readouterr().out.splitlines()[-3:] == printed.splitlines()[-3:]
@@ -90,9 +92,18 @@ def test_numbers_are_whole_and_above_0(option: str, capsys: pytest.CaptureFixtur
     assert "is no whole number above 0" in capsys.readouterr().err
 
 
-def test_a_search_that_cannot_be_is_refused_before_any_work(tmp_path: Path) -> None:
-    error = run_script("compare_searches.py", "--searches=annealing", "--out", tmp_path / "new", "dataset=digits")
-    assert error is not None and "none is called 'annealing' or begins so; there are optimum by eigenvalue" in error
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (("--searches=annealing",), "none is called 'annealing' or begins so; there are optimum by eigenvalue"),
+        (("--against=HAQ-2",), "--against=HAQ-2 is none of the searches: give one of HAQ"),
+        (("--searches=HAQ,random", "--against=Optuna TPE"), "none of the searches: give one of HAQ, random"),
+        (("--sensitivity=gone.json",), "No such file or directory: 'gone.json'"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_any_work(given: tuple[str, ...], message: str, tmp_path: Path) -> None:
+    error = run_script("compare_searches.py", *given, "--out", tmp_path / "new", "dataset=digits")
+    assert error is not None and message in error
     assert not (tmp_path / "new").exists()
 
 
