@@ -35,6 +35,7 @@ from hawq.report import (
     read_table,
     summary_table,
 )
+from hawq.report.untrained import untrained_table
 
 TABLES = {path.stem: path for path in sorted((REPOSITORY / "docs" / "papers").glob("*.yaml"))}
 PAGES = (REPOSITORY / "README.md", REPOSITORY / "docs" / "results.md")
@@ -78,6 +79,7 @@ def with_results(page: str, results: list[Recorded]) -> str:
         "summary": summary_table,
         "results": full_results,
         "ablations": partial(beside_ours, "ablations"),
+        "untrained": partial(untrained_table, {name: read_table(TABLES[name]) for name in ("imagenet", "cifar10")}),
     }
     for name, make in tables.items():
         before, begin, rest = page.partition(BEGIN.format(name))

@@ -12,7 +12,19 @@ import reproduce
 from runs import CONF, REPOSITORY, compose_here, read_json, run_folder, run_here
 
 from hawq.experiment.config.build import build_settings
-from hawq.report import NOT_RUN, comparison, full_results, read_results, read_table, summary_table
+from hawq.records import Difference, ResultRow
+from hawq.report import (
+    NOT_RUN,
+    Recorded,
+    RecordedRow,
+    RecordedRun,
+    comparison,
+    full_results,
+    read_results,
+    read_table,
+    summary_table,
+)
+from hawq.report.untrained import untrained_table
 
 TABLES = {name: read_table(path) for name, path in reproduce.TABLES.items()}
 RESULTS = read_results(REPOSITORY / "docs" / "results")
@@ -68,7 +80,7 @@ def test_our_ratios_are_those_printed(name, ids):
 def test_networks_without_training_stand_beside_their_records():
     compared = {name: ours for name, (_, ours) in rows_of("imagenet").items()}
     assert compared["lite0-w8a8"].accuracy == "83.00" and compared["lite0"].accuracy == "83.31"
-    assert compared["squeezenet-w4a8"].accuracy == "not run here"
+    assert compared["squeezenet-w4a8"].accuracy == "48.15" and compared["lite2-w4a8"].accuracy == "not run here"
     for name in ("lite0", "lite2", "squeezenet"):
         assert compared[f"{name}-w8a8"].cost.w_comp == 4 and 4 < compared[f"{name}-w4a8"].cost.w_comp < 8
 
@@ -179,3 +191,23 @@ def test_other_files_are_no_results(content, message, tmp_path):
     (tmp_path / "x.json").write_text(json.dumps(content))
     with pytest.raises(ValueError, match=message):
         read_results(tmp_path)
+
+
+def test_networks_without_training_are_listed_with_their_difference_to_float():
+    tables = {name: TABLES[name] for name in ("imagenet", "cifar10")}
+    lines = untrained_table(tables, RESULTS).splitlines()[2:]
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    assert cells[0][:5] == ["EfficientNet-Lite0", "float", "32", "32", "83.31"]
+    assert ["", "uniform", "8", "8", "83.00", "−0.31 (−0.83 to +0.21)", "4.00×", "4.83 MiB", "2"] in cells
+    filled = {place for record in RESULTS for place in record.fills.values()}
+    assert len(cells) == sum(place.startswith(("imagenet/", "cifar10/")) for place in filled)
+
+
+def test_seeds_of_a_network_without_training_share_a_line():
+    row = ResultRow("HAWQ", "2 MP", "4", 90.0, 13.1, 100_000, 8.0, 0.079, 100, Difference(-2.0, -3.0, -1.0, 100))
+    other = replace(row, accuracy=91.0, difference=Difference(-1.0, -2.0, 0.0, 100))
+    runs = tuple(RecordedRun(seed, 0.1, None, (RecordedRow(one),)) for seed, one in enumerate((row, other)))
+    record = Recorded("N", "c", "h", "d", "v", "", 128, 0, None, runs, fills={"HAWQ": "cifar10/b-13x"})
+    line = untrained_table({"cifar10": TABLES["cifar10"]}, [record]).splitlines()[-1]
+    shown = [cell.strip() for cell in line.strip("|").split("|")]
+    assert shown[0] == "ResNet20 B" and shown[4:6] == ["90.50 ± 0.71", "−1.50 (−2.50 to −0.50)"] and shown[-1] == "6"

@@ -1,0 +1,58 @@
+"""The table of networks that nothing was trained for: calibration and reconstruction, and what they cost."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from statistics import mean
+
+from hawq.records import FLOAT_BITS
+from hawq.report.papers import PaperRow, PaperTable
+from hawq.report.results import Recorded
+from hawq.report.tables import markdown
+from hawq.report.wording import signed
+
+_FLOAT = str(FLOAT_BITS)
+_COLUMNS = ("network", "bits", "w-bits", "a-bits", "accuracy %", "− float", "W-Comp", "size", "minutes")
+
+
+def untrained_table(tables: Mapping[str, PaperTable], results: Sequence[Recorded]) -> str:
+    """One line for each row of these tables that was run, below its float network.
+
+    The difference to float is on the same images, with its 95 % interval; of several seeds it is their mean, with the
+    means of their limits. Minutes are the whole run's, analysis included.
+
+    Args:
+        tables: name → rows, where each network begins with a row of 32 bits that carries its name.
+        results: the records, with the rows that they fill.
+    """
+    lines: list[tuple[str, ...]] = []
+    for name, table in tables.items():
+        network = ""
+        for row in table.rows:
+            network = row.method if row.weights == _FLOAT else network
+            recorded = next((one for one in reversed(results) if f"{name}/{row.id}" in one.fills.values()), None)
+            if recorded is not None:
+                lines.append(_line(network, row, recorded, f"{name}/{row.id}"))
+    return markdown(_COLUMNS, _without_repetition(lines))
+
+
+def _line(network: str, row: PaperRow, recorded: Recorded, place: str) -> tuple[str, ...]:
+    cells = recorded.cells_for(place)
+    if row.weights == _FLOAT:
+        return (network, "float", _FLOAT, _FLOAT, cells["accuracy %"], "", cells["W-Comp"], cells["size"], "")
+    method = next(method for method, filled in recorded.fills.items() if filled == place)
+    found = [one.result.difference for run in recorded.runs for one in run.rows if one.result.method == method]
+    gaps = [gap for gap in found if gap is not None]
+    shown = ""
+    if gaps:
+        low, high = (signed(mean(limits)) for limits in ([gap.low for gap in gaps], [gap.high for gap in gaps]))
+        shown = f"{signed(mean(gap.value for gap in gaps))} ({low} to {high})"
+    minutes = f"{60 * mean(run.hours for run in recorded.runs):.0f}"
+    given = (row.method, row.weights, row.activations, cells["accuracy %"], shown, cells["W-Comp"], cells["size"])
+    return (network, *given, minutes)
+
+
+def _without_repetition(lines: Sequence[tuple[str, ...]]) -> list[tuple[str, ...]]:
+    """The lines with the name of a network in its first one alone."""
+    before = ["", *(line[0] for line in lines)]
+    return [("" if line[0] == name else line[0], *line[1:]) for line, name in zip(lines, before, strict=False)]
