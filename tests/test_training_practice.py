@@ -13,6 +13,7 @@ from tuning import BATCHES, CALIBRATION, prepared, same_state
 
 from hawq.errors import UserError
 from hawq.finetuning import FineTuning, Training, finetune, fit
+from hawq.finetuning.compiling import compiled
 from hawq.finetuning.step import Objective, add_gradients, gradient_length
 from hawq.records import Phase
 
@@ -190,6 +191,35 @@ def test_what_cannot_be_compiled_is_told(compiler, message, monkeypatch):
     monkeypatch.setattr(torch, "compile", compiler)
     with pytest.raises(UserError, match=message):
         trained(Training(compile=True))
+
+
+class Chaotic(nn.Module):
+    """Its outputs hang on the last digits of its inputs, as those of a block do that has just been quantised."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(12, 5)
+
+    def forward(self, x):
+        return 4 * self.linear(x) * (1 + 0.5 * torch.sin(1e7 * x.double().sum()).float())
+
+
+@pytest.mark.parametrize("factor", [1, 20])
+def test_rounding_alone_does_not_count_as_a_wrong_compilation(factor, monkeypatch):
+    """The compiled network rounds its inputs otherwise, or its outputs are also twenty times as large."""
+    objective, far = Objective(F.cross_entropy, None, "float32"), 0
+    monkeypatch.setattr(torch, "compile", lambda model, **_: lambda x: factor * model(x * (1 + 2.0**-20)))
+    for seed in range(8):
+        torch.manual_seed(seed)
+        model, batch = Chaotic(), (torch.randn(16, 12), torch.randint(5, (16,)))
+        losses = [float(objective(network, batch)) for network in (model, torch.compile(model))]
+        far += not math.isclose(*losses, rel_tol=0.01)
+        if factor == 1:
+            compiled(model, objective, batch, seed)
+        else:
+            with pytest.raises(UserError, match="changes the loss of a batch"):
+                compiled(model, objective, batch, seed)
+    assert far >= 6
 
 
 def test_the_check_of_a_compilation_leaves_no_trace(monkeypatch):
