@@ -15,7 +15,7 @@ from hawq.experiment.table import NAMES, left_out
 from hawq.measurement import measured
 from hawq.records import StageRecord, to_dict
 
-FORMAT = 4  # raised when a stage computes something else from the same settings: old artifacts are then left alone
+FORMAT = 5  # raised when a stage computes something else from the same settings: old artifacts are then left alone
 
 Files = dict[str, bytes]
 
