@@ -77,7 +77,7 @@ class Trials:
         self._calibration, self._quantizer = list(calibration), quantizer or LSQ()
         self._temperature, self._carry = temperature, carry_batch_norm
         self._statistics = batch_statistics(model, self._calibration) if carry_batch_norm else None
-        self._float = list(self._outputs(model))
+        self._float = [self._log_probabilities(outputs) for outputs in self._outputs(model)]
         self.float = self.outcomes(model)
         """Outcomes of the float network itself; its KL is 0."""
 
@@ -115,20 +115,22 @@ class Trials:
     def by_batch(self, network: nn.Module) -> Iterator[Outcomes]:
         """`outcomes`, one batch of images after the other, each computed when it is asked for."""
         for outputs, expected, (_, labels) in zip(self._outputs(network), self._float, self._images, strict=True):
-            kl, plain = (
-                divergence(log_probabilities(expected, t), log_probabilities(outputs, t), t)
-                for t in (self._temperature, 1.0)
-            )
+            found = self._log_probabilities(outputs)
+            kls = {t: divergence(expected[t], found[t], t) for t in found}
             loss = hits = None
             if labels is not None:
                 loss = per_image(nn.functional.cross_entropy(outputs, labels, reduction="none"))
                 hits = per_image(outputs.argmax(1) == labels)
-            yield Outcomes(kl, plain, loss, hits)
+            yield Outcomes(kls[self._temperature], kls[1.0], loss, hits)
 
     @property
     def batch_sizes(self) -> tuple[int, ...]:
         """Images in each batch."""
         return tuple(len(inputs) for inputs, _ in self._images)
+
+    def _log_probabilities(self, outputs: Tensor) -> dict[float, Tensor]:
+        """T → log softmax(z/T) of outputs z (N, classes, ...), for the softened KL and the plain one."""
+        return {t: log_probabilities(outputs, t) for t in {self._temperature, 1.0}}
 
     def _outputs(self, network: nn.Module) -> Iterator[Tensor]:
         """Outputs (N, classes) of each batch, in eval mode and full float32."""

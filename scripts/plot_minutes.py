@@ -8,25 +8,13 @@ its minutes are all that the run took, analysis included.
 
 from __future__ import annotations
 
-import argparse
 from collections import defaultdict
 from pathlib import Path
 
-from hawq.experiment.sweep import read_report
-from hawq.report import read_result, recorded_rows
+from hawq.experiment.drawing import command_line
+from hawq.experiment.recording import read_runs
+from hawq.report import RecordedRun
 from hawq.report.minutes_figure import Paid, minutes_figure
-
-
-def main() -> None:
-    """Parses the command line and draws."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("sources", nargs="+", metavar="SERIES:LABEL=RUN_OR_RECORD")
-    parser.add_argument("--out", type=Path, required=True, help="a .png or .svg")
-    given = parser.parse_args()
-    try:
-        print(f"drawn: {draw(given.sources, given.out)}")
-    except (ValueError, OSError) as error:
-        raise SystemExit(f"error: {error}") from error
 
 
 def draw(sources: list[str], out: Path) -> Path:
@@ -34,38 +22,25 @@ def draw(sources: list[str], out: Path) -> Path:
 
     Raises ValueError or OSError for sources that cannot be read or share no float network.
     """
-    seeds: dict[tuple[str, str], list[tuple[float, float, float]]] = defaultdict(list)
+    seeds: dict[str, dict[str, list[RecordedRun]]] = defaultdict(lambda: defaultdict(list))
     for source in sources:
         name, equals, path = source.partition("=")
         series, colon, label = name.partition(":")
         if not (equals and colon and series.strip() and label.strip()):
             raise ValueError(f"{source!r} has no series or label: give SERIES:LABEL=RUN_OR_RECORD")
-        seeds[series.strip(), label.strip()] += read(Path(path))
-    lines: dict[str, list[Paid]] = defaultdict(list)
-    for (series, label), found in seeds.items():
-        accuracies, minutes, parents = zip(*found, strict=True)
-        if len({round(parent, 2) for parent in parents}) > 1:
-            raise ValueError(f"{series}, {label} has several float networks: give runs that share one")
-        lines[series].append(Paid(label, accuracies, minutes, parents[0]))
+        seeds[series.strip()][label.strip()] += read_runs(Path(path))[0]
+    lines = {series: [paid(series, label, runs) for label, runs in labels.items()] for series, labels in seeds.items()}
     return minutes_figure(lines, out)
 
 
-def read(path: Path) -> list[tuple[float, float, float]]:
-    """Accuracy, minutes and accuracy of the float network for each seed.
-
-    Raises ValueError or OSError for a path that is neither the folder of a finished run nor a record.
-    """
-    if path.is_dir():
-        report = read_report(path)
-        first, *_, last = recorded_rows(path, report)
-        minutes = sum(stage.seconds for stage in report.stages) / 60
-        return [(last.result.accuracy, minutes, first.result.accuracy)]
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist: give run folders or records of docs/results")
-    return [
-        (run.rows[-1].result.accuracy, 60 * run.hours, run.rows[0].result.accuracy) for run in read_result(path).runs
-    ]
+def paid(series: str, label: str, runs: list[RecordedRun]) -> Paid:
+    """What the networks of the runs' plans end with, and took. Raises ValueError for several float networks."""
+    parents = [run.rows[0].result.accuracy for run in runs]
+    if len({round(parent, 2) for parent in parents}) > 1:
+        raise ValueError(f"{series}, {label} has several float networks: give runs that share one")
+    accuracies, hours = zip(*((run.rows[-1].result.accuracy, run.hours) for run in runs), strict=True)
+    return Paid(label, accuracies, tuple(60 * one for one in hours), parents[0])
 
 
 if __name__ == "__main__":
-    main()
+    command_line(__doc__, "SERIES:LABEL=RUN_OR_RECORD", draw)

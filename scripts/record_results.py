@@ -10,15 +10,17 @@ from __future__ import annotations
 import argparse
 import shlex
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from hawq.experiment.config.names import NOT_PART_OF_A_RESULT, REPOSITORY
+from hawq.experiment.recording import recorded_run
 from hawq.experiment.sweep import read_report
 from hawq.files import write_whole
 from hawq.records import RunReport
-from hawq.report import Recorded, RecordedRun, recorded_rows, write_result
+from hawq.report import Recorded, write_result
 
 RESULTS = REPOSITORY / "docs" / "results"
 MOST_BYTES = 2**20
@@ -75,13 +77,7 @@ def make_record(given: argparse.Namespace, reports: Sequence[RunReport], packed:
         raise ValueError(f"{given.runs[0]} does not state its hardware: give --hardware")
     settings = first.config["finetune"]
     runs = [
-        RecordedRun(
-            seed=report.config["seed"],
-            hours=round(sum(stage.seconds for stage in report.stages) / 3600, 3),
-            git_commit=report.git_commit,
-            rows=recorded_rows(folder, report),
-            packed=packed if report is first else None,
-        )
+        replace(recorded_run(folder, report), packed=packed if report is first else None)
         for folder, report in zip(given.runs, reports, strict=True)
     ]
     return Recorded(

@@ -79,13 +79,18 @@ def with_results(page: str, results: list[Recorded]) -> str:
         "summary": summary_table,
         "results": full_results,
         "ablations": partial(beside_ours, "ablations"),
-        "untrained": partial(untrained_table, {name: read_table(TABLES[name]) for name in ("imagenet", "cifar10")}),
+        "untrained": untrained,
     }
     for name, make in tables.items():
         before, begin, rest = page.partition(BEGIN.format(name))
         if begin:
             page = f"{before}{begin}\n{make(results)}\n\n{END}{rest.partition(END)[2]}"
     return page
+
+
+def untrained(results: list[Recorded]) -> str:
+    """The table of all rows that nothing is trained for."""
+    return untrained_table({name: read_table(TABLES[name]) for name in ("imagenet", "cifar10")}, results)
 
 
 def beside_ours(name: str, results: list[Recorded]) -> str:

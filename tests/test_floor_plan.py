@@ -34,7 +34,8 @@ FLOORS = (
     ("experiment.run",),
     ("experiment.stages",),
     ("experiment.pipeline",),
-    ("experiment.sweep",),
+    ("experiment.sweep", "experiment.drawing"),
+    ("experiment.recording",),
     ("experiment.main", "experiment"),
     ("train", "scripts"),
 )
