@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import cycle
@@ -51,6 +50,8 @@ def minutes_figure(series: Mapping[str, Sequence[Paid]], path: Path) -> Path:
     Raises:
         ValueError: the recipes of a series are of float networks of different accuracy, or a run took no time.
     """
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+
     figure = new_figure(7.6, 4.8)
     axes = figure.subplots()
     for (name, recipes), color in zip(series.items(), cycle(_SERIES), strict=False):
@@ -62,14 +63,17 @@ def minutes_figure(series: Mapping[str, Sequence[Paid]], path: Path) -> Path:
         if minutes[0] <= 0:
             raise ValueError(f"{name}, {ordered[0].label}: its minutes are not known")
         means, halves = zip(*(recipe.accuracy for recipe in ordered), strict=True)
-        bars = [0.0 if math.isnan(half) else half for half in halves]
-        axes.errorbar(minutes, means, bars, fmt="o-", ms=4, capsize=3, color=color, label=name)
+        axes.errorbar(minutes, means, halves, fmt="o-", ms=4, capsize=3, color=color, label=name)
         axes.axhline(parents.pop(), color=color, linewidth=0.9, linestyle="--")
         for recipe, minute, mean in zip(ordered, minutes, means, strict=True):
             axes.annotate(recipe.label, (minute, mean), (4, 4), textcoords="offset points", fontsize=7.5, color=_INK)
     axes.set_xscale("log")
+    axes.margins(x=0.14)  # room for the last label
+    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_xlabel("minutes")
-    axes.set_ylabel("accuracy %")
+    axes.set_ylabel("accuracy %\nbars: 95 % for the mean of the seeds")
     axes.set_title("What each minute buys; dashed: the float network", loc="left")
     axes.legend(fontsize=8, frameon=False, labelcolor=_INK, loc="lower right")
     return save_figure(figure, (axes,), path)
