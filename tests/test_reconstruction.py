@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import logging
 
@@ -15,14 +16,14 @@ from torch.nn import functional as F
 import hawq
 from hawq.costs import plan_cost
 from hawq.quantization import LSQ, PACT, DoReFa, RVQuant, Uniform, original_weight, quantize, weight_quantizer
-from hawq.reconstruction import BRECQ, AdaRound, QDrop, find_units, reconstruct
+from hawq.reconstruction import BRECQ, AdaRound, Descent, QDrop, find_units, reconstruct
 from hawq.reconstruction.cache import Recorder, plan_store
 from hawq.reconstruction.dropping import mixed
 from hawq.reconstruction.fisher import output_curvature
 from hawq.reconstruction.rounding import SoftRounding
 from hawq.records import BitPlan, Precision
 
-METHODS = {"adaround": AdaRound, "brecq": BRECQ, "qdrop": QDrop}
+METHODS = {"descent": Descent, "adaround": AdaRound, "brecq": BRECQ, "qdrop": QDrop}
 QUANTIZERS = {
     "lsq": LSQ(),
     "lsq per tensor": LSQ(per_channel=False),
@@ -35,6 +36,12 @@ QUANTIZERS = {
 }
 LONGER = {"iterations": 40, "batch_size": 16, "num_samples": 32, "lr": 0.05}
 SHORT = {"iterations": 12, "batch_size": 16, "num_samples": 32}
+
+
+def settings_for(method, **given):
+    """A method's settings; descent has none of an optimiser."""
+    allowed = {field.name for field in dataclasses.fields(METHODS[method]) if field.init}
+    return METHODS[method](**{key: value for key, value in given.items() if key in allowed})
 
 
 def plan_for(blocks, weights, activations):
@@ -97,6 +104,18 @@ def test_twelve_weights_get_the_best_of_all_their_roundings(seed, bits):
     for shape in ((12, 1), (6, 2)):
         most, found, least = excess(seed, *shape, bits, settings)
         assert found == pytest.approx(least, rel=1e-4) and found <= most
+
+
+def test_descent_alone_gets_the_best_of_twelve_weights_and_leaves_what_is_no_quadratic_problem():
+    most, found, least = excess(0, 12, 1, 3, Descent(num_samples=64))
+    assert found == pytest.approx(least, rel=1e-4) and found < most
+    model, inputs = nn.Sequential(Doubled(3, 2, 3)).eval(), torch.randn(8, 3, 8, 8)
+    blocks = hawq.find_blocks(model, inputs[:1])
+    plan = plan_for(blocks, 3, 32)
+    network, (row,) = reconstruct(model, blocks, plan, [inputs], Descent())
+    assert row["error"] == row["nearest"]
+    with torch.no_grad():
+        assert torch.equal(network(inputs), quantize(model, blocks, plan, [inputs])(inputs))
 
 
 def test_rows_that_are_not_enumerated_come_near_the_best(monkeypatch):
@@ -222,10 +241,10 @@ def test_soft_rounding_begins_at_the_weights_and_ends_decided(quantizer):
 def test_every_kind_of_block_is_reconstructed_and_packed_bit_for_bit(name, method, tmp_path):
     model, blocks, plan, inputs = prepared(name)
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    network, rows = reconstruct(model, blocks, plan, [inputs], METHODS[method](**LONGER))
+    network, rows = reconstruct(model, blocks, plan, [inputs], settings_for(method, **LONGER))
     units = [row["unit"] for row in rows]
     layers = [layer for block in blocks for layer in block.layers]
-    assert sorted(units) == sorted(layers if method == "adaround" else [block.name for block in blocks])
+    assert sorted(units) == sorted(layers if method in ("descent", "adaround") else [block.name for block in blocks])
     assert all(row["error"] <= row["nearest"] for row in rows) and any(row["error"] < row["nearest"] for row in rows)
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
     loaded = hawq.load(hawq.save(network, tmp_path / "model.safetensors"), model)
@@ -397,7 +416,7 @@ def _through_a_file(state):
 @pytest.mark.parametrize("stop_after", [1, 2])
 def test_a_stopped_reconstruction_ends_where_an_undisturbed_one_does(method, stop_after, quantizer):
     model, blocks, plan, inputs = prepared()
-    settings, made = METHODS[method](**SHORT, bias_correction=True), QUANTIZERS[quantizer]
+    settings, made = settings_for(method, **SHORT, bias_correction=True), QUANTIZERS[quantizer]
     expected, expected_rows = reconstruct(model, blocks, plan, [inputs], settings, quantizer=made, seed=3)
     kept = Kept(stop_after)
     with pytest.raises(KeyboardInterrupt):
@@ -539,7 +558,7 @@ class Counting:
 def test_every_pass_is_told(method):
     model, blocks, plan, inputs = prepared()
     progress = Counting()
-    reconstruct(model, blocks, plan, [inputs], METHODS[method](**SHORT), progress=progress)
+    reconstruct(model, blocks, plan, [inputs], settings_for(method, **SHORT), progress=progress)
     assert {"calibration", "reconstruction"} <= progress.seen.keys()
     assert all(total == done for total, done in progress.seen.values()), progress.seen
 

@@ -66,7 +66,7 @@ def test_it_must_be_named_where_it_is_not_in_the_cache(outputs: Path) -> None:
     assert message is not None and "give stages=['reconstruction', 'finetune']" in message
 
 
-@pytest.mark.parametrize("option", ["none", "adaround", "brecq", "qdrop"])
+@pytest.mark.parametrize("option", ["none", "descent", "adaround", "brecq", "qdrop"])
 def test_every_option_is_a_component(option: str) -> None:
     settings = build_settings(compose_here(f"reconstruction={option}"))
     assert component_facts(settings.reconstruction)["component"] == f"reconstruction/{option}"

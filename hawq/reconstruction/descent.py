@@ -135,12 +135,13 @@ def descend(layer: nn.Module, rounding: SoftRounding, data: Data) -> None:
         original_weight(layer).data.copy_((base + ups.to(base.dtype)).view(shape) * rounding.scale)
         return
     ends = []
-    for codes in (nearest, rounding.codes().flatten(1)):
+    chosen = rounding.codes().flatten(1)
+    for codes in (nearest, chosen)[: 1 if torch.equal(nearest, chosen) else 2]:
         moved = (codes - nearest).double() * steps
         product = _times(moved, gram)
         change = (moved * (2 * slope + product)).sum(1)
         ends.append(_descended((codes - base).double(), is_free, steps, slope + product, gram, change))
-    (first, first_change), (second, second_change) = ends
+    (first, first_change), (second, second_change) = ends[0], ends[-1]
     ups = torch.where((second_change < first_change)[:, None], second, first)
     codes = (base + ups.to(base.dtype)).view(shape)
     original_weight(layer).data.copy_(codes * rounding.scale)

@@ -50,7 +50,7 @@ def reconstruct(
         model: the float network; left unchanged.
         blocks, plan, quantizer: as for `quantize`.
         calibration: the images, as for `quantize`; the first `settings.num_samples` are used.
-        settings: `AdaRound()`, `BRECQ()` (unless given) or `QDrop()`.
+        settings: `Descent()`, `AdaRound()`, `BRECQ()` (unless given) or `QDrop()`.
         seed: of the order of images, of what is dropped, and of the random vectors for the curvature.
         classes: whether axis 1 of the network's outputs has scores of classes (`output_curvature`).
         checkpoint: where an unfinished reconstruction is stored after each unit, and found.
@@ -76,10 +76,12 @@ def reconstruct(
     units = find_units(network, blocks, images[0], settings.units)
     rows: list[Row] = saved["rows"] if saved else []
     curvature: dict[str, Tensor] = saved["curvature"] if saved else work.curvature(units, classes, progress)
-    with progress.task(title, len(units) * settings.iterations, done=len(rows) * settings.iterations) as task:
+    steps = settings.iterations or 1
+    with progress.task(title, len(units) * steps, done=len(rows) * steps) as task:
         for index in range(len(rows), len(units)):
             rows.append(work.row(index, units[index], curvature.get(units[index].name), task))
             on_row(rows[-1])
+            task.advance(steps - settings.iterations)
             if checkpoint:
                 checkpoint.save({"network": network.state_dict(), "rows": rows, "curvature": curvature})
     carried.follow()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from hawq.checks import check_choice, check_range
 from hawq.components import component
@@ -80,6 +80,26 @@ class Reconstruction:
     def rounding_lr(self) -> float:
         """The learning rate of the rounding variables."""
         return min(_TRAVEL / max(self.iterations, 1), _MOST_LR) if self.lr is None else self.lr
+
+
+@component("reconstruction/descent")
+@dataclass(frozen=True)
+class Descent(Reconstruction):
+    """AdaRound's problem as the quadratic one that it is for a layer (2004.10568), solved by coordinate descent alone.
+
+    Layer by layer, without an optimiser: a minute instead of an hour. Layers whose error is no quadratic function of
+    their weight stay rounded to nearest.
+    """
+
+    iterations: int = field(default=0, init=False)
+    num_samples: int = 256
+    lr: float | None = field(default=None, init=False)
+    regularization: float = field(default=0.0, init=False)
+    warmup: float = field(default=0.0, init=False)
+    units: str = field(default="layer", init=False)
+    fisher_draws: int = field(default=0, init=False)
+    step_lr: float = field(default=0.0, init=False)
+    drop: float = field(default=0.0, init=False)
 
 
 @component("reconstruction/adaround")

@@ -162,7 +162,7 @@ def _refuse_nested_targets(name: str, value: Any) -> None:
 def _build_dataclass(name: str, cls: Any, values: dict[str, Any]) -> Any:
     """Checks keys and types against the fields of `cls`, then builds it; tuples stay tuples."""
     prefix = f"{name}." if name else ""
-    fields = dataclasses.fields(cls)
+    fields = [field for field in dataclasses.fields(cls) if field.init]
     names = {field.name for field in fields}
     refuse_unknown_keys(prefix, set(values), names)
     for field in fields:
