@@ -70,3 +70,23 @@ def test_it_must_be_named_where_it_is_not_in_the_cache(outputs: Path) -> None:
 def test_every_option_is_a_component(option: str) -> None:
     settings = build_settings(compose_here(f"reconstruction={option}"))
     assert component_facts(settings.reconstruction)["component"] == f"reconstruction/{option}"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        ((), "none"),
+        (("finetune.epochs=0",), "descent"),
+        (("finetune.max_steps=0",), "descent"),
+        (("finetune.epochs=0.001",), "none"),
+        (("finetune.epochs=0", "reconstruction=none"), "none"),
+        (("finetune.epochs=0", "reconstruction=brecq"), "brecq"),
+        (("reconstruction=descent",), "descent"),
+        (("experiment=paper/imagenet", "dataset.path=none"), "none"),
+        (("experiment=paper/cifar10", "reconstruction=qdrop"), "qdrop"),
+    ],
+    ids=str,
+)
+def test_descent_is_what_a_run_does_that_trains_nothing(overrides: tuple[str, ...], expected: str) -> None:
+    settings = build_settings(compose_here(*overrides))
+    assert component_facts(settings.reconstruction)["component"] == f"reconstruction/{expected}"

@@ -76,12 +76,11 @@ def reconstruct(
     units = find_units(network, blocks, images[0], settings.units)
     rows: list[Row] = saved["rows"] if saved else []
     curvature: dict[str, Tensor] = saved["curvature"] if saved else work.curvature(units, classes, progress)
-    steps = settings.iterations or 1
-    with progress.task(title, len(units) * steps, done=len(rows) * steps) as task:
+    each = max(settings.iterations, 1)
+    with progress.task(title, len(units) * each, done=len(rows) * each) as task:
         for index in range(len(rows), len(units)):
             rows.append(work.row(index, units[index], curvature.get(units[index].name), task))
             on_row(rows[-1])
-            task.advance(steps - settings.iterations)
             if checkpoint:
                 checkpoint.save({"network": network.state_dict(), "rows": rows, "curvature": curvature})
     carried.follow()
@@ -116,6 +115,7 @@ class _Work:
         data = self._data(unit, None if weights is None else weights.to(self.images[0].device))
         layers = [self.network.get_submodule(name) for name in unit.layers]
         before, after = reconstruct_unit(module, layers, data, settings, self.seed + 1_000_003 * (index + 1), task)
+        task.advance(0 if settings.iterations else 1)
         if settings.bias_correction:
             after = correct_biases(self.model, self.network, unit, data, after)
         _LOG.info("%s: error %.3g, %.3g when rounded to nearest", unit.name, after, before)

@@ -20,6 +20,12 @@ class NoReconstruction:
     """Weights stay rounded to nearest, activation ranges as calibrated."""
 
 
+@component("reconstruction/auto")
+@dataclass(frozen=True)
+class AutoReconstruction(NoReconstruction):
+    """Stands for `Descent()` where nothing is trained, else for `NoReconstruction()`: a run puts that in its place."""
+
+
 @dataclass(frozen=True)
 class Reconstruction:
     """What all methods have in common; without training labels, from a few hundred images.

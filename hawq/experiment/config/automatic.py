@@ -1,4 +1,4 @@
-"""What solver=auto and bits.score=auto stand for in a run: the score that is best known, and the curvature for it."""
+"""What solver=auto, bits.score=auto and reconstruction=auto stand for in a run."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import dataclasses
 from typing import Any
 
 from hawq.components import component_name
+from hawq.finetuning import FineTuning
+from hawq.reconstruction import AutoReconstruction, Descent, NoReconstruction, Reconstruction
 from hawq.records import MEASURED, WHOLE_PLANS, parts_of
 
 FINDERS = {"eigenvalue": "lanczos", "trace": "trace", "proxy": "gradient"}
@@ -33,3 +35,12 @@ def solver_for(bits: Any, landscape: bool) -> str | None:
     if set(needed) == {"eigenvalue", "trace"}:
         return "ggn"
     return FINDERS[needed[0]]
+
+
+def with_reconstruction(
+    wanted: NoReconstruction | Reconstruction, finetune: FineTuning
+) -> NoReconstruction | Reconstruction:
+    """The same reconstruction, but for reconstruction=auto: the one that takes minutes, where nothing is trained."""
+    if not isinstance(wanted, AutoReconstruction):
+        return wanted
+    return Descent() if finetune.num_steps(1) == 0 else NoReconstruction()

@@ -17,7 +17,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from hawq.experiment.config.automatic import is_automatic, solver_for, with_best_score
+from hawq.experiment.config.automatic import is_automatic, solver_for, with_best_score, with_reconstruction
 from hawq.experiment.config.explain import explain, in_section, refuse_unknown_keys, suggest
 from hawq.experiment.config.fields import as_annotated, fits, wrong_type
 from hawq.experiment.config.names import config_folder, plain, register_resolvers, shown
@@ -98,6 +98,8 @@ def build_parts(
         finder = solver_for(parts["bits"], parts["analysis"].landscape)
         if finder is not None:
             parts["solver"] = build_component("solver", _solver_node(finder, values, None), allowed)
+    if "reconstruction" in parts:
+        parts["reconstruction"] = with_reconstruction(parts["reconstruction"], parts["finetune"])
     if "validate" in parts:
         solvers = {name: _solver_node(name, values, chosen_solver) for name in parts["validate"].solvers}
         parts["compared"] = {name: build_component("solver", node, allowed) for name, node in solvers.items()}
