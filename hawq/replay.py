@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,10 @@ Memory = dict[Key, Any]
 """What the skipped calls returned for one batch; empty for a batch that is computed from the start."""
 
 Handler = Callable[[int, Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
+
+
+class _AtTheCut(BaseException):
+    """Ends a forward pass where the first layer that changes is called. No network takes it for an error of its own."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +87,7 @@ class Prefix:
         self._model = model
         self.cut = _first_use(model, layers, calls)
         """When the first of the layers is called; 0 where that is not seen."""
+        self._first = {call.key[0] for call in calls if call.began == self.cut}
         self._skipped = _ended_by(self.cut, calls)
         self._needed: frozenset[Key] = frozenset()
         if self._skipped:
@@ -105,7 +110,7 @@ class Prefix:
         return sum(tensor.untyped_storage().nbytes() for output in memory.values() for tensor in tensors_in(output))
 
     def remember(self, inputs: Tensor, earlier: tuple[Prefix, Memory] | None = None) -> Memory:
-        """Runs the unchanged network and keeps what `run` needs for these inputs (N, ...).
+        """Runs the unchanged network up to the cut and keeps what `run` needs for these inputs (N, ...).
 
         Args:
             inputs: of the network, in the mode that it is in.
@@ -128,8 +133,12 @@ class Prefix:
 
             return call
 
+        def stop(index: int, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            raise _AtTheCut
+
         names = {name for name, _ in self._skipped | (set(earlier[1]) if earlier else set())}
-        with _intercepted(self._model, {name: keep(name) for name in names}):
+        handlers = {name: keep(name) for name in names} | dict.fromkeys(self._first, stop)
+        with _intercepted(self._model, handlers), suppress(_AtTheCut):
             self._model(inputs.clone())  # a network may change its input in place
         return memory if memory.keys() == self._skipped else {}  # another path than that of the example
 

@@ -20,6 +20,7 @@ from hawq.reconstruction import BRECQ, AdaRound, Descent, QDrop, find_units, rec
 from hawq.reconstruction.cache import Recorder, plan_store
 from hawq.reconstruction.dropping import mixed
 from hawq.reconstruction.fisher import output_curvature
+from hawq.reconstruction.passes import Passes
 from hawq.reconstruction.rounding import SoftRounding
 from hawq.records import BitPlan, Precision
 
@@ -251,6 +252,49 @@ def test_every_kind_of_block_is_reconstructed_and_packed_bit_for_bit(name, metho
     with torch.no_grad():
         assert torch.equal(loaded(inputs), network(inputs))
     assert not any(type(module).__name__ in ("SoftRounding", "Dropped") for module in network.modules())
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("name", NETWORKS)
+def test_what_is_remembered_changes_nothing(name, method, monkeypatch):
+    model, blocks, plan, inputs = prepared(name)
+    settings, batches = settings_for(method, **SHORT), [inputs[:20], inputs[20:]]
+    expected = reconstruct(model, blocks, plan, batches, settings)
+    monkeypatch.setattr(Passes, "go_to", lambda self, unit: None)
+    network, rows = reconstruct(model, blocks, plan, batches, settings)
+    assert rows == expected[1]
+    with torch.no_grad():
+        assert torch.equal(network(inputs), expected[0](inputs))
+
+
+@pytest.mark.parametrize("kind", ["layer", "block"])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_layers_before_a_unit_are_not_computed_again(name, kind):
+    model, blocks, plan, inputs = prepared(name)
+    network = quantize(model, blocks, plan, [inputs])
+    units = find_units(network, blocks, inputs, kind)
+    passes, began = Passes(network, units, [inputs], 1.0), []
+    first = weight_quantizer(network.get_submodule(units[0].layers[0]))
+    first.register_forward_hook(lambda *_: began.append(1))
+    for unit in units[1:]:
+        passes.go_to(unit)
+        plain = Recorder(network, unit, [inputs], False)
+        again = Recorder(network, unit, [inputs], False, passes.run)
+        (column,), (same,) = plain.inputs().columns, again.inputs().columns
+        assert torch.equal(column.values, same.values)
+        assert torch.equal(plain.outputs().values, again.outputs().values)
+    assert len(began) == 1 + 2 * len(units[1:])  # to remember what follows it, and by the plain passes
+
+
+def test_what_takes_too_much_memory_is_computed_again():
+    model, blocks, plan, inputs = prepared()
+    network = quantize(model, blocks, plan, [inputs])
+    units = find_units(network, blocks, inputs)
+    passes, began = Passes(network, units, [inputs], 1e-9), []
+    weight_quantizer(network.get_submodule(units[0].layers[0])).register_forward_hook(lambda *_: began.append(1))
+    passes.go_to(units[1])
+    Recorder(network, units[1], [inputs], False, passes.run).outputs()
+    assert len(began) == 2
 
 
 def test_residual_quantisers_leave_layers_as_units(caplog):

@@ -110,10 +110,19 @@ class Recorder:
         unit: whose module is called once per forward.
         images: batches of network inputs (N, ...).
         halve: store float16; widened where values are too large for it.
+        run: runs the network on a batch, given its number and itself; from the start unless given.
     """
 
-    def __init__(self, network: nn.Module, unit: Unit, images: Sequence[Tensor], halve: bool) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        unit: Unit,
+        images: Sequence[Tensor],
+        halve: bool,
+        run: Callable[[int, Tensor], Any] | None = None,
+    ) -> None:
         self._network, self._unit, self._images, self._halve = network, unit, images, halve
+        self._forward = run or (lambda _, batch: network(batch.clone()))  # a network may change its input in place
         self._module = network.get_submodule(unit.name)
         self._size = self._done = 0  # images in this batch, and before it
 
@@ -180,10 +189,10 @@ class Recorder:
         self._done = 0
         try:
             with eval_mode(self._network), opened_attention(self._network):
-                for batch in self._images:
+                for place, batch in enumerate(self._images):
                     self._size = len(batch)
                     with suppress(_Stop):
-                        self._network(batch.clone())  # a network may change its input in place
+                        self._forward(place, batch)
                     self._done += self._size
         finally:
             for hook in hooks:

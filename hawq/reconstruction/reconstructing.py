@@ -16,6 +16,7 @@ from hawq.reconstruction.bias import correct_biases
 from hawq.reconstruction.cache import Recorder, plan_store
 from hawq.reconstruction.fisher import output_curvature
 from hawq.reconstruction.optimizing import Data, reconstruct_unit
+from hawq.reconstruction.passes import Passes
 from hawq.reconstruction.settings import BRECQ, Reconstruction
 from hawq.reconstruction.units import Unit, find_units
 from hawq.records import BitPlan, Block
@@ -66,7 +67,6 @@ def reconstruct(
     blocks, plan = reached_blocks(model, blocks, plan, images[0][:1])
     network = attach(model, blocks, plan, quantizer or LSQ())
     carried = CarriedBatchNorm(network, images if settings.batch_norm == "carried" else [])
-    work = _Work(model, network, settings, seed, images)
     saved = checkpoint.load() if checkpoint else None
     if saved:
         network.load_state_dict(saved["network"])
@@ -74,6 +74,7 @@ def reconstruct(
         carry = settings.batch_norm == "carried"
         enable(network, list(plan.precisions), images, carry_batch_norm=carry, progress=progress)
     units = find_units(network, blocks, images[0], settings.units)
+    work = _Work(model, network, settings, seed, images, *_passes(model, network, units, images, settings))
     rows: list[Row] = saved["rows"] if saved else []
     curvature: dict[str, Tensor] = saved["curvature"] if saved else work.curvature(units, classes, progress)
     each = max(settings.iterations, 1)
@@ -85,6 +86,14 @@ def reconstruct(
                 checkpoint.save({"network": network.state_dict(), "rows": rows, "curvature": curvature})
     carried.follow()
     return network, rows
+
+
+def _passes(
+    model: nn.Module, network: nn.Module, units: Sequence[Unit], images: Sequence[Tensor], settings: Reconstruction
+) -> tuple[Passes, Passes]:
+    """Those of the float and of the quantised network; together within the memory limit."""
+    limit = settings.memory_limit_gib / 2
+    return Passes(model, units, images, limit), Passes(network, units, images, limit)
 
 
 def _first(batches: Sequence[Tensor], count: int, batch_size: int) -> list[Tensor]:
@@ -101,6 +110,8 @@ class _Work:
     settings: Reconstruction
     seed: int
     images: list[Tensor]
+    float_passes: Passes
+    passes: Passes
 
     def curvature(self, units: Sequence[Unit], classes: bool, progress: Progress) -> dict[str, Tensor]:
         """The weights of the outputs of every unit; none without draws."""
@@ -128,7 +139,13 @@ class _Work:
         count, halve = plan_store(num_images, unit.elements * (1 + needs_exact), settings.memory_limit_gib)
         if count < num_images:
             _LOG.warning("%s: %d of %d images fit into the memory limit", unit.name, count, num_images)
-        images = _first(self.images, count, settings.batch_size) if count < num_images else self.images
-        recorder = Recorder(self.model, unit, images, halve)
-        exact, targets = recorder.inputs_and_outputs() if needs_exact else (None, recorder.outputs())
-        return Data(Recorder(self.network, unit, images, halve).inputs(), exact, targets, weights)
+        if count < num_images:
+            images = _first(self.images, count, settings.batch_size)
+            exactly, own = Recorder(self.model, unit, images, halve), Recorder(self.network, unit, images, halve)
+        else:
+            self.float_passes.go_to(unit)
+            self.passes.go_to(unit)
+            exactly = Recorder(self.model, unit, self.images, halve, self.float_passes.run)
+            own = Recorder(self.network, unit, self.images, halve, self.passes.run)
+        exact, targets = exactly.inputs_and_outputs() if needs_exact else (None, exactly.outputs())
+        return Data(own.inputs(), exact, targets, weights)

@@ -50,6 +50,7 @@ class Reconstruction:
             of the weights.
         bias_correction: shift biases so that the mean output of each layer is the float one's.
         memory_limit_gib: for the stored inputs and outputs of a unit; float16 and then fewer images are used beyond it.
+            As much again is used at most for what precedes the unit, which is computed again beyond it.
 
     Raises:
         ValueError: a value out of range.
