@@ -160,10 +160,11 @@ def test_same_command_does_nothing_twice(outputs: Path, first: Path, capsys: pyt
     assert "found in the cache" in capsys.readouterr().out
 
 
-def test_calibration_only(outputs: Path, report: RunReport, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("option", "further"), [("none", set()), ("auto", {"reconstruction"})])
+def test_nothing_is_trained(outputs: Path, report: RunReport, tmp_path: Path, option: str, further: set[str]) -> None:
     """No steps, no optimiser: the same plan, packed and reported; there is no curve to draw."""
     shutil.copytree(outputs / "cache", tmp_path / "cache")
-    assert run_here(tmp_path, BOTH, "finetune.epochs=0") is None
+    assert run_here(tmp_path, BOTH, "finetune.epochs=0", f"reconstruction={option}") is None
     folder = run_folder(tmp_path)
     found = record(folder / "report.json", RunReport)
     assert found.plan == report.plan and [row.method for row in found.rows] == [row.method for row in report.rows]
@@ -174,10 +175,8 @@ def test_calibration_only(outputs: Path, report: RunReport, tmp_path: Path) -> N
     ]
     assert read_json(folder / "finetune" / "history.json") == []
     assert {path.name for path in (folder / "figures").iterdir()} == {"sensitivity.png", "frontier.png"}
-    assert "finetuning" not in found.paths and {row["stage"] for row in read_metrics(folder)} == {
-        "float_network",
-        "analysis",
-    }
+    stages = {row["stage"].split("/")[0] for row in read_metrics(folder)}
+    assert "finetuning" not in found.paths and stages == {"float_network", "analysis"} | further
 
 
 def test_allocation_goes_on_from_the_file_alone(first: Path, report: RunReport, tmp_path: Path) -> None:
