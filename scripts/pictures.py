@@ -20,7 +20,7 @@ from hawq.experiment.sweep import read_report
 from hawq.report import Entry, Recorded, read_result, write_table
 
 _BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-_WIDTH = 880  # CSS pixels: shown 980 pixels wide, the letters are a little larger than on the page
+_WIDTH, _WIDER = 880, 1180  # CSS pixels, for up to two panels and for more
 
 
 def main() -> None:
@@ -70,7 +70,8 @@ def draw(sources: Sequence[str], panels: dict[str, list[str]], images: int | Non
         page = Path(folder) / "table.html"
         write_table(page, entries, "Accuracy against size", records, by="kind", networks=list(panels))
         out.parent.mkdir(parents=True, exist_ok=True)
-        photograph(page, "#picture", out)
+        networks = {*panels, *(record.network for record in records), *(entry.network for entry in entries)}
+        photograph(page, "#picture", out, _WIDER if len(networks) > 2 else _WIDTH)
     return out
 
 
@@ -88,8 +89,8 @@ def _with_images(recorded: Recorded, images: int | None) -> Recorded:
     return replace(recorded, runs=runs)
 
 
-def photograph(page: Path, selector: str, out: Path) -> None:
-    """One part of a page as a PNG at twice its size. Raises FileNotFoundError where no Chromium is installed."""
+def photograph(page: Path, selector: str, out: Path, width: int = _WIDTH) -> None:
+    """One part of a page, shown `width` pixels wide, as a PNG at twice its size. Raises FileNotFoundError where no Chromium is installed."""
     from playwright.sync_api import sync_playwright
 
     browser = next((path for name in _BROWSERS if (path := shutil.which(name))), None)
@@ -97,7 +98,7 @@ def photograph(page: Path, selector: str, out: Path) -> None:
         raise FileNotFoundError("no Chromium is installed: apt-get install chromium, or the like")
     with sync_playwright() as playwright:
         opened = playwright.chromium.launch(executable_path=browser, args=["--no-sandbox"])
-        shown = opened.new_page(viewport={"width": _WIDTH, "height": 800}, device_scale_factor=2, color_scheme="light")
+        shown = opened.new_page(viewport={"width": width, "height": 800}, device_scale_factor=2, color_scheme="light")
         shown.goto(page.absolute().as_uri())
         shown.wait_for_selector("body[data-ready]")
         shown.add_style_tag(content=":root { --paper: #fff } section { border: 0; box-shadow: none }")
