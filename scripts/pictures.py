@@ -90,7 +90,10 @@ def _with_images(recorded: Recorded, images: int | None) -> Recorded:
 
 
 def photograph(page: Path, selector: str, out: Path, width: int = _WIDTH) -> None:
-    """One part of a page, shown `width` pixels wide, as a PNG at twice its size. Raises FileNotFoundError where no Chromium is installed."""
+    """One part of a page, shown `width` pixels wide, as a PNG at twice its size.
+
+    Raises FileNotFoundError where no Chromium is installed.
+    """
     from playwright.sync_api import sync_playwright
 
     browser = next((path for name in _BROWSERS if (path := shutil.which(name))), None)

@@ -22,6 +22,7 @@ _BATCH = 32  # images at a time
 _MOST_ENTRIES = 2**24  # of a Gram matrix
 _ENUMERATED_UP_TO = 16  # weights of a row all of whose roundings are tried
 _PAIRS_UP_TO = 64  # weights of a row whose pairs are tried
+_ROWS = 128  # at a time: what belongs to them stays in a processor's cache
 
 
 class _Products(TorchFunctionMode):
@@ -63,14 +64,21 @@ class Product:
         padding, dilation = self.given.get("padding", 0), self.given.get("dilation", 1)
         if padding == "same":
             x = F.pad(x, _same(weight.shape[2:], dilation))
-        numbers = 0 if isinstance(padding, str) else padding
-        unfolded = F.unfold(x, weight.shape[2:], dilation, numbers, self.given.get("stride", 1))  # (N, channels · k, L)
+        numbers, stride = 0 if isinstance(padding, str) else padding, self.given.get("stride", 1)
+        if tuple(weight.shape[2:]) == (1, 1) and not any(_pair(numbers)):
+            unfolded = x[..., :: _pair(stride)[0], :: _pair(stride)[1]]
+        else:
+            unfolded = F.unfold(x, weight.shape[2:], dilation, numbers, stride)  # (N, channels · k, L)
         return unfolded.movedim(1, 0).reshape(self.groups, unfolded.shape[1] // self.groups, -1)
 
     def rows(self, outputs: Tensor) -> Tensor:
         """Outputs as (groups, out / groups, positions)."""
         flat = (outputs.movedim(1, 0) if self.is_convolution else outputs.movedim(-1, 0)).flatten(1)
         return flat.reshape(self.groups, -1, flat.shape[1])
+
+
+def _pair(value: int | Sequence[int]) -> tuple[int, int]:
+    return (value, value) if isinstance(value, int) else (value[0], value[-1])
 
 
 def _same(kernel: Sequence[int], dilation: int | Sequence[int]) -> list[int]:
@@ -109,18 +117,19 @@ def can_descend(layer: nn.Module, rounding: SoftRounding, data: Data) -> bool:
 
 
 @torch.no_grad()
-def descend(layer: nn.Module, rounding: SoftRounding, data: Data) -> None:
-    """Moves the weight of `layer`, which rounds to nearest, to the best roundings found from two beginnings.
+def descend(layer: nn.Module, rounding: SoftRounding, data: Data, *, optimised: bool) -> None:
+    """Moves the weight of `layer`, which rounds to nearest, to the best roundings found from one beginning or two.
 
     With r the error of an output channel's values and x what enters (both over images and positions), moving its
-    weights by δ changes mean r² by 2 δ·b + δᵀGδ, b = mean r·x and G = mean x xᵀ. From rounding to nearest, and from the
-    roundings of `rounding`, the change of one weight (or, in short rows, two) that lowers it most is made until none
-    does; each channel keeps the better end. Rows of up to 16 weights, as depthwise convolutions have, get the best of
+    weights by δ changes mean r² by 2 δ·b + δᵀGδ, b = mean r·x and G = mean x xᵀ. From rounding to nearest, and from
+    roundings that were optimised, the change of one weight (or, in short rows, two) that lowers it most is made until
+    none does; each channel keeps the better end. Rows of up to 16 weights, as depthwise convolutions have, get the best of
     all their roundings.
 
     Args:
         layer: for which `can_descend`, changed in place; its weight's quantiser rounds to nearest.
-        rounding: roundings to begin with.
+        rounding: the choices, and roundings to begin with.
+        optimised: whether these are other ones than the nearest.
         data: of the layer as a unit, without weights.
     """
     quantizer = weight_quantizer(layer)
@@ -135,40 +144,60 @@ def descend(layer: nn.Module, rounding: SoftRounding, data: Data) -> None:
         original_weight(layer).data.copy_((base + ups.to(base.dtype)).view(shape) * rounding.scale)
         return
     ends = []
-    chosen = rounding.codes().flatten(1)
-    for codes in (nearest, chosen)[: 1 if torch.equal(nearest, chosen) else 2]:
+    for codes in (nearest, rounding.codes().flatten(1)) if optimised else (nearest,):
         moved = (codes - nearest).double() * steps
         product = _times(moved, gram)
         change = (moved * (2 * slope + product)).sum(1)
-        ends.append(_descended((codes - base).double(), is_free, steps, slope + product, gram, change))
+        ends.append(_descended_in_parts((codes - base).double(), is_free, steps, slope + product, gram, change))
     (first, first_change), (second, second_change) = ends[0], ends[-1]
     ups = torch.where((second_change < first_change)[:, None], second, first)
     codes = (base + ups.to(base.dtype)).view(shape)
     original_weight(layer).data.copy_(codes * rounding.scale)
 
 
+def _descended_in_parts(
+    ups: Tensor, is_free: Tensor, steps: Tensor, slope: Tensor, gram: Tensor, change: Tensor
+) -> tuple[Tensor, Tensor]:
+    """`_descended`, some rows at a time where all of them are of one group."""
+    if len(gram) > 1:
+        return _descended(ups, is_free, steps, slope, gram, change)
+    parts = zip(*(each.split(_ROWS) for each in (ups, is_free, steps, slope)), change.split(_ROWS), strict=True)
+    ends = [_descended(up, free, step, way, gram, so_far) for up, free, step, way, so_far in parts]
+    return torch.cat([end[0] for end in ends]), torch.cat([end[1] for end in ends])
+
+
 def _descended(
     ups: Tensor, is_free: Tensor, steps: Tensor, slope: Tensor, gram: Tensor, change: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Roundings (rows, k) from which no change of one or two lowers the error, and the change of it so far (rows,)."""
-    group = torch.arange(len(ups), device=ups.device) // (len(ups) // len(gram))
+    found_ups, found_change = ups.clone(), change.clone()
+    rows = torch.arange(len(ups), device=ups.device)  # that are still moved
+    group = rows // (len(ups) // len(gram))
     diagonal = gram.diagonal(dim1=1, dim2=2)[group]
     tolerance = 1e-12 * (steps.square() * diagonal).amax(1).clamp_min(1e-300)
+    in_pairs = ups.shape[1] <= _PAIRS_UP_TO
     for _ in range(4 * ups.shape[1]):
         moves = steps * (1 - 2 * ups)
         gains = (2 * moves * slope + moves.square() * diagonal).masked_fill(~is_free, torch.inf)
         gain, places = gains.min(1, keepdim=True)
-        if ups.shape[1] <= _PAIRS_UP_TO and not bool((gain[:, 0] < -tolerance).any()):
+        if in_pairs and not bool((gain[:, 0] < -tolerance).any()):
             gain, places = _best_pair(gains, moves, gram[group])
         better = gain[:, 0] < -tolerance
-        if not bool(better.any()):
+        count = int(better.sum())
+        if not count:
             break
         chosen = moves.gather(1, places) * better[:, None]  # (rows, moves at once)
         change = change + torch.where(better, gain[:, 0], 0.0)
         slope = slope + (chosen[:, :, None] * gram[group[:, None], places]).sum(1)
         old = ups.gather(1, places)
         ups = ups.scatter(1, places, torch.where(better[:, None], 1 - old, old))
-    return ups, change
+        if 2 * count < len(rows) and not in_pairs:  # the others are at their end
+            found_ups[rows], found_change[rows] = ups, change
+            rows, ups, is_free, steps, slope, change, group, diagonal, tolerance = (
+                each[better] for each in (rows, ups, is_free, steps, slope, change, group, diagonal, tolerance)
+            )
+    found_ups[rows], found_change[rows] = ups, change
+    return found_ups, found_change
 
 
 def _best_of_all(down: Tensor, is_free: Tensor, steps: Tensor, slope: Tensor, gram: Tensor) -> Tensor:

@@ -101,7 +101,7 @@ def reconstruct_unit(
     for layer, rounding in roundings.items():
         weight_quantizer(layer).hold(original_weight(layer).detach())  # type: ignore[union-attr]
         if layer is module and data.weights is None and can_descend(layer, rounding, data):
-            descend(layer, rounding, data)
+            descend(layer, rounding, data, optimised=settings.iterations > 0)
         else:
             _decide(layer, rounding)
     after = data.total(module)

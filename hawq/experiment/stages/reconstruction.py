@@ -17,7 +17,7 @@ from hawq.experiment.stages.float_network import FloatNetwork
 from hawq.reconstruction import Reconstruction, reconstruct
 from hawq.records import BitPlan, Sensitivity, to_dict
 
-_REVISION = 3  # raised when the same settings give another network: older artifacts are then left alone
+_REVISION = 4  # raised when the same settings give another network: older artifacts are then left alone
 
 
 @dataclass(frozen=True)
