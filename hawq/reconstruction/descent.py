@@ -123,8 +123,8 @@ def descend(layer: nn.Module, rounding: SoftRounding, data: Data, *, optimised: 
     With r the error of an output channel's values and x what enters (both over images and positions), moving its
     weights by δ changes mean r² by 2 δ·b + δᵀGδ, b = mean r·x and G = mean x xᵀ. From rounding to nearest, and from
     roundings that were optimised, the change of one weight (or, in short rows, two) that lowers it most is made until
-    none does; each channel keeps the better end. Rows of up to 16 weights, as depthwise convolutions have, get the best of
-    all their roundings.
+    none does; each channel keeps the better end. Rows of up to 16 weights, as depthwise convolutions have, get the best
+    of all their roundings.
 
     Args:
         layer: for which `can_descend`, changed in place; its weight's quantiser rounds to nearest.
