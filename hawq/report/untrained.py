@@ -47,7 +47,8 @@ def _line(network: str, row: PaperRow, recorded: Recorded, place: str) -> tuple[
     if gaps:
         low, high = (signed(mean(limits)) for limits in ([gap.low for gap in gaps], [gap.high for gap in gaps]))
         shown = f"{signed(mean(gap.value for gap in gaps))} ({low} to {high})"
-    minutes = f"{60 * mean(run.hours for run in recorded.runs):.0f}"
+    took = 60 * mean(run.hours for run in recorded.runs)
+    minutes = f"{took:.0f}" if took >= 1 else f"{took:.1f}"
     given = (row.method, row.weights, row.activations, cells["accuracy %"], shown, cells["W-Comp"], cells["size"])
     return (network, *given, minutes)
 
