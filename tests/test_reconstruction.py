@@ -107,14 +107,16 @@ def test_twelve_weights_get_the_best_of_all_their_roundings(seed, bits):
         assert found == pytest.approx(least, rel=1e-4) and found <= most
 
 
-def test_descent_alone_gets_the_best_of_twelve_weights_and_leaves_what_is_no_quadratic_problem():
+def test_descent_alone_gets_the_best_of_twelve_weights_and_leaves_what_is_no_quadratic_problem(caplog):
     most, found, least = excess(0, 12, 1, 3, Descent(num_samples=64))
     assert found == pytest.approx(least, rel=1e-4) and found < most
     model, inputs = nn.Sequential(Doubled(3, 2, 3)).eval(), torch.randn(8, 3, 8, 8)
     blocks = hawq.find_blocks(model, inputs[:1])
     plan = plan_for(blocks, 3, 32)
-    network, (row,) = reconstruct(model, blocks, plan, [inputs], Descent())
+    with caplog.at_level(logging.WARNING):
+        network, (row,) = reconstruct(model, blocks, plan, [inputs], Descent())
     assert row["error"] == row["nearest"]
+    assert "0 stays rounded to nearest" in caplog.text
     with torch.no_grad():
         assert torch.equal(network(inputs), quantize(model, blocks, plan, [inputs])(inputs))
 

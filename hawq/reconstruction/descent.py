@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from hawq.reconstruction.optimizing import Data
 
 _BATCH = 32  # images at a time
-_MOST_ENTRIES = 2**24  # of a Gram matrix
+_MOST_ENTRIES = 2**26  # of a Gram matrix: half a GiB
 _ENUMERATED_UP_TO = 16  # weights of a row all of whose roundings are tried
 _PAIRS_UP_TO = 64  # weights of a row whose pairs are tried
 _ROWS = 128  # at a time: what belongs to them stays in a processor's cache

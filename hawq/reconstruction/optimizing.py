@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -23,6 +24,11 @@ from hawq.reconstruction.settings import Reconstruction
 BETA_FIRST, BETA_LAST = 20.0, 2.0
 """The exponent of the regulariser falls from the first to the second (2004.10568, §3.2)."""
 
+_LOG = logging.getLogger(__name__)
+_NO_DESCENT = (
+    "its error is no quadratic function of its weight, or one of too many numbers, for descent; adaround or brecq "
+    "reconstructs it"
+)
 _EVALUATED = 64  # images at a time
 
 
@@ -65,7 +71,13 @@ class Data:
 
 
 def reconstruct_unit(
-    module: nn.Module, layers: Sequence[nn.Module], data: Data, settings: Reconstruction, seed: int, task: Task
+    name: str,
+    module: nn.Module,
+    layers: Sequence[nn.Module],
+    data: Data,
+    settings: Reconstruction,
+    seed: int,
+    task: Task,
 ) -> tuple[float, float]:
     """Moves the weights of `layers` to chosen points of their grids, and trains the steps of their inputs' quantisers.
 
@@ -74,6 +86,7 @@ def reconstruct_unit(
     to nearest with the steps as they were.
 
     Args:
+        name: of the module, for the log.
         module: of the quantised network, changed in place.
         layers: in it.
         data: its inputs and its outputs in the float network.
@@ -103,6 +116,8 @@ def reconstruct_unit(
         if layer is module and data.weights is None and can_descend(layer, rounding, data):
             descend(layer, rounding, data, optimised=settings.iterations > 0)
         else:
+            if not settings.iterations:
+                _LOG.warning("%s stays rounded to nearest: %s", name, _NO_DESCENT)
             _decide(layer, rounding)
     after = data.total(module)
     if after < before:

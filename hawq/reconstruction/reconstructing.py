@@ -125,7 +125,8 @@ class _Work:
         settings, module = self.settings, self.network.get_submodule(unit.name)
         data = self._data(unit, None if weights is None else weights.to(self.images[0].device))
         layers = [self.network.get_submodule(name) for name in unit.layers]
-        before, after = reconstruct_unit(module, layers, data, settings, self.seed + 1_000_003 * (index + 1), task)
+        seed = self.seed + 1_000_003 * (index + 1)
+        before, after = reconstruct_unit(unit.name, module, layers, data, settings, seed, task)
         task.advance(0 if settings.iterations else 1)
         if settings.bias_correction:
             after = correct_biases(self.model, self.network, unit, data, after)
