@@ -114,8 +114,10 @@ class Prefix:
 
         Args:
             inputs: of the network, in the mode that it is in.
-            earlier: a prefix with an earlier cut, and its memory for the same inputs; the run then begins there.
+            earlier: another prefix, and its memory for the same inputs; if its cut is no later, the run begins there.
         """
+        if earlier and earlier[0].cut > self.cut:
+            earlier = None
         if not self._skipped:
             return {}
         memory: Memory = {}
@@ -217,10 +219,15 @@ class Prefix:
 
 
 def _first_use(model: nn.Module, layers: Collection[str], calls: list[Call]) -> int:
-    """When a layer, or another one that shares its parameters, is first called; 0 where one of them is not."""
+    """When a layer, what lies in it, or another one that shares its parameters, is first called; 0 where one is not.
+
+    What lies in a layer may be called before it: a quantiser of its inputs, by a hook.
+    """
     modules = dict(model.named_modules())
-    own = {id(parameter) for name in layers for parameter in modules[name].parameters(recurse=False)}
-    users = {name for name, m in modules.items() if own & {id(p) for p in m.parameters(recurse=False)}} | set(layers)
+    inside = {call.key[0] for call in calls if call.key[0].startswith(tuple(f"{name}." for name in layers))}
+    changed = {*layers, *inside}
+    own = {id(parameter) for name in changed for parameter in modules[name].parameters(recurse=False)}
+    users = {name for name, m in modules.items() if own & {id(p) for p in m.parameters(recurse=False)}} | changed
     began = {name: min((c.began for c in calls if c.key[0] == name), default=0) for name in users}
     return min(began.values(), default=0)
 

@@ -101,10 +101,9 @@ class SingleBlocks:
         if self._at == name or name not in self._prefixes:
             return
         prefix, former = self._prefixes[name], self._prefixes.get(self._at or "")
-        later = former is not None and former.cut <= prefix.cut
 
         def remember(place: int, inputs: Tensor, known: Sequence[Memory]) -> Memory:
-            return prefix.remember(inputs, (former, known[place]) if former is not None and later and known else None)
+            return prefix.remember(inputs, (former, known[place]) if former is not None and known else None)
 
         statistics: list[Memory] = []
         self._carried.observe(lambda place, inputs: statistics.append(remember(place, inputs, self._statistics)))

@@ -26,8 +26,8 @@ BETA_FIRST, BETA_LAST = 20.0, 2.0
 
 _LOG = logging.getLogger(__name__)
 _NO_DESCENT = (
-    "its error is no quadratic function of its weight, or one of too many numbers, for descent; adaround or brecq "
-    "reconstructs it"
+    "descent is for a Conv2d or Linear that is one product with its weight, rows of at most 8,192 weights and a "
+    "quantiser that only rounds and clips; adaround or brecq reconstructs it"
 )
 _EVALUATED = 64  # images at a time
 

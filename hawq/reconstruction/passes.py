@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from hawq.attention import opened_attention
 from hawq.modes import eval_mode
 from hawq.reconstruction.units import Unit
-from hawq.replay import Memory, prefixes, record_calls
+from hawq.replay import Memory, prefixes
 
 _LOG = logging.getLogger(__name__)
 _FEW = 2  # images that show what a unit needs of what comes before it
@@ -33,9 +33,7 @@ class Passes:
     def __init__(self, network: nn.Module, units: Sequence[Unit], images: Sequence[Tensor], limit_gib: float) -> None:
         self._network, self._images, self._limit = network, images, limit_gib * 2**30
         with eval_mode(network), opened_attention(network):
-            called = _called(network, images[0][:1])
-            inside = {unit.name: [name for name in called if f"{name}.".startswith(f"{unit.name}.")] for unit in units}
-            self._prefixes = prefixes(network, inside, images[0][:_FEW])
+            self._prefixes = prefixes(network, {unit.name: [unit.name] for unit in units}, images[0][:_FEW])
         self._at: str | None = None
         self._known: list[Memory] = []
 
@@ -43,14 +41,12 @@ class Passes:
     def go_to(self, unit: Unit) -> None:
         """Remembers what precedes `unit`, beginning at the unit before where that was remembered."""
         prefix, former, known = self._prefixes[unit.name], self._prefixes.get(self._at or ""), self._known
-        continues = former is not None and bool(known) and former.cut <= prefix.cut
         self._at, self._known = None, []
         found: list[Memory] = []
         with eval_mode(self._network), opened_attention(self._network):
             for place, inputs in enumerate(self._images):
-                earlier = (former, known[place]) if former is not None and continues else None
-                found.append(prefix.remember(inputs, earlier))
-                if prefix.bytes_of(found[0]) * len(self._images) > self._limit:
+                found.append(prefix.remember(inputs, (former, known[place]) if former is not None and known else None))
+                if place == 0 and prefix.bytes_of(found[0]) * len(self._images) > self._limit:
                     _LOG.debug("what precedes %s takes too much memory to be kept", unit.name)
                     return
         self._at, self._known = unit.name, found
@@ -60,12 +56,3 @@ class Passes:
         if self._at is None:
             return self._network(inputs.clone())  # a network may change its input in place
         return self._prefixes[self._at].run(inputs, self._known[place])
-
-
-def _called(network: nn.Module, example: Tensor) -> list[str]:
-    """The modules that one forward pass calls; none where they cannot be watched, and then nothing is remembered."""
-    try:
-        return list(dict.fromkeys(call.key[0] for call in record_calls(network, example)))
-    except Exception as error:  # a module may not let its forward be replaced (TorchScript)
-        _LOG.debug("nothing is remembered: %s", error)
-        return []

@@ -140,13 +140,11 @@ class _Work:
         count, halve = plan_store(num_images, unit.elements * (1 + needs_exact), settings.memory_limit_gib)
         if count < num_images:
             _LOG.warning("%s: %d of %d images fit into the memory limit", unit.name, count, num_images)
-        if count < num_images:
-            images = _first(self.images, count, settings.batch_size)
-            exactly, own = Recorder(self.model, unit, images, halve), Recorder(self.network, unit, images, halve)
-        else:
-            self.float_passes.go_to(unit)
-            self.passes.go_to(unit)
-            exactly = Recorder(self.model, unit, self.images, halve, self.float_passes.run)
-            own = Recorder(self.network, unit, self.images, halve, self.passes.run)
+        whole = count == num_images
+        images = self.images if whole else _first(self.images, count, settings.batch_size)
+        for passes in (self.float_passes, self.passes) if whole else ():
+            passes.go_to(unit)
+        exactly = Recorder(self.model, unit, images, halve, self.float_passes.run if whole else None)
+        own = Recorder(self.network, unit, images, halve, self.passes.run if whole else None)
         exact, targets = exactly.inputs_and_outputs() if needs_exact else (None, exactly.outputs())
         return Data(own.inputs(), exact, targets, weights)

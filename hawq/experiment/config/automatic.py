@@ -6,17 +6,15 @@ import dataclasses
 from typing import Any
 
 from hawq.components import component_name
-from hawq.finetuning import FineTuning
-from hawq.reconstruction import AutoReconstruction, Descent, NoReconstruction, Reconstruction
 from hawq.records import MEASURED, WHOLE_PLANS, parts_of
 
 FINDERS = {"eigenvalue": "lanczos", "trace": "trace", "proxy": "gradient"}
 """Curvature → the option of the group solver that finds it."""
 
 
-def is_automatic(solver: Any) -> bool:
-    """Whether a built solver is solver=auto."""
-    return component_name(type(solver)) == "solver/auto"
+def is_automatic(component: Any) -> bool:
+    """Whether a built component is the option auto of its group."""
+    return (component_name(type(component)) or "").endswith("/auto")
 
 
 def with_best_score(bits: Any) -> Any:
@@ -37,10 +35,6 @@ def solver_for(bits: Any, landscape: bool) -> str | None:
     return FINDERS[needed[0]]
 
 
-def with_reconstruction(
-    wanted: NoReconstruction | Reconstruction, finetune: FineTuning
-) -> NoReconstruction | Reconstruction:
-    """The same reconstruction, but for reconstruction=auto: the one that takes minutes, where nothing is trained."""
-    if not isinstance(wanted, AutoReconstruction):
-        return wanted
-    return Descent() if finetune.num_steps(1) == 0 else NoReconstruction()
+def reconstruction_for(finetune: Any) -> str:
+    """The option of the group reconstruction for a run: the one that takes minutes, where nothing is trained."""
+    return "none" if finetune.num_steps(1) else "descent"

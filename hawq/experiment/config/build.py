@@ -17,7 +17,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from hawq.experiment.config.automatic import is_automatic, solver_for, with_best_score, with_reconstruction
+from hawq.experiment.config.automatic import is_automatic, reconstruction_for, solver_for, with_best_score
 from hawq.experiment.config.explain import explain, in_section, refuse_unknown_keys, suggest
 from hawq.experiment.config.fields import as_annotated, fits, wrong_type
 from hawq.experiment.config.names import config_folder, plain, register_resolvers, shown
@@ -98,8 +98,9 @@ def build_parts(
         finder = solver_for(parts["bits"], parts["analysis"].landscape)
         if finder is not None:
             parts["solver"] = build_component("solver", _solver_node(finder, values, None), allowed)
-    if "reconstruction" in parts:
-        parts["reconstruction"] = with_reconstruction(parts["reconstruction"], parts["finetune"])
+    if is_automatic(parts.get("reconstruction")):
+        node = _option_node("reconstruction", reconstruction_for(parts["finetune"]))
+        parts["reconstruction"] = build_component("reconstruction", node, allowed)
     if "validate" in parts:
         solvers = {name: _solver_node(name, values, chosen_solver) for name in parts["validate"].solvers}
         parts["compared"] = {name: build_component("solver", node, allowed) for name, node in solvers.items()}
@@ -126,13 +127,19 @@ def _solver_node(name: str, values: dict[str, Any], chosen: str | None) -> Any:
     """An option of the group solver as its file has it, in the run's memory; the chosen one as the run has it."""
     if name == chosen:
         return values["solver"]
-    options = {path.stem: path for path in (config_folder() / "solver").glob("*.yaml")}
+    options = sorted(path.stem for path in (config_folder() / "solver").glob("*.yaml"))
     if name not in options:
-        raise ValueError(f"validate.solvers: solver={name} is not an option: {suggest(name, sorted(options))}")
-    node = OmegaConf.to_container(OmegaConf.load(options[name]))
-    assert isinstance(node, dict)
+        raise ValueError(f"validate.solvers: solver={name} is not an option: {suggest(name, options)}")
+    node = _option_node("solver", name)
     limit = {key: values["solver"].get(key) for key in node if key == "memory_limit_gib"}
     return node | limit
+
+
+def _option_node(group: str, name: str) -> dict[Any, Any]:
+    """An option of a group as its file has it."""
+    node = OmegaConf.to_container(OmegaConf.load(config_folder() / group / f"{name}.yaml"))
+    assert isinstance(node, dict)
+    return node
 
 
 def build_component(name: str, node: Any, allowed: Sequence[str] = ()) -> Any:
