@@ -170,34 +170,24 @@ def _descended(
     ups: Tensor, is_free: Tensor, steps: Tensor, slope: Tensor, gram: Tensor, change: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Roundings (rows, k) from which no change of one or two lowers the error, and the change of it so far (rows,)."""
-    found_ups, found_change = ups.clone(), change.clone()
-    rows = torch.arange(len(ups), device=ups.device)  # that are still moved
-    group = rows // (len(ups) // len(gram))
+    group = torch.arange(len(ups), device=ups.device) // (len(ups) // len(gram))
     diagonal = gram.diagonal(dim1=1, dim2=2)[group]
     tolerance = 1e-12 * (steps.square() * diagonal).amax(1).clamp_min(1e-300)
-    in_pairs = ups.shape[1] <= _PAIRS_UP_TO
     for _ in range(4 * ups.shape[1]):
         moves = steps * (1 - 2 * ups)
         gains = (2 * moves * slope + moves.square() * diagonal).masked_fill(~is_free, torch.inf)
         gain, places = gains.min(1, keepdim=True)
-        if in_pairs and not bool((gain[:, 0] < -tolerance).any()):
+        if ups.shape[1] <= _PAIRS_UP_TO and not bool((gain[:, 0] < -tolerance).any()):
             gain, places = _best_pair(gains, moves, gram[group])
         better = gain[:, 0] < -tolerance
-        count = int(better.sum())
-        if not count:
+        if not bool(better.any()):
             break
         chosen = moves.gather(1, places) * better[:, None]  # (rows, moves at once)
         change = change + torch.where(better, gain[:, 0], 0.0)
         slope = slope + (chosen[:, :, None] * gram[group[:, None], places]).sum(1)
         old = ups.gather(1, places)
         ups = ups.scatter(1, places, torch.where(better[:, None], 1 - old, old))
-        if 2 * count < len(rows) and not in_pairs:  # the others are at their end
-            found_ups[rows], found_change[rows] = ups, change
-            rows, ups, is_free, steps, slope, change, group, diagonal, tolerance = (
-                each[better] for each in (rows, ups, is_free, steps, slope, change, group, diagonal, tolerance)
-            )
-    found_ups[rows], found_change[rows] = ups, change
-    return found_ups, found_change
+    return ups, change
 
 
 def _best_of_all(down: Tensor, is_free: Tensor, steps: Tensor, slope: Tensor, gram: Tensor) -> Tensor:
