@@ -412,6 +412,42 @@ def test_fixed_batches_are_not_augmented():
     assert torch.equal(batches[0][0][1], images[1][0])
 
 
+@pytest.mark.parametrize("height, width", [(8, 8), (16, 24), (7, 9), (32, 32)])
+@pytest.mark.parametrize("size", [None, 12])
+@pytest.mark.parametrize("data", [Digits(8), Digits(8, augment=False), Cifar10(""), Cifar10("", augment=False)])
+def test_a_whole_batch_is_what_each_image_alone_gives(data, size, height, width):
+    generator = np.random.default_rng(height)
+    stored = generator.integers(0, 256, (20, height, width, 3), dtype=np.uint8)
+    kept = KEPT_SIZE if size is None else Preprocessing(size, 1.0, "bicubic", fixed_size=True)
+    prepare, augment = (data.prepare(kept, NORMALIZATION, augmented=augmented) for augmented in (False, True))
+    images = Images(stored, np.arange(20), prepare, augment)
+    chosen = generator.permutation(20)[:11].tolist()
+    for items in (
+        chosen,
+        [(index, int(seed)) for index, seed in zip(chosen, generator.integers(2**31, size=11), strict=True)],
+    ):
+        inputs, labels = images.whole_batch(items, CPU)
+        expected = [images[item] for item in items]
+        assert torch.equal(inputs, torch.stack([image for image, _ in expected]))
+        assert labels.tolist() == [label for _, label in expected]
+        assert inputs.is_contiguous()
+    batches = list(images.batches(range(20), 8, CPU))
+    assert [len(labels) for _, labels in batches] == [8, 8, 4]
+    assert torch.equal(torch.cat([inputs for inputs, _ in batches]), torch.stack([images[i][0] for i in range(20)]))
+
+
+def test_images_that_are_prepared_one_by_one_come_in_the_same_batches():
+    values = arrays(side=8)
+    whole = image_set(values)
+    single = Images(values["train_images"], values["train_labels"], lambda image: whole_prepare(image))
+    whole_prepare = Digits(8).prepare(KEPT_SIZE, NORMALIZATION)
+    assert single.whole_batch([0, 1], CPU) is None
+    for (inputs, labels), (others, same) in zip(
+        single.batches(range(5), 2, CPU), whole.batches(range(5), 2, CPU), strict=True
+    ):
+        assert torch.equal(inputs, others) and torch.equal(labels, same)
+
+
 def test_samples_are_drawn_by_the_seed_without_repetition():
     assert sample_indices(50, 20, 3) == sample_indices(50, 20, 3) != sample_indices(50, 20, 4)
     assert len(set(sample_indices(50, 20, 3))) == 20

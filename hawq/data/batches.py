@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from hawq.checks import check_range
+from hawq.data.array_transform import ArrayTransform
 from hawq.data.splits import RawImages
 from hawq.distributed import shard
 
@@ -48,6 +49,30 @@ class Images(Dataset[tuple[Tensor, int]]):
             return self._prepare(self._images[index]), int(self._labels[index])
         with _seeded(seed):
             return self._augment(self._images[index]), int(self._labels[index])
+
+    def batches(self, indices: Sequence[int], batch_size: int, device: torch.device) -> Iterator[Batch]:
+        """The images at `indices`, not augmented, (B, 3, H, W) with labels (B,); the last B may be smaller."""
+        for begin in range(0, len(indices), batch_size):
+            chunk = indices[begin : begin + batch_size]
+            if batch := self.whole_batch(chunk, device):
+                yield batch
+                continue
+            inputs, labels = default_collate([self[index] for index in chunk])
+            yield inputs.to(device), labels.to(device)
+
+    def whole_batch(self, items: Sequence[Any], device: torch.device) -> Batch | None:
+        """The items as one batch, (B, 3, H, W) and labels (B,), of images in memory that are prepared all at once.
+
+        None where they are files, or prepared one by one. Items are all indices, or all (index, seed).
+        """
+        seeded = bool(items) and isinstance(items[0], tuple)
+        prepare = self._augment if seeded and self._augment is not None else self._prepare
+        if not isinstance(prepare, ArrayTransform) or not isinstance(self._images, np.ndarray):
+            return None
+        indices = np.array([item[0] for item in items] if seeded else items, np.int64)
+        seeds = [seed for _, seed in items] if seeded and self._augment is not None else None
+        labels = torch.from_numpy(self._labels[indices].astype(np.int64))
+        return prepare.whole_batch(self._images[indices], seeds, device), labels.to(device)
 
 
 @contextmanager
@@ -96,15 +121,18 @@ class TrainBatches:
         """Endless images (B, 3, H, W) with labels (B,) from `first_step` on, or one of `parts` shards of each batch."""
         epoch, offset = divmod(first_step, self.steps_per_epoch)
         while True:
-            loader = DataLoader(
-                self._images,
-                batch_sampler=[items[shard(len(items), part, parts)] for items in self._epoch(epoch)[offset:]],
-                num_workers=self._workers,
-                pin_memory=self._device.type == "cuda",
-            )
-            for images, labels in loader:
-                yield images.to(self._device, non_blocking=True), labels.to(self._device, non_blocking=True)
+            yield from self._load([items[shard(len(items), part, parts)] for items in self._epoch(epoch)[offset:]])
             epoch, offset = epoch + 1, 0
+
+    def _load(self, chunks: list[list[tuple[int, int]]]) -> Iterator[Batch]:
+        """A batch of each chunk of items: all at once where that can be, else image after image."""
+        if not self._workers and self._images.whole_batch(chunks[0][:1], self._device) is not None:
+            yield from (batch for items in chunks if (batch := self._images.whole_batch(items, self._device)))
+            return
+        pinned = self._device.type == "cuda"
+        loader = DataLoader(self._images, batch_sampler=chunks, num_workers=self._workers, pin_memory=pinned)
+        for images, labels in loader:
+            yield images.to(self._device, non_blocking=True), labels.to(self._device, non_blocking=True)
 
     def _epoch(self, epoch: int) -> list[list[tuple[int, int]]]:
         """Batches of (index, augmentation seed) of one epoch."""
@@ -118,9 +146,7 @@ class TrainBatches:
 
 def fixed_batches(images: Images, indices: Sequence[int], batch_size: int, device: torch.device) -> list[Batch]:
     """The images at `indices`, not augmented, as images (B, 3, H, W) with labels (B,); the last B may be smaller."""
-    chunks = [indices[begin : begin + batch_size] for begin in range(0, len(indices), batch_size)]
-    batches = [default_collate([images[index] for index in chunk]) for chunk in chunks]
-    return [(inputs.to(device), targets.to(device)) for inputs, targets in batches]
+    return list(images.batches(indices, batch_size, device))
 
 
 def sample_indices(num_images: int, num_samples: int, seed: int) -> list[int]:
