@@ -8,8 +8,9 @@
 
 `unseen` and `memorised` are ResNet20 on 128 test and 128 training images of CIFAR-10. `lite0` is EfficientNet-Lite0,
 trained, on 16 validation images of 16 classes, from a folder with val/<wnid>/* and synset_words.txt. `resnet50` is
-untrained: its batch norms have seen the images once. A gradient equivalent is the time of one forward and backward of
-the network as given, all weights, the same samples. Gradients and speed-up count CPU seconds, which other work on the
+untrained: its batch norms have seen the images once. With `--device cuda` all of them run there, without TF32, and
+seconds of the clock stand where CPU seconds stand else. A gradient equivalent is the time of one forward and backward
+of the network as given, all weights, the same samples. Gradients and speed-up count CPU seconds, which other work on the
 machine does not change much. Peers that are not installed are left out.
 """
 
@@ -84,7 +85,8 @@ def scipy_eigsh(case: Case) -> Result:
 
         def multiply(vector: np.ndarray, name: str = name) -> np.ndarray:
             calls[0] += 1
-            return operator.products({name: torch.from_numpy(vector.ravel()).float()})[name].numpy()
+            start = torch.from_numpy(vector.ravel()).float().to(case.device)
+            return operator.products({name: start})[name].cpu().numpy()
 
         shape = LinearOperator((size, size), matvec=multiply, dtype=np.float32)
         values[name] = float(eigsh(shape, k=1, which="LA", tol=0.01, return_eigenvectors=False)[0])
@@ -117,7 +119,7 @@ def pyhessian(case: Case, quantity: str) -> Result:
     try:
         torch.manual_seed(0)  # its start vectors
         for name, _ in only(case):
-            peer = module.hessian(case.model, nn.CrossEntropyLoss(), data=case.batch, cuda=False)
+            peer = module.hessian(case.model, nn.CrossEntropyLoss(), data=case.batch, cuda=case.device.type == "cuda")
             values[name] = peer.eigenvalues()[0][0] if quantity == "eigenvalue" else float(np.mean(peer.trace()))
     finally:
         module.hessian_vector_product = original
@@ -134,25 +136,42 @@ def only(case: Case) -> Iterator[tuple[str, list[Tensor]]]:
     case.model.requires_grad_(True).zero_grad(set_to_none=True)
 
 
-def timed(work: Callable[[], Result]) -> Result:
-    before = memory_in_use_bytes(torch.device("cpu")) / 2**20
+def timed(case: Case, work: Callable[[], Result]) -> Result:
+    before = memory_in_use_bytes(case.device) / 2**20
     with measured() as cost:
-        started, busy = time.perf_counter(), time.process_time()
+        started, busy = time.perf_counter(), work_seconds(case.device)
         result = work()
-        result.cpu_seconds = time.process_time() - busy
+        result.cpu_seconds = work_seconds(case.device) - busy
         result.seconds = time.perf_counter() - started
-    result.peak_mib = cost.peak_memory_mib - before
+    result.peak_mib = peak_mib(case.device, cost.peak_memory_mib) - before
     return result
 
 
+def work_seconds(device: torch.device) -> float:
+    """A clock of the work done: CPU seconds, or on a GPU those of the wall once it has caught up."""
+    if device.type != "cuda":
+        return time.process_time()
+    torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def peak_mib(device: torch.device, resident: float) -> float:
+    """The most that tensors took on a GPU since the last call, else what was resident."""
+    if device.type != "cuda":
+        return resident
+    peak = torch.cuda.max_memory_allocated(device) / 2**20
+    torch.cuda.reset_peak_memory_stats(device)
+    return peak
+
+
 def gradient_seconds(case: Case) -> float:
-    """CPU seconds of the fastest of five plain gradients."""
+    """Seconds of work of the fastest of five plain gradients."""
     weights = [weight for block in case.parameters.values() for weight in block]
     times = []
     for _ in range(5):
-        started = time.process_time()
+        started = work_seconds(case.device)
         torch.autograd.grad(nn.functional.cross_entropy(case.model(case.batch[0]), case.batch[1]), weights)
-        times.append(time.process_time() - started)
+        times.append(work_seconds(case.device) - started)
     return min(times)
 
 
@@ -164,7 +183,7 @@ def table(case: Case, quantity: str, methods: dict[str, Callable[[], Result]], r
     results = {}
     for name, work in methods.items():
         try:
-            results[name] = timed(work)
+            results[name] = timed(case, work)
             print(f"{name}: {results[name].seconds:.1f} s", file=sys.stderr, flush=True)
         except ImportError as missing:
             print(f"left out: {name} ({missing})", flush=True)
@@ -185,7 +204,7 @@ def table(case: Case, quantity: str, methods: dict[str, Callable[[], Result]], r
                 "–" if slowest is None else f"{slowest / result.cpu_seconds:.1f}×",
             )
         )
-    title = f"{case.title}: {quantity}, {len(case.parameters)} blocks, one gradient {case.gradient_seconds:.2f} s"
+    title = f"{case.title}: {quantity}, {len(case.parameters)} blocks, one gradient {case.gradient_seconds:.3g} s"
     return f"\n{title}\n\n{markdown(COLUMNS, rows)}\n\n{by_block(case, results, references)}"
 
 
@@ -239,11 +258,20 @@ def main() -> None:
     parser.add_argument("--blocks", nargs="*", help="only these; all unless given")
     parser.add_argument("--peers", nargs="*", default=PEERS, help=f"of {PEERS}")
     parser.add_argument("--first", action="store_true", help="by blocks only, not by layers as well")
+    parser.add_argument("--eigenvalues", action="store_true", help="no traces")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
     arguments = parser.parse_args()
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     for case, traces in CASES[arguments.case](arguments):
+        case.move(torch.device(arguments.device))
         if arguments.blocks is not None:
             case.parameters = {name: weights for name, weights in case.parameters.items() if name in arguments.blocks}
-        report(case, arguments.peers, traces, "gradient" if arguments.case == "resnet50" else "random")
+        report(
+            case,
+            arguments.peers,
+            traces and not arguments.eigenvalues,
+            "gradient" if arguments.case == "resnet50" else "random",
+        )
         if arguments.first:
             break
 

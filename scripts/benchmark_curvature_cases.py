@@ -38,6 +38,16 @@ class Case:
     parameters: dict[str, list[Tensor]]
     gradient_seconds: float = 0.0
 
+    @property
+    def device(self) -> torch.device:
+        """Where the samples are."""
+        return self.batch[0].device
+
+    def move(self, device: torch.device) -> None:
+        """Network, weights and samples to a device."""
+        self.model.to(device)  # its parameters stay the objects that they are
+        self.batch = (self.batch[0].to(device), self.batch[1].to(device))
+
     def operator(self, kind: type[BlockOperator]) -> BlockOperator:
         return kind(self.model, self.parameters, [self.batch], nn.functional.cross_entropy)
 

@@ -2,6 +2,7 @@
 
     pip install brevitas
     python scripts/benchmark_training.py [--batch 128] [--repeats 15] [--threads 1] [--device cuda] [--precision …]
+        [--networks lsq …]
 
 ResNet20 with weights of 4 bits, a step for each channel where the quantiser has one, and activations of 4 bits. Steps
 are taken in turn, one of each network, so that other work on the machine meets all alike; the table has medians, each
@@ -34,6 +35,7 @@ from hawq.report import markdown
 
 BITS = 4
 FLOAT = "float"
+_LONG = 0.1  # seconds from which a tenth of a millisecond says nothing
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels last": torch.channels_last}
 
 
@@ -157,8 +159,11 @@ def table(contestants: list[Contestant]) -> str:
         unit = best[f"{FLOAT}, compiled" if name.endswith("compiled") else FLOAT]
         median, spread = statistics.median(made.seconds), statistics.quantiles(made.seconds, n=4)
         ratio = median / statistics.median(unit.seconds)
-        quartiles = f"{1e3 * spread[0]:.0f} to {1e3 * spread[2]:.0f}"
-        rows.append((name, made.layout, f"{1e3 * median:.0f}", quartiles, f"{ratio:.2f}×", f"{made.peak_mib:.0f}"))
+        digits = 0 if median > _LONG else 1
+        quartiles = f"{1e3 * spread[0]:.{digits}f} to {1e3 * spread[2]:.{digits}f}"
+        rows.append(
+            (name, made.layout, f"{1e3 * median:.{digits}f}", quartiles, f"{ratio:.2f}×", f"{made.peak_mib:.0f}")
+        )
     return markdown(("step", "layout", "median ms", "quartiles ms", "over float", "peak MiB"), rows)
 
 
@@ -181,24 +186,29 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=15, help="steps of each network that are timed")
     parser.add_argument("--threads", type=int, help="threads of PyTorch")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--networks", nargs="*", help="only these, beside float: lsq, dorefa, pact, uniform, Brevitas")
     parser.add_argument("--precision", default="float32", choices=PRECISIONS, help="of the forward pass (autocast)")
     options = parser.parse_args()
     if options.threads:
         torch.set_num_threads(options.threads)
     torch.manual_seed(0)
     device = torch.device(options.device)
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     images = torch.randn(options.batch, 3, 32, 32, device=device)
     labels = torch.randint(10, (options.batch,), device=device)
     model = ModelSpec("resnet20").build(10).network.to(device)
     contestants = []
     for name, make in networks(model, images).items():
+        if options.networks is not None and name not in (FLOAT, *options.networks):
+            continue
         for layout in LAYOUTS:
             contestants.append(Contestant(name, layout, make(), options.precision))
             if device.type == "cuda":
                 compiled: Any = torch.compile(make())
                 contestants.append(Contestant(f"{name}, compiled", layout, compiled, options.precision))
     measure(contestants, (images, labels), options.repeats)
-    title = f"ResNet20, batch {options.batch} of random 32² images, {options.precision}, {device}"
+    hardware = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+    title = f"ResNet20, batch {options.batch} of random 32² images, {options.precision}, {hardware}"
     print(f"{title}, {torch.get_num_threads()} threads, {options.repeats} steps each\n\n{table(contestants)}")
 
 
