@@ -10,8 +10,8 @@
 trained, on 16 validation images of 16 classes, from a folder with val/<wnid>/* and synset_words.txt. `resnet50` is
 untrained: its batch norms have seen the images once. With `--device cuda` all of them run there, without TF32, and
 seconds of the clock stand where CPU seconds stand else. A gradient equivalent is the time of one forward and backward
-of the network as given, all weights, the same samples. Gradients and speed-up count CPU seconds, which other work on the
-machine does not change much. Peers that are not installed are left out.
+of the network as given, all weights, the same samples. Gradients and speed-up count CPU seconds, which other work on
+the machine does not change much. Peers that are not installed are left out.
 """
 
 from __future__ import annotations
