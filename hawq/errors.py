@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
+_MOST = 5  # names in a message
+
 
 class UserError(ValueError):
     """A mistake that the user can correct.
@@ -16,3 +20,9 @@ class UserError(ValueError):
             _, found, told = message.rpartition(f"\n{cls.__module__}.{cls.__qualname__}: ")
             message = told.rstrip() if found else message
         super().__init__(message)
+
+
+def listed(names: Collection[str]) -> str:
+    """Names in a row, as a message has them; a long list is cut and counted."""
+    shown = ", ".join(list(names)[:_MOST])
+    return f"{shown} and {len(names) - _MOST} more" if len(names) > _MOST else shown

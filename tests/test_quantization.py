@@ -130,6 +130,31 @@ def test_compiled_whole_it_gives_the_same(made):
     assert torch.equal(compiled(x), quantizer(x))
 
 
+def in_place(graph):
+    """The operations of a graph, and of those inside it, that change a tensor in place."""
+    modules = dict(graph.named_modules()).values()
+    nodes = [node for module in modules if isinstance(module, torch.fx.GraphModule) for node in module.graph.nodes]
+    names = [str(getattr(node.target, "__name__", node.target)) for node in nodes if node.op.startswith("call")]
+    return [name for name in names if name.endswith("_") and not name.endswith("__") and name != "and_"]
+
+
+@pytest.mark.parametrize("bits", [2, 3, 8])
+@pytest.mark.parametrize("made", [LSQ().weight, LSQ().activation, PACT().activation, DoReFa().weight, Uniform().weight])
+def test_nothing_is_changed_in_place_where_it_is_compiled(made, bits):
+    """PyTorch 2.11 loses the gradient of an autograd function whose forward ends with such an operation."""
+    quantizer, x, graphs = made(bits), TENSORS["normal"].clone().requires_grad_(), []
+    quantizer.initialise(x.detach())
+
+    def keep(graph, _):
+        graphs.append(graph)
+        return graph.forward
+
+    torch.compiler.reset()
+    torch.compile(quantizer, backend=keep, fullgraph=True)(x)
+    assert graphs
+    assert [name for graph in graphs for name in in_place(graph)] == []
+
+
 @pytest.mark.parametrize(
     "layout", [LAYOUTS["contiguous"], LAYOUTS["channels last"]], ids=["contiguous", "channels last"]
 )

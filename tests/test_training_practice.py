@@ -193,6 +193,36 @@ def test_what_cannot_be_compiled_is_told(compiler, message, monkeypatch):
         trained(Training(compile=True))
 
 
+class WithoutGradient(nn.Module):
+    """A compiled network whose forward is right, and which loses the gradient of some parameters."""
+
+    def __init__(self, model, lost):
+        super().__init__()
+        self._model, self._lost = model, lost
+
+    def forward(self, inputs):
+        state = {name: 0 * p + p.detach() for name, p in self._model.named_parameters() if self._lost in name}
+        return torch.func.functional_call(self._model, state, (inputs,))
+
+
+@pytest.mark.parametrize("lost", ["weight", "bias", ""])
+def test_a_compilation_that_loses_gradients_is_refused(lost, monkeypatch):
+    """The forward alone says nothing: PyTorch 2.11 gave the right loss and no gradient at all."""
+    monkeypatch.setattr(torch, "compile", lambda model, **_: WithoutGradient(model, lost))
+    with pytest.raises(UserError, match=r"compile=true loses the gradient of .*: give compile=false"):
+        trained(Training(compile=True))
+
+
+@pytest.mark.parametrize("factor", [0.1, 10])
+def test_a_compilation_with_other_gradients_is_refused(factor, monkeypatch):
+    def scaled(model, **_):
+        return lambda inputs: (out := model(inputs)).detach() + factor * (out - out.detach())
+
+    monkeypatch.setattr(torch, "compile", scaled)
+    with pytest.raises(UserError, match=r"compile=true changes the length of a gradient from .* to .*: give"):
+        trained(Training(compile=True))
+
+
 class Chaotic(nn.Module):
     """Its outputs hang on the last digits of its inputs, as those of a block do that has just been quantised."""
 

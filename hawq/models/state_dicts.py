@@ -7,6 +7,8 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from hawq.errors import listed
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -36,7 +38,6 @@ _WRAPPERS = (
     "wrapped",
 )
 _COUNTERS = ("n_averaged",)  # of torch.optim.swa_utils.AveragedModel
-_MOST = 5  # names in a message
 
 
 def find_state_dict(content: Any, origin: str) -> dict[str, Tensor]:
@@ -227,9 +228,3 @@ def _converts(name: str, tensor: Tensor, wanted: Tensor) -> bool:
 
     counts = name.rpartition(".")[2] == COUNTER and not tensor.is_complex()
     return counts or (wanted.is_floating_point() and tensor.is_floating_point())
-
-
-def listed(names: Collection[str]) -> str:
-    """Names in a row; a long list is cut and counted."""
-    shown = ", ".join(list(names)[:_MOST])
-    return f"{shown} and {len(names) - _MOST} more" if len(names) > _MOST else shown

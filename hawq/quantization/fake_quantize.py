@@ -16,8 +16,11 @@ class _FakeQuantize(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, scale: Tensor, low: Tensor, high: Tensor, clip_only: bool) -> Tensor:
-        short = _stays_short(x, scale, low, high)
-        out = nearest(x, scale, low, high).mul_(scale.item() if short else scale)
+        codes = nearest(x, scale, low, high)
+        if _is_eager_cpu(x):
+            out = codes.mul_(scale.item() if _stays_short(x, scale, low, high) else scale)
+        else:
+            out = codes * scale  # not in place: torch.compile of PyTorch 2.11 would lose every gradient
         ctx.save_for_backward(x, out, scale, low, high)
         ctx.clip_only = clip_only
         return out
@@ -84,14 +87,16 @@ def _dot(a: Tensor, b: Tensor) -> Tensor:
 
 def nearest(x: Tensor, scale: Tensor, low: Tensor, high: Tensor) -> Tensor:
     """The code nearest to each x · (1/s), one of low, low + 1, … high, as a new tensor of the shape of x."""
+    half = low - low.floor()  # 0, or ½ for a grid without zero
+    if not _is_eager_cpu(x):
+        return ((x * scale.reciprocal() - half).round() + half).clamp(low, high)
     inverse = scale.reciprocal()
     ratio = x * (inverse.item() if _stays_short(x, scale, low, high) else inverse)  # a tensor would widen x
-    half = low - low.floor()  # 0, or ½ for a grid without zero
-    if not _is_eager_cpu(x) or half.any():
+    if half.any():
         ratio.sub_(half).round_().add_(half)
     else:
         ratio.round_()
-    if _is_eager_cpu(x) and low.numel() == high.numel() == 1:
+    if low.numel() == high.numel() == 1:
         return ratio.clamp_(low.item(), high.item())  # with tensors as ends this takes as long as all the rest
     return ratio.clamp_(low, high)
 
