@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from tuning import BATCHES, CALIBRATION, prepared, same_state
 
 from hawq.finetuning import Distillation, FineTuning, Training, finetune, fit, soft_loss
+from hawq.finetuning.compiling import with_compiled_teacher
 from hawq.finetuning.folding import folded
 from hawq.finetuning.step import Objective
 from hawq.records import Phase
@@ -113,6 +114,36 @@ def test_finetuning_distils_from_its_own_float_parent():
     assert history[0]["loss"] == pytest.approx(float(0.75 * hard.detach() + 0.25 * soft.detach()))
     assert same_state(model, before)
     assert model.training
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("network", NETWORKS)
+def test_a_compiled_teacher_answers_the_same(network, precision, monkeypatch):
+    compile_network = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda model, **_: compile_network(model, backend="aot_eager"))
+    teacher, (inputs, labels) = build(network, torch.float32), samples(6, torch.float32)
+    plain = Objective(F.cross_entropy, Distillation(teacher, 0.5, 4.0), precision)
+    fast = with_compiled_teacher(plain, inputs)
+    again = with_compiled_teacher(fast, inputs)  # as the next phase does
+    assert fast.distillation.network is not None
+    assert again.distillation.network is not None
+    expected = float(plain(teacher, (inputs, labels)).detach())
+    near = {"float32": 1e-5, "bfloat16": 0.05}[precision]
+    for objective in (fast, again):
+        assert float(objective(teacher, (inputs, labels)).detach()) == pytest.approx(expected, rel=near)
+
+
+def test_a_teacher_that_cannot_be_compiled_or_answers_otherwise_stays_as_it_is(monkeypatch):
+    def broken(inputs):
+        raise RuntimeError("no compiler")
+
+    teacher, (inputs, _) = build("residual", torch.float32), samples(6, torch.float32)
+    objective = Objective(F.cross_entropy, Distillation(teacher, 0.5, 4.0), "float32")
+    for network in (broken, lambda inputs: 1.1 * teacher(inputs)):
+        monkeypatch.setattr(torch, "compile", lambda model, made=network, **_: made)
+        assert with_compiled_teacher(objective, inputs) == objective
+    without = Objective(F.cross_entropy, None, "float32")
+    assert with_compiled_teacher(without, inputs) is without
 
 
 class Shared(nn.Module):

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from hawq.distributed import all_reduce
 from hawq.errors import UserError, listed
 from hawq.finetuning.step import Batch, Network, Objective, add_gradients
+from hawq.structures import main_output
 from hawq.trials import mean_with_error
+
+_LOG = logging.getLogger(__name__)
 
 _TOLERANCES = {"float32": 0.01, "bfloat16": 0.1}  # relative; other rounding moves values to the neighbouring code
 _ROUNDING = {"float32": 2.0**-16, "bfloat16": 2.0**-9}  # relative changes of inputs that are as small as rounding
@@ -76,6 +80,27 @@ def compiled(model: nn.Module, objective: Objective, batch: Batch, seed: int) ->
             change = f"from {expected.length:.3g} to {found.length:.3g}"
             raise UserError(f"compile=true changes the length of a gradient {change}: give compile=false")
     return fast
+
+
+def with_compiled_teacher(objective: Objective, inputs: Tensor) -> Objective:
+    """The same loss with `torch.compile` of its teacher, where that gives the same outputs; else as it is.
+
+    Args:
+        objective: of a network that could be compiled.
+        inputs: (N, ...), which both forms of the teacher are compared on.
+    """
+    distillation = objective.distillation
+    if distillation is None:
+        return objective
+    plain = replace(distillation, network=None)
+    fast = replace(plain, network=torch.compile(plain.teacher))
+    try:
+        expected, found = (main_output(objective.outputs(each.teach, inputs)) for each in (plain, fast))
+    except Exception as error:  # whatever the compiler cannot do in eval mode
+        _LOG.debug("the teacher is not compiled: %s", error)
+        return replace(objective, distillation=plain)
+    same = (found - expected).abs().max() <= _TOLERANCES[objective.precision] * expected.abs().max()
+    return replace(objective, distillation=fast if same else plain)
 
 
 def _rounded_otherwise(batch: Batch, precision: str, seed: int) -> Batch:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,16 +26,18 @@ class Distillation:
         teacher: the float network; run in eval mode without gradients and never changed.
         weight: α, 0 to 1.
         temperature: T, above 0.
+        network: what is called for the teacher's outputs, its compiled form say; the teacher itself unless given.
     """
 
     teacher: nn.Module
     weight: float
     temperature: float
+    network: Callable[[Tensor], Any] | None = None
 
     def teach(self, inputs: Tensor) -> Any:
         """The teacher's outputs, (N, K, ...) or a structure that begins with them, for a batch of inputs (N, ...)."""
         with eval_mode(self.teacher), torch.no_grad():
-            return self.teacher(inputs)
+            return (self.teacher if self.network is None else self.network)(inputs)
 
     def mix(self, hard: Tensor, outputs: Any, taught: Any, *, classes: bool = True) -> Tensor:
         """The loss above, a scalar, on the main outputs (the first of a tuple or mapping) of both networks.

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from hawq.distributed import broadcast, broadcast_parameters, rank, world_size
 from hawq.errors import UserError
-from hawq.finetuning.compiling import compiled
+from hawq.finetuning.compiling import compiled, with_compiled_teacher
 from hawq.finetuning.data import TrainingData
 from hawq.finetuning.distillation import Distillation
 from hawq.finetuning.divergence import Diverged
@@ -77,7 +77,7 @@ def fit(
     return run.finish(on_best)
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Loop:
     """What `fit` was given, around the run that it advances."""
 
@@ -128,10 +128,11 @@ class _Loop:
         return itertools.chain([batch], batches)
 
     def _compile(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        """Compiles the network as it is in this phase, checked on the next batch; returns the same batches."""
+        """Compiles the network as it is in this phase, and its teacher, checked on the next batch, which is kept."""
         run, batch = self.run, next(batches)
         with whole_batch_norm():
             run.network = compiled(run.model.train(), self.objective, batch, self.seed)
+            self.objective = with_compiled_teacher(self.objective, batch[0])
         return itertools.chain([batch], batches)
 
     def _step(self, index: int, batch: Batch, first: int) -> None:
