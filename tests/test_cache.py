@@ -101,15 +101,20 @@ def test_stages_bring_what_they_need(selected: list[str], names: list[str]) -> N
 
 
 @pytest.mark.parametrize(
-    ("changed", "selected", "names"),
+    ("changed", "selected", "asked", "names"),
     [
-        ("float_network", ["finetune"], ["analysis", "allocation"]),
-        ("finetune", ["finetune"], []),
-        ("finetune", ["report"], ["finetune", "export"]),
-        ("validate", ["validate", "report"], []),
-        ("analysis", ["analysis", "allocation", "finetune"], []),
-        ("reconstruction", ["finetune"], ["reconstruction"]),
+        ("float_network", ["finetune"], [], ["analysis", "allocation"]),
+        ("float_network", ["finetune"], ["reconstruction"], ["analysis", "allocation", "reconstruction"]),
+        ("analysis", ["export"], ["reconstruction"], ["analysis", "allocation", "reconstruction", "finetune"]),
+        ("analysis", ["validate"], ["reconstruction"], ["analysis"]),
+        ("finetune", ["finetune"], ["reconstruction"], []),
+        ("finetune", ["report"], [], ["finetune", "export"]),
+        ("validate", ["validate", "report"], [], []),
+        ("analysis", ["analysis", "allocation", "finetune"], [], []),
+        ("reconstruction", ["finetune"], [], ["reconstruction"]),
     ],
 )
-def test_what_depends_on_a_new_result_must_be_selected(changed: str, selected: list[str], names: list[str]) -> None:
-    assert left_out(changed, selected) == names
+def test_what_depends_on_a_new_result_must_be_selected(
+    changed: str, selected: list[str], asked: list[str], names: list[str]
+) -> None:
+    assert left_out(changed, selected, asked) == names

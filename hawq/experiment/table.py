@@ -54,11 +54,15 @@ def wanted_stages(selected: Collection[str]) -> tuple[Stage, ...]:
     return tuple(stage for stage in STAGES if stage.name in names)
 
 
-def left_out(changed: str, selected: Collection[str]) -> list[str]:
-    """Stages that a selection needs but does not name, and whose results are gone once `changed` is made again."""
+def left_out(changed: str, selected: Collection[str], asked: Collection[str] = ()) -> list[str]:
+    """Stages that a selection needs but does not name, and whose results are gone once `changed` is made again.
+
+    Of the optional ones only `changed` itself, and those that the options have `asked` for.
+    """
     outdated = {changed}
     for stage in STAGES:
         if outdated & {*stage.needs}:
             outdated.add(stage.name)
     wanted = [stage for stage in wanted_stages(selected) if stage.name in outdated and stage.name not in selected]
-    return [stage.name for stage in wanted if stage.needs and (stage.name == changed or not stage.optional)]
+    needed = {changed, *asked}
+    return [stage.name for stage in wanted if stage.needs and (stage.name in needed or not stage.optional)]

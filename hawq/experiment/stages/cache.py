@@ -106,8 +106,11 @@ def _shared_facts(inputs: Inputs, network: str | None) -> dict[str, Any]:
 
 def _refuse_gap(stage: str, settings: Settings) -> None:
     """Before any work: whatever depends on the stage that is to be made must have been selected too."""
+    from hawq.reconstruction import Reconstruction
+
     selected = settings.options.stages
-    absent = left_out(stage, selected)
+    asked = ("reconstruction",) if isinstance(settings.reconstruction, Reconstruction) else ()
+    absent = left_out(stage, selected, asked)
     if absent:
         named = [name for name in NAMES if name in (*selected, *absent)]
         raise UserError(
