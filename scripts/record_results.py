@@ -2,14 +2,15 @@
 
 python scripts/record_results.py outputs/runs/A outputs/runs/B --name resnet20_cifar10 --network "ResNet20, CIFAR-10"
 
-The packed file of the first run is put next to the record. Then: `python scripts/reproduce.py readme`.
+The packed file of the run is put next to the record; of three and more runs those of the median one and, as NAME_best,
+of the best one. Then: `python scripts/reproduce.py readme`.
 """
 
 from __future__ import annotations
 
 import argparse
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -50,26 +51,40 @@ def main() -> None:
 
 
 def record(given: argparse.Namespace) -> Path:
-    """Writes record and packed file, and returns the record's path.
+    """Writes record and packed files, and returns the record's path.
 
     Raises ValueError or OSError before anything is written.
     """
-    path, model = given.folder / f"{given.name}.json", given.folder / f"{given.name}.safetensors"
-    taken = [str(file) for file in (path, model) if file.exists() and not given.replace]
+    reports = [read_report(folder) for folder in given.runs]
+    kept = {} if given.without_model else kept_runs(reports)
+    path, models = (
+        given.folder / f"{given.name}.json",
+        {at: given.folder / (given.name + end) for at, end in kept.items()},
+    )
+    taken = [str(file) for file in (path, *models.values()) if file.exists() and not given.replace]
     if taken:
         raise ValueError(f"{' and '.join(taken)} exists: give another --name, or --replace")
-    reports = [read_report(folder) for folder in given.runs]
     refuse_different(given.runs, reports)
-    packed = None if given.without_model else (given.runs[0] / "model.safetensors").read_bytes()
-    if packed is not None and len(packed) > MOST_BYTES:
-        raise ValueError(f"the packed file of {given.runs[0]} has {len(packed):,} bytes: give --without-model")
-    recorded = make_record(given, reports, None if packed is None else model.name)
-    if packed is not None:
-        write_whole(model, packed)
+    packed = {at: (given.runs[at] / "model.safetensors").read_bytes() for at in models}
+    for at, content in packed.items():
+        if len(content) > MOST_BYTES:
+            raise ValueError(f"the packed file of {given.runs[at]} has {len(content):,} bytes: give --without-model")
+    recorded = make_record(given, reports, {at: model.name for at, model in models.items()})
+    for at, content in packed.items():
+        write_whole(models[at], content)
     return write_result(path, recorded)
 
 
-def make_record(given: argparse.Namespace, reports: Sequence[RunReport], packed: str | None) -> Recorded:
+def kept_runs(reports: Sequence[RunReport]) -> dict[int, str]:
+    """Run → end of the name of its packed file: the median run (the lower of two), and the best of three or more."""
+    ranked = sorted(range(len(reports)), key=lambda at: reports[at].rows[-1].accuracy)
+    kept = {ranked[(len(ranked) - 1) // 2]: ".safetensors"}
+    if len(ranked) > 2:
+        kept.setdefault(ranked[-1], "_best.safetensors")
+    return kept
+
+
+def make_record(given: argparse.Namespace, reports: Sequence[RunReport], packed: Mapping[int, str]) -> Recorded:
     """The record of all given runs. Raises ValueError when their hardware is unknown."""
     first = reports[0]
     hardware = given.hardware or first.versions.get("hardware")
@@ -77,8 +92,8 @@ def make_record(given: argparse.Namespace, reports: Sequence[RunReport], packed:
         raise ValueError(f"{given.runs[0]} does not state its hardware: give --hardware")
     settings = first.config["finetune"]
     runs = [
-        replace(recorded_run(folder, report), packed=packed if report is first else None)
-        for folder, report in zip(given.runs, reports, strict=True)
+        replace(recorded_run(folder, report), packed=packed.get(at))
+        for at, (folder, report) in enumerate(zip(given.runs, reports, strict=True))
     ]
     return Recorded(
         network=given.network,

@@ -190,6 +190,38 @@ def test_seeds_become_one_record(folder, tmp_path):
     assert not (tmp_path / "x.safetensors").exists()
 
 
+@pytest.mark.parametrize(
+    ("gains", "median", "best"),
+    [
+        ([0], 0, None),
+        ([3, 0], 1, None),
+        ([2, 0, 1], 2, 0),
+        ([0, 0, 0], 1, 2),
+        ([1, 5, 2, 4], 2, 1),
+        ([5, 4, 1, 2, 3], 4, 0),
+    ],
+)
+def test_of_several_runs_the_median_and_the_best_network_are_kept(gains, median, best, folder, tmp_path):
+    def run(number, gain):
+        def change(report):
+            report["config"]["seed"] = report["config"]["bits"]["seed"] = number
+            report["rows"][-1]["accuracy"] += gain
+
+        made = another(folder, tmp_path / str(number), change)
+        (made / "model.safetensors").write_bytes(b"network of run %d" % number)
+        return made
+
+    runs = [run(number, gain) for number, gain in enumerate(gains)]
+    assert recorded_with(tmp_path, *runs, "--name", "x") is None
+    record = read_result(tmp_path / "x.json")
+    names = {median: "x.safetensors"} | ({} if best is None else {best: "x_best.safetensors"})
+    assert [one.packed for one in record.runs] == [names.get(number) for number in range(len(gains))]
+    assert record.packed() == "x.safetensors"
+    for number, name in names.items():
+        assert (tmp_path / name).read_bytes() == b"network of run %d" % number
+    assert len(list(tmp_path.glob("*.safetensors"))) == len(names)
+
+
 def test_nothing_is_overwritten_unasked(folder, tmp_path):
     arguments = (tmp_path, folder, "--name", "x")
     assert recorded_with(*arguments) is None

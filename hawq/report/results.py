@@ -92,6 +92,12 @@ class Recorded:
         found = next((cells for cells in self.cells() if cells[0] == method), ())
         return dict(zip(RESULT_COLUMNS, found, strict=False))
 
+    def packed(self) -> str | None:
+        """The packed file that stands for the record: that of its median run where it is kept, else the first one."""
+        kept = [run for run in self.runs if run.packed]
+        ranked = sorted(self.runs, key=lambda run: run.rows[-1].result.accuracy)
+        return (median if (median := ranked[(len(ranked) - 1) // 2]) in kept else kept[0]).packed if kept else None
+
     def circumstances(self) -> str:
         """Seeds, steps, hours, hardware, versions and date in one line."""
         seeds = [str(run.seed) for run in self.runs]
@@ -204,7 +210,7 @@ def summary_table(results: Sequence[Recorded], most: int = 6) -> str:
     for recorded in [one for one in results if one.place is not None][:most]:
         cells = recorded.cells()
         method, weights, activations, accuracy, w_comp, size, _ = cells[-1]
-        packed = recorded.runs[0].packed
+        packed = recorded.packed()
         file = f"[{size}](docs/results/{packed})" if packed else size
         parent = cells[0][_ACCURACY].removesuffix(" ± 0.00")  # all seeds began at one float network
         lines.append((recorded.network, method, weights, activations, parent, accuracy, w_comp, file))
@@ -220,7 +226,7 @@ def full_results(results: Sequence[Recorded]) -> str:
     parent: tuple[str, tuple[str, ...]] | None = None
     for number, recorded in enumerate((one for one in results if one.place is not None), start=1):
         lines = recorded.cells()
-        packed = recorded.runs[0].packed
+        packed = recorded.packed()
         if packed:
             lines[-1] = (f"[{lines[-1][0]}](results/{packed})", *lines[-1][1:])
         shown = lines[1:] if parent == (recorded.network, lines[0]) else lines
