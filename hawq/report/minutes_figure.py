@@ -10,6 +10,8 @@ from pathlib import Path
 from hawq.report.figures import _INK, _SERIES, new_figure, save_figure
 from hawq.report.intervals import half_width
 
+_BELOW = (6, -9)  # points from a dot to its label, where a rising line does not run
+
 
 @dataclass(frozen=True)
 class Paid:
@@ -66,7 +68,7 @@ def minutes_figure(series: Mapping[str, Sequence[Paid]], path: Path) -> Path:
         axes.errorbar(minutes, means, halves, fmt="o-", ms=4, capsize=3, color=color, label=name)
         axes.axhline(parents.pop(), color=color, linewidth=0.9, linestyle="--")
         for recipe, minute, mean in zip(ordered, minutes, means, strict=True):
-            axes.annotate(recipe.label, (minute, mean), (4, 4), textcoords="offset points", fontsize=7.5, color=_INK)
+            axes.annotate(recipe.label, (minute, mean), _BELOW, textcoords="offset points", fontsize=7.5, color=_INK)
     axes.set_xscale("log")
     axes.margins(x=0.14)  # room for the last label
     axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
