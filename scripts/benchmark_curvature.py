@@ -41,6 +41,7 @@ from hawq.curvature import (
     solve_blocks,
 )
 from hawq.measurement import measured, memory_in_use_bytes
+from hawq.modes import full_precision
 from hawq.records import Estimate
 from hawq.report import markdown
 
@@ -138,6 +139,7 @@ def only(case: Case) -> Iterator[tuple[str, list[Tensor]]]:
 
 def timed(case: Case, work: Callable[[], Result]) -> Result:
     before = memory_in_use_bytes(case.device) / 2**20
+    peak_mib(case.device, before)  # forgets what was before
     with measured() as cost:
         started, busy = time.perf_counter(), work_seconds(case.device)
         result = work()
@@ -261,17 +263,14 @@ def main() -> None:
     parser.add_argument("--eigenvalues", action="store_true", help="no traces")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     arguments = parser.parse_args()
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    device = torch.device(arguments.device)
     for case, traces in CASES[arguments.case](arguments):
-        case.move(torch.device(arguments.device))
+        case.move(device)
         if arguments.blocks is not None:
             case.parameters = {name: weights for name, weights in case.parameters.items() if name in arguments.blocks}
-        report(
-            case,
-            arguments.peers,
-            traces and not arguments.eigenvalues,
-            "gradient" if arguments.case == "resnet50" else "random",
-        )
+        start = "gradient" if arguments.case == "resnet50" else "random"
+        with full_precision(device):
+            report(case, arguments.peers, traces and not arguments.eigenvalues, start)
         if arguments.first:
             break
 

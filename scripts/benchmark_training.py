@@ -29,12 +29,14 @@ from hawq.blocks import find_blocks
 from hawq.costs import plan_cost
 from hawq.finetuning.settings import PRECISIONS
 from hawq.models import ModelSpec
+from hawq.modes import full_precision
 from hawq.quantization import LSQ, PACT, DoReFa, Quantizer, Uniform, quantize
 from hawq.records import BitPlan, Precision
 from hawq.report import markdown
 
 BITS = 4
 FLOAT = "float"
+NETWORKS = ["lsq", "dorefa", "pact", "uniform", "Brevitas"]
 _LONG = 0.1  # seconds from which a tenth of a millisecond says nothing
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels last": torch.channels_last}
 
@@ -186,14 +188,13 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=15, help="steps of each network that are timed")
     parser.add_argument("--threads", type=int, help="threads of PyTorch")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
-    parser.add_argument("--networks", nargs="*", help="only these, beside float: lsq, dorefa, pact, uniform, Brevitas")
+    parser.add_argument("--networks", nargs="*", choices=NETWORKS, help=f"only these, beside float, of {NETWORKS}")
     parser.add_argument("--precision", default="float32", choices=PRECISIONS, help="of the forward pass (autocast)")
     options = parser.parse_args()
     if options.threads:
         torch.set_num_threads(options.threads)
     torch.manual_seed(0)
     device = torch.device(options.device)
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     images = torch.randn(options.batch, 3, 32, 32, device=device)
     labels = torch.randint(10, (options.batch,), device=device)
     model = ModelSpec("resnet20").build(10).network.to(device)
@@ -206,7 +207,8 @@ def main() -> None:
             if device.type == "cuda":
                 compiled: Any = torch.compile(make())
                 contestants.append(Contestant(f"{name}, compiled", layout, compiled, options.precision))
-    measure(contestants, (images, labels), options.repeats)
+    with full_precision(device):  # but for what a step does under autocast
+        measure(contestants, (images, labels), options.repeats)
     hardware = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
     title = f"ResNet20, batch {options.batch} of random 32² images, {options.precision}, {hardware}"
     print(f"{title}, {torch.get_num_threads()} threads, {options.repeats} steps each\n\n{table(contestants)}")

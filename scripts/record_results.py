@@ -2,8 +2,8 @@
 
 python scripts/record_results.py outputs/runs/A outputs/runs/B --name resnet20_cifar10 --network "ResNet20, CIFAR-10"
 
-The packed file of the run is put next to the record; of three and more runs those of the median one and, as NAME_best,
-of the best one. Then: `python scripts/reproduce.py readme`.
+The packed file of the run is put next to the record, of several that of the median one (the lower of two), and of three
+or more also that of the best one, as NAME_best. Then: `python scripts/reproduce.py readme`.
 """
 
 from __future__ import annotations
@@ -57,10 +57,8 @@ def record(given: argparse.Namespace) -> Path:
     """
     reports = [read_report(folder) for folder in given.runs]
     kept = {} if given.without_model else kept_runs(reports)
-    path, models = (
-        given.folder / f"{given.name}.json",
-        {at: given.folder / (given.name + end) for at, end in kept.items()},
-    )
+    path = given.folder / f"{given.name}.json"
+    models = {at: given.folder / (given.name + end) for at, end in kept.items()}
     taken = [str(file) for file in (path, *models.values()) if file.exists() and not given.replace]
     if taken:
         raise ValueError(f"{' and '.join(taken)} exists: give another --name, or --replace")

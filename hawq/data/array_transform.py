@@ -33,7 +33,7 @@ class ArrayTransform:
         import torch
         from torchvision.transforms import v2
 
-        self._shift, self._crops, self._flips = shift, dict[tuple[int, int], Any](), flip
+        self._shift, self._crops = shift, dict[tuple[int, int], Any]()
         sides = [preprocessing.size, preprocessing.size]
         resize = v2.Resize(sides, interpolation=_interpolation(preprocessing.interpolation), antialias=True)
         to_float = v2.ToDtype(torch.float32, scale=True)
@@ -68,7 +68,7 @@ class ArrayTransform:
         import torch
 
         pixels = torch.from_numpy(images).to(device).permute(0, 3, 1, 2)  # (N, 3, H, W)
-        if seeds is not None and (self._shift or self._flips):
+        if seeds is not None and (self._shift or self._flip is not None):
             pixels = self._changed(pixels, seeds)
         return self._fixed(pixels).contiguous()  # type: ignore[no-any-return]
 
@@ -96,7 +96,7 @@ class ArrayTransform:
         top, left = (
             int(torch.randint(0, 2 * margin + 1, (), generator=generator)) if margin else 0 for margin in margins
         )
-        return top, left, int(self._flips and float(torch.rand(1, generator=generator)) < _FLIPPED)
+        return top, left, int(self._flip is not None and float(torch.rand(1, generator=generator)) < _FLIPPED)
 
     def _crop(self, height: int, width: int) -> Any:
         """The random shift of images of one size."""

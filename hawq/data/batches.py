@@ -53,18 +53,17 @@ class Images(Dataset[tuple[Tensor, int]]):
     def batches(self, indices: Sequence[int], batch_size: int, device: torch.device) -> Iterator[Batch]:
         """The images at `indices`, not augmented, (B, 3, H, W) with labels (B,); the last B may be smaller."""
         for begin in range(0, len(indices), batch_size):
-            chunk = indices[begin : begin + batch_size]
-            if batch := self.whole_batch(chunk, device):
-                yield batch
-                continue
-            inputs, labels = default_collate([self[index] for index in chunk])
-            yield inputs.to(device), labels.to(device)
+            yield self.batch(indices[begin : begin + batch_size], device)
+
+    def batch(self, items: Sequence[Any], device: torch.device) -> Batch:
+        """The items, all indices or all (index, seed), as one batch: (B, 3, H, W) and labels (B,), on a device."""
+        if whole := self.whole_batch(items, device):
+            return whole
+        inputs, labels = default_collate([self[item] for item in items])
+        return inputs.to(device), labels.to(device)
 
     def whole_batch(self, items: Sequence[Any], device: torch.device) -> Batch | None:
-        """The items as one batch, (B, 3, H, W) and labels (B,), of images in memory that are prepared all at once.
-
-        None where they are files, or prepared one by one. Items are all indices, or all (index, seed).
-        """
+        """`batch` of images in memory that are prepared all at once; None where they are files or prepared singly."""
         seeded = bool(items) and isinstance(items[0], tuple)
         prepare = self._augment if seeded and self._augment is not None else self._prepare
         if not isinstance(prepare, ArrayTransform) or not isinstance(self._images, np.ndarray):
@@ -125,9 +124,9 @@ class TrainBatches:
             epoch, offset = epoch + 1, 0
 
     def _load(self, chunks: list[list[tuple[int, int]]]) -> Iterator[Batch]:
-        """A batch of each chunk of items: all at once where that can be, else image after image."""
-        if not self._workers and self._images.whole_batch(chunks[0][:1], self._device) is not None:
-            yield from (batch for items in chunks if (batch := self._images.whole_batch(items, self._device)))
+        """A batch of each chunk of items, made here or by worker processes."""
+        if not self._workers:
+            yield from (self._images.batch(items, self._device) for items in chunks)
             return
         pinned = self._device.type == "cuda"
         loader = DataLoader(self._images, batch_sampler=chunks, num_workers=self._workers, pin_memory=pinned)

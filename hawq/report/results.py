@@ -93,10 +93,8 @@ class Recorded:
         return dict(zip(RESULT_COLUMNS, found, strict=False))
 
     def packed(self) -> str | None:
-        """The packed file that stands for the record: that of its median run where it is kept, else the first one."""
-        kept = [run for run in self.runs if run.packed]
-        ranked = sorted(self.runs, key=lambda run: run.rows[-1].result.accuracy)
-        return (median if (median := ranked[(len(ranked) - 1) // 2]) in kept else kept[0]).packed if kept else None
+        """The packed file that bears the record's own name; those of further runs have an addition to it."""
+        return min((run.packed for run in self.runs if run.packed), key=len, default=None)
 
     def circumstances(self) -> str:
         """Seeds, steps, hours, hardware, versions and date in one line."""
