@@ -39,7 +39,7 @@ class Training:
         clip_norm: largest 2-norm of the gradient, or None.
         accumulate: micro-batches that each step is split into, to save memory; batch norm sees one of them at a time.
         precision: "float32", or "bfloat16" for the forward pass (autocast).
-        compile: torch.compile; checked at the start of each phase to give the same loss.
+        compile: torch.compile; checked at the start of each phase: same loss, gradient as long.
         eval_samples: test images for the curve during training (the final figure uses all), None for all.
         evaluations: how many times the curve is measured, evenly spread, besides the end of every phase.
         checkpoint_every: steps between two checkpoints of an unfinished training.
