@@ -1,6 +1,7 @@
 """Ordered fine-tuning: what it leaves alone, what it records, and how it goes on after being killed."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,9 +14,18 @@ from tuning import BATCHES, CALIBRATION, prepared, same_state
 
 from hawq.errors import UserError
 from hawq.finetuning import FineTuning, Training, finetune, fit
-from hawq.quantization import LSQ, Uniform, quantize, reestimate_batch_norm
+from hawq.quantization import (
+    LSQ,
+    PACT,
+    DoReFa,
+    FakeQuantizer,
+    RVQuant,
+    Uniform,
+    quantize,
+    reestimate_batch_norm,
+)
 from hawq.reconstruction import BRECQ, reconstruct
-from hawq.records import Phase
+from hawq.records import Phase, Precision
 
 NUM_STEPS = 14
 SETTINGS = FineTuning(epochs=10, max_steps=NUM_STEPS, lr=0.05, checkpoint_every=3, order="descending")
@@ -27,7 +37,7 @@ def tune(settings=SETTINGS, **options):
 
 
 @pytest.mark.parametrize("quantizer", [LSQ(), Uniform()], ids=["lsq", "uniform"])
-@pytest.mark.parametrize("order", ["descending", "joint"])
+@pytest.mark.parametrize("order", ["descending", "joint", "progressive"])
 def test_a_killed_run_ends_in_the_same_weights(order, quantizer):
     practice = {"freeze_batch_norm": 0.5, "oscillation": "freeze", "oscillation_threshold": 0.005}
     settings = FineTuning(epochs=10, max_steps=NUM_STEPS, lr=0.05, checkpoint_every=3, order=order, **practice)
@@ -76,6 +86,41 @@ def test_phases_and_rates_stand_in_the_history():
     assert [row["phase"] for row in history] == [0, 0, 1, 1, 2, 2, 3, 3]
     assert [row["lr"] for row in history] == pytest.approx([0.05] * 7 + [0.025])
     assert all("accuracy" in history[step - 1] for step in (2, 4, 6, 8))
+
+
+@pytest.mark.parametrize("quantizer", [LSQ(), Uniform(), DoReFa(), PACT(), RVQuant()], ids=lambda one: one.name)
+def test_progressive_training_narrows_to_the_plan(quantizer):
+    """Weights lie on 2^8, then 2^4, then the plan's grids; the last phase starts from the calibration of `quantize`."""
+    model, sensitivity, plan = prepared()
+    plan = replace(plan, precisions={name: Precision(2, 3) for name in plan.precisions})
+    settings = FineTuning(epochs=10, max_steps=12, lr=0.05, order="progressive", evaluations=12, keep="best")
+    seen = []
+
+    def evaluate(network):
+        grids = [one for one in network.modules() if isinstance(one, FakeQuantizer)]
+        seen.append((sorted({one.bits for one in grids}), len(network.body[0].weight[0].unique())))
+        return 50.0
+
+    options = {"quantizer": quantizer, "seed": 1, "evaluate": evaluate}
+    network, history = finetune(model, sensitivity, plan, Fresh(BATCHES), CALIBRATION, settings, **options)
+    assert [row["phase"] for row in history] == [0] * 3 + [1] * 3 + [2] * 6
+    assert [bits for bits, _ in seen] == [[8]] * 3 + [[4, 8]] * 3 + [[2, 3, 8]] * 6  # inputs of the first layer keep 8
+    assert all(bool(torch.isfinite(x).all()) for x in network.state_dict().values() if isinstance(x, torch.Tensor))
+    if quantizer.name != "rvquant":
+        assert max(number for _, number in seen[6:]) <= 4
+    assert network.quantization.plan == plan
+
+
+def test_bits_that_no_block_is_below_make_no_phase():
+    model, sensitivity, plan = prepared()
+    settings = {"epochs": 10, "max_steps": 6, "lr": 0.05}
+    own = FineTuning(order="progressive", progressive_bits=(4,), **settings)
+    four = replace(plan, precisions={name: Precision(4, 4) for name in plan.precisions})
+    made = [
+        finetune(model, sensitivity, four, Fresh(BATCHES), CALIBRATION, one, seed=1)[0]
+        for one in (own, FineTuning(**settings))
+    ]
+    assert same_state(*made)
 
 
 @pytest.mark.parametrize(("share", "frozen"), [(0.0, 0), (0.5, 7), (1.0, 14)])

@@ -1,5 +1,6 @@
 """The schedule: which block enters when, for how many steps, at which learning rate."""
 
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -10,14 +11,14 @@ from sensitivities import made_sensitivity, plan_of
 from timm.scheduler import CosineLRScheduler, PolyLRScheduler, StepLRScheduler
 
 from hawq.finetuning import ORDERS, SCHEDULES, FineTuning, Order, Training, learning_rate, make_phases, tuning_order
-from hawq.records import Phase
+from hawq.records import Phase, Precision
 
 SENSITIVITY = made_sensitivity([1.0, 9.0, -5.0, 4.0], [10, 10, 10, 10])
 PLAN = plan_of(SENSITIVITY.blocks, [2, 4, 8, 3])
 # Ω = λ · 4^−bits: b0 1/16, b1 9/256, b2 0 (negative λ), b3 4/64
 
 
-@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("order", [order for order in ORDERS if order != "progressive"])
 @given(
     eigenvalues=st.lists(st.floats(-9, 9), min_size=1, max_size=20),
     num_steps=st.integers(0, 500),
@@ -62,6 +63,53 @@ def test_joint_is_one_phase():
     (phase,) = make_phases(SENSITIVITY, PLAN, Order("joint"), 10, 0.1, 0)
     assert phase.enters == phase.quantized == tuple(tuning_order(SENSITIVITY, PLAN, "joint", 0))
     assert (phase.lr, phase.final_lr, phase.steps) == (0.1, 0.0, 10)
+
+
+WIDTHS = st.lists(st.integers(2, 8), min_size=1, unique=True).map(lambda widths: sorted(widths, reverse=True))
+
+
+@given(
+    planned=st.lists(
+        st.tuples(st.sampled_from([2, 3, 4, 8, 32]), st.sampled_from([2, 4, 8, 32])), min_size=1, max_size=9
+    ),
+    widths=WIDTHS,
+    num_steps=st.integers(1, 500),
+    final_fraction=st.floats(0, 1),
+)
+def test_progressive_phases_narrow_all_blocks_to_the_plan(planned, widths, num_steps, final_fraction):
+    """Each phase's precisions are max(planned, least bits), differ from those before, and end as planned."""
+    sensitivity = made_sensitivity([1.0] * len(planned), [7] * len(planned))
+    plan = plan_of(sensitivity.blocks, [weights for weights, _ in planned])
+    precisions = dict(zip(plan.precisions, (Precision(*pair) for pair in planned), strict=True))
+    plan = replace(plan, precisions=precisions)
+    names = [name for name, one in precisions.items() if one.weight_bits < 32]
+    phases = make_phases(sensitivity, plan, Order("progressive", final_fraction, tuple(widths)), num_steps, 0.1, 0)
+    assert sum(phase.steps for phase in phases) == num_steps
+    held = {}
+    for phase in phases:
+        assert sorted(phase.quantized) == sorted(names)
+        now = {
+            name: (
+                max(precisions[name].weight_bits, phase.least_bits),
+                max(precisions[name].activation_bits, phase.least_bits),
+            )
+            for name in names
+        }
+        assert sorted(phase.enters) == sorted(name for name in names if held.get(name) != now[name])
+        held = now
+    assert held == {name: (precisions[name].weight_bits, precisions[name].activation_bits) for name in names}
+    narrowest = min((min(pair) for pair in held.values()), default=9)
+    assert [phase.least_bits for phase in phases] == [w for w in widths if w > narrowest] + [1]
+    assert {phase.final_lr for phase in phases[:-1]} <= {0.1} and phases[-1].final_lr == 0
+    shares = [phase.steps for phase in phases[:-1]] or [0]
+    assert max(shares) - min(shares) <= 1
+
+
+@pytest.mark.parametrize("wrong", [(), [4, 8], (4, 4), (9, 4), (8, 1), (8, 4.0), (True,), "84", 8, None])
+@pytest.mark.parametrize("kind", [Order, FineTuning])
+def test_progressive_bits_that_do_not_fall_are_refused(kind, wrong):
+    with pytest.raises(ValueError, match=r"^progressive_bits=.*give some of 8 … 2, as \[8, 4\]$"):
+        kind(progressive_bits=wrong)
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)

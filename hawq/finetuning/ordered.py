@@ -88,7 +88,8 @@ def finetune(
     told |= {"seed": seed, "loss": loss, "distillation": _teacher(model, settings, inputs[0][:_COMPARED])}
 
     def enter(network: nn.Module, phase: Phase) -> None:
-        enable(network, phase.enters if start is None else (), inputs, progress=progress)
+        entering = phase.enters if start is None else ()
+        enable(network, entering, inputs, least_bits=phase.least_bits, progress=progress)
 
     history = fit(quantized, phases, data, settings, enter=enter, watch=_watch(sensitivity.blocks, settings), **told)
     norms.finish(quantized)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +33,7 @@ class Oscillations:
     def __init__(self, blocks: tuple[Block, ...], threshold: float | None = None) -> None:
         self._blocks, self._threshold = blocks, threshold
         self._weights: dict[str, dict[str, Tensor]] = {}  # layer → its tensors, each of the weight's shape
+        self._bits: dict[str, int] = {}  # layer → width of the codes that these follow
 
     @torch.no_grad()
     def after_step(self, model: nn.Module) -> None:
@@ -43,7 +45,9 @@ class Oscillations:
                 continue
             weight = original_weight(layers[name])
             codes, scale, low = quantizer.codes(weight)
-            stored = self._weights.get(name) or self._begin(codes)
+            same_codes = self._bits.get(name) == quantizer.bits
+            stored = self._weights[name] if same_codes else self._begin(codes)
+            self._bits[name] = quantizer.bits
             known = self._weights[name] = {key: tensor.to(codes.device) for key, tensor in stored.items()}
             if self._threshold is None:
                 _follow(known, codes.half())
@@ -75,13 +79,14 @@ class Oscillations:
         tensors = [self._weights[name][key] for name in names]
         return sum(int((x > _COUNTED).sum()) for x in tensors) / sum(x.numel() for x in tensors)
 
-    def state_dict(self) -> dict[str, dict[str, Tensor]]:
-        """Layer → its tensors, each of the weight's shape."""
-        return {name: dict(tensors) for name, tensors in self._weights.items()}
+    def state_dict(self) -> dict[str, dict[str, Any]]:
+        """Layer → its tensors, each of the weight's shape, and its "bits"."""
+        return {name: tensors | {"bits": self._bits[name]} for name, tensors in self._weights.items()}
 
-    def load_state_dict(self, state: Mapping[str, Mapping[str, Tensor]]) -> None:
+    def load_state_dict(self, state: Mapping[str, Mapping[str, Any]]) -> None:
         """Continues from what `state_dict` gave."""
-        self._weights = {name: dict(tensors) for name, tensors in state.items()}
+        self._weights = {name: {k: x for k, x in stored.items() if k != "bits"} for name, stored in state.items()}
+        self._bits = {name: stored["bits"] for name, stored in state.items()}
 
 
 def _follow(known: dict[str, Tensor], codes: Tensor) -> None:

@@ -124,7 +124,7 @@ class FineTuning(Training):
     Args:
         calibration_batches: training batches that activation ranges are chosen from.
         quantizer_lr_scale: factor on `lr` for what quantisers learn (steps, ranges); 0 keeps what calibration chose.
-        order, final_fraction: see `Order`.
+        order, final_fraction, progressive_bits: see `Order`.
         distillation: weight of the float parent's outputs as targets, 0 to 1; 0 uses labels alone.
         temperature: softens these targets, above 0.
         reestimate_batches: training batches that batch norm's statistics are re-estimated from, once: at the end, or
@@ -146,6 +146,7 @@ class FineTuning(Training):
     quantizer_lr_scale: float = 1.0
     order: str = "joint"
     final_fraction: float = 0.5
+    progressive_bits: tuple[int, ...] = (8, 4)
     distillation: float = 0.5
     temperature: float = 4.0
     reestimate_batches: int = 20
@@ -170,5 +171,5 @@ class FineTuning(Training):
         return self.quantizer_lr_scale
 
     def block_order(self) -> Order:
-        """`order` and `final_fraction` as an `Order`."""
-        return Order(self.order, self.final_fraction)
+        """`order`, `final_fraction` and `progressive_bits` as an `Order`."""
+        return Order(self.order, self.final_fraction, self.progressive_bits)

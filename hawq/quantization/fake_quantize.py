@@ -131,13 +131,17 @@ class FakeQuantizer(nn.Module):
 
     def __init__(self, bits: int, channel_axis: int | None = None) -> None:
         super().__init__()
-        self.bits = bits
+        self.bits = self.planned_bits = bits
         self.channel_axis = channel_axis
         self.enabled = False
 
     def initialise(self, x: Tensor) -> None:
         """Chooses the range from data and switches the quantiser on."""
         raise NotImplementedError
+
+    def widen(self, least_bits: int) -> None:
+        """Takes the planned bit-width, or `least_bits` if that is more; `initialise` must follow."""
+        self.bits = max(self.planned_bits, least_bits)
 
     def grid(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(scale, lo, hi) for `x`, each broadcastable against it."""
@@ -176,12 +180,14 @@ class FakeQuantizer(nn.Module):
         return nearest(x, scale, low, high), scale, low
 
     def get_extra_state(self) -> dict[str, Any]:
-        """Whether the quantiser is on, for `state_dict`."""
-        return {"enabled": self.enabled}
+        """Whether the quantiser is on, for `state_dict`, and its bit-width where that is not the planned one."""
+        widened = {"bits": self.bits} if self.bits != self.planned_bits else {}
+        return {"enabled": self.enabled} | widened
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """Restores what `get_extra_state` gave."""
         self.enabled = state["enabled"]
+        self.bits = state.get("bits", self.planned_bits)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         for name in self.shaped_by_data:

@@ -103,6 +103,7 @@ def enable(
     *,
     carry_batch_norm: bool = True,
     statistics: Mapping[str, tuple[Tensor, Tensor]] | None = None,
+    least_bits: int = 1,
     progress: Progress = SILENT,
 ) -> None:
     """Switches on the quantisers of the named blocks, with ranges chosen from weights and from calibration inputs.
@@ -115,6 +116,7 @@ def enable(
         names: of blocks; none for no change.
         calibration: batches of inputs (N, ...).
         carry_batch_norm, statistics, progress: see `quantize`; statistics are those of `model` as it is given.
+        least_bits: that weights and layer inputs have until they are enabled again, where the plan gives them fewer.
 
     Raises:
         UserError: what enters a layer is not finite.
@@ -126,11 +128,16 @@ def enable(
     passes = 1 + measured * bool(carried_over) * has_batch_norm(model) + hasattr(model, RESIDUALS)
     with progress.task("calibration", passes * sum(map(len, calibration))) as task:
         carried = CarriedBatchNorm(model, carried_over, task, statistics)
-        _enable(model, set(names), calibration, carried, task)
+        _enable(model, set(names), calibration, carried, least_bits, task)
 
 
 def _enable(
-    model: nn.Module, names: set[str], calibration: Sequence[Tensor], carried: CarriedBatchNorm, task: Task
+    model: nn.Module,
+    names: set[str],
+    calibration: Sequence[Tensor],
+    carried: CarriedBatchNorm,
+    least_bits: int,
+    task: Task,
 ) -> None:
     info: Quantization = model.quantization  # type: ignore[assignment]
     wanted = {layer for block in info.blocks if block.name in names for layer in block.layers}
@@ -138,12 +145,14 @@ def _enable(
     for layer in layers.values():
         quantizer = weight_quantizer(layer)
         if quantizer is not None:
+            quantizer.widen(least_bits)
             quantizer.initialise(original_weight(layer))
     carried.follow()
     grids = {name: grid for name, layer in layers.items() if (grid := input_quantizer(layer)) is not None}
     if grids:
         observed = observe_inputs(model, {name: layers[name] for name in grids}, calibration, task)
         for name, sample in observed.items():
+            grids[name].widen(least_bits)
             grids[name].initialise(sample.values_and_extremes())
         carried.follow()
     if all(quantizer.enabled for quantizer in _quantizers(model, info)):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from hawq.records.kinds import Amount, Bits, Count, Name, Number, Operations, Share, Spread
+from hawq.records.kinds import Amount, Bits, CodeBits, Count, Name, Number, Operations, Share, Spread
 
 
 @dataclass(frozen=True)
@@ -169,6 +169,7 @@ class Phase:
         quantized: all blocks that are quantised during the phase.
         steps: optimiser steps.
         lr, final_lr: learning rate at the start and at the end of the phase.
+        least_bits: that a block which enters has until it enters anew, where the plan gives it fewer.
     """
 
     enters: tuple[Name, ...]
@@ -176,3 +177,4 @@ class Phase:
     steps: Count
     lr: Amount
     final_lr: Amount
+    least_bits: CodeBits = 1

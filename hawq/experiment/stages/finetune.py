@@ -49,13 +49,15 @@ def finetune(
     allocation: BitPlan,
     reconstruction: dict[str, Reconstructed],
 ) -> dict[str, Tuned]:
-    """Name → network: "hawq" follows the plan, "direct" is uniform and trained jointly for the same number of steps.
+    """Name → network: "hawq" follows the plan, "direct" is uniform, trained for the same number of steps.
 
-    Networks that were reconstructed start as they are then, with all blocks quantised.
+    Blocks of a uniform network have no order: it is trained jointly, or progressively as the plan's. Networks that were
+    reconstructed start as they are then, with all blocks quantised.
     """
-    tuned = {}
+    tuned, settings = {}, run.settings.finetune
+    unordered = settings if settings.order == "progressive" else replace(settings, order="joint")
     for name, plan in network_plans(run, analysis, allocation).items():
-        own = run.settings.finetune if name == MAIN else replace(run.settings.finetune, order="joint")
+        own = settings if name == MAIN else unordered
         start, stage = reconstruction.get(name), label("finetune", name)
         tuned[name] = _tune(run.with_settings(finetune=own), float_network, analysis, plan, start, stage)
         _copy(tuned[name], name, network_folder(run.folder, name))
