@@ -10,8 +10,10 @@ from runs import compose_here, read_json, run_folder, run_here
 
 from hawq.components import component_facts
 from hawq.experiment.config.build import build_settings
+from hawq.experiment.config.demands import check_demands
 from hawq.experiment.metrics import read_metrics
 from hawq.export import load
+from hawq.finetuning import ORDERS
 from hawq.models.resnet_cifar import resnet20
 from hawq.quantization import weight_quantizer
 
@@ -90,3 +92,27 @@ def test_every_option_is_a_component(option: str) -> None:
 def test_descent_is_what_a_run_does_that_trains_nothing(overrides: tuple[str, ...], expected: str) -> None:
     settings = build_settings(compose_here(*overrides))
     assert component_facts(settings.reconstruction)["component"] == f"reconstruction/{expected}"
+
+
+@pytest.mark.parametrize("order", [order for order in ORDERS if order != "joint"])
+def test_an_order_that_could_not_show_is_refused(tmp_path: Path, order: str) -> None:
+    message = run_here(tmp_path, "reconstruction=descent", f"finetune.order={order}")
+    assert message is not None
+    assert f"reconstruction=descent quantises all blocks before training, so finetune.order={order} has" in message
+    assert not (tmp_path / "cache").exists()
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("finetune.order=descending",),
+        ("finetune.order=descending", "finetune.epochs=0"),
+        ("finetune.order=descending", "finetune.max_steps=0", "reconstruction=brecq"),
+        ("finetune.order=descending", "reconstruction=brecq", "stages=[reconstruction]"),
+        ("finetune.order=joint", "reconstruction=brecq"),
+        ("experiment=paper/table1", "dataset.path=none", "finetune.epochs=0"),
+    ],
+    ids=str,
+)
+def test_other_orders_pass(overrides: tuple[str, ...]) -> None:
+    check_demands(build_settings(compose_here(*overrides)))

@@ -38,6 +38,8 @@ def check_demands(settings: Settings) -> None:
             f"analysis.loss=distillation has no gradient at the float network, and solver={chosen} reads nothing else: "
             "give solver=lanczos, trace or ggn, or analysis.loss=cross_entropy"
         )
+    if "finetune" in stages:
+        _check_order(settings)
     named = (*analysis.scores, *parts_of(getattr(bits, "score", "auto")))
     if analysis.loss == "distillation" and "output_shift" in named:
         raise ValueError(
@@ -49,6 +51,17 @@ def check_demands(settings: Settings) -> None:
         from hawq.scoring.joint_training import refuse_fixed_steps  # here, because it loads torch
 
         refuse_fixed_steps(settings.quantizer, activations=analysis.activations)
+
+
+def _check_order(settings: Settings) -> None:
+    """Raises ValueError for an order that could not show: reconstruction quantises all blocks before training."""
+    finetune = settings.finetune
+    method = (component_name(type(settings.reconstruction)) or "none").removeprefix("reconstruction/")
+    if finetune.epochs and finetune.max_steps != 0 and finetune.order != "joint" and method != "none":
+        raise ValueError(
+            f"reconstruction={method} quantises all blocks before training, so finetune.order={finetune.order} has no "
+            "effect: give finetune.order=joint, or reconstruction=none"
+        )
 
 
 def _check_score(score: str, solver: str) -> None:
