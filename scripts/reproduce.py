@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache, partial
+from statistics import mean
 
 import torch
 
@@ -35,7 +36,9 @@ from hawq.report import (
     read_table,
     summary_table,
 )
+from hawq.report.intervals import half_width
 from hawq.report.untrained import untrained_table
+from hawq.report.wording import signed
 
 TABLES = {path.stem: path for path in sorted((REPOSITORY / "docs" / "papers").glob("*.yaml"))}
 PAGES = (REPOSITORY / "README.md", REPOSITORY / "docs" / "results.md")
@@ -102,10 +105,10 @@ def beside_ours(name: str, results: list[Recorded]) -> str:
 def ours(name: str, table: PaperTable, row: PaperRow, results: list[Recorded]) -> Ours:
     """Costs of a row, computed from a new network, and the accuracy that was recorded for it."""
     found = [cells for recorded in results if (cells := recorded.cells_for(f"{name}/{row.id}"))]
-    accuracy = found[-1]["accuracy %"] if found else NOT_RUN
+    known = Ours(accuracy=found[-1]["accuracy %"] if found else NOT_RUN, difference=difference(name, row, results))
     overrides = table.overrides(row)
     if overrides is None and row.layer_bits is None:
-        return Ours(accuracy=accuracy)
+        return known
     parts = compose_parts([*(overrides or [f"experiment={table.experiment}"]), "dataset.path=none"])
     blocks, float_bytes = measure(parts["model"], table.num_classes)
     if row.layer_bits is not None:
@@ -113,19 +116,33 @@ def ours(name: str, table: PaperTable, row: PaperRow, results: list[Recorded]) -
     elif not parts["options"].stages:
         bit_widths = [FLOAT_BITS] * len(blocks)
     elif isinstance(parts["bits"], (Manual, UniformBits)):
-        return ours_of(parts["bits"].allocate(without_curvature(blocks)).cost, float_bytes, accuracy)
+        return with_cost(known, parts["bits"].allocate(without_curvature(blocks)).cost, float_bytes)
     else:  # needs an analysis
         target = f"{parts['bits'].target:g}"
         wanted = f"≤ {target} on average" if parts["bits"].unit == "average_bits" else f"≥ {target}"
         reached = found[-1]["W-Comp"].removesuffix("×") if found else f"our bits, {wanted}"
-        return Ours(limit=reached, accuracy=accuracy)
+        return replace(known, limit=reached)
     precisions = {block.name: Precision(bits, bits) for block, bits in zip(blocks, bit_widths, strict=True)}
-    return ours_of(plan_cost(blocks, precisions), float_bytes, accuracy)
+    return with_cost(known, plan_cost(blocks, precisions), float_bytes)
 
 
-def ours_of(cost: Cost, float_bytes: int, accuracy: str) -> Ours:
-    """Our figures for a plan of this cost; `float_bytes` are those of the float checkpoint."""
-    return Ours(cost, paper_size_mib(float_bytes, cost.w_comp), accuracy=accuracy)
+def with_cost(known: Ours, cost: Cost, float_bytes: int) -> Ours:
+    """Our figures with those of a plan of this cost; `float_bytes` are those of the float checkpoint."""
+    return replace(known, cost=cost, size_mib=paper_size_mib(float_bytes, cost.w_comp))
+
+
+def difference(name: str, row: PaperRow, results: list[Recorded]) -> str:
+    """Mean difference of a row to the one that it is compared with, over the seeds that both were recorded with."""
+    if row.against is None:
+        return "–"
+    mine, other = (
+        {seed: x for recorded in results for seed, x in recorded.accuracies(f"{name}/{key}").items()}
+        for key in (row.id, row.against)
+    )
+    values = [mine[seed] - other[seed] for seed in sorted(mine.keys() & other.keys())]
+    if len(values) < 2:
+        return "–"
+    return f"{signed(mean(values))} ± {half_width(values):.2f} to {row.against}"
 
 
 def without_curvature(blocks: Sequence[Block]) -> Sensitivity:

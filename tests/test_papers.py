@@ -7,9 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 from unittest import mock
 
+import numpy as np
 import pytest
 import reproduce
+from hypothesis import given
+from hypothesis import strategies as st
 from runs import CONF, REPOSITORY, compose_here, read_json, run_folder, run_here
+from scipy import stats
 
 from hawq.experiment.config.build import build_settings
 from hawq.records import Difference, ResultRow
@@ -143,6 +147,43 @@ def test_our_ablations_show_what_was_recorded():
     header, _, *lines = comparison(table, ours).splitlines()[2:]
     assert "source" not in header and "| accuracy %" in header
     assert [NOT_RUN in line for line in lines] == [row.id != "joint" for row in table.rows]
+
+
+@given(
+    mine=st.dictionaries(st.integers(0, 5), st.floats(90, 93), min_size=1),
+    other=st.dictionaries(st.integers(0, 5), st.floats(90, 93), min_size=1),
+)
+def test_differences_are_paired_over_common_seeds(mine, other):
+    table, made = TABLES["ablations"], HAWQ_ROW
+    record = next(record for record in RESULTS if "table1/hawq" in record.fills.values())
+
+    def recorded(key, accuracies):
+        runs = [
+            replace(record.runs[0], seed=seed, rows=(replace(made, result=replace(made.result, accuracy=accuracy)),))
+            for seed, accuracy in accuracies.items()
+        ]
+        return replace(record, runs=tuple(runs), fills={made.result.method: f"ablations/{key}"})
+
+    told = reproduce.difference(
+        "ablations", table.row("hawq-5"), [recorded("hawq-5", mine), recorded("joint-5", other)]
+    )
+    values = [mine[seed] - other[seed] for seed in mine.keys() & other.keys()]
+    if len(values) < 2:
+        assert told == "–"
+        return
+    mean, error = np.mean(values), stats.sem(values)
+    low, high = stats.t.interval(0.95, len(values) - 1, mean, error) if error else (mean, mean)
+    value, half = re.fullmatch(r"([+±−]\d+\.\d+) ± (\d+\.\d+) to joint-5", told).groups()
+    assert float(value.replace("−", "-").replace("±", "")) == pytest.approx(mean, abs=0.0051)
+    assert float(half) == pytest.approx((high - low) / 2, abs=0.0051)
+
+
+def test_a_row_is_compared_with_one_that_is_there():
+    with pytest.raises(ValueError, match="row 'joint-6' is unknown: give hawq, direct"):
+        replace(
+            TABLES["ablations"],
+            rows=(*TABLES["ablations"].rows, replace(TABLES["ablations"].rows[0], against="joint-6")),
+        )
 
 
 def test_a_row_is_one_command():

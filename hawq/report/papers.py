@@ -28,6 +28,7 @@ class PaperRow:
         overrides: what `train.py` is given to run it; None for systems that are not implemented here.
         layer_bits: published bit-widths of all layers but the first and the last, which have 8.
         note: for the reader.
+        against: the row that its accuracy is compared with, seed by seed.
     """
 
     id: str
@@ -44,16 +45,25 @@ class PaperRow:
     overrides: tuple[str, ...] | None = None
     layer_bits: str | None = None
     note: str = ""
+    against: str | None = None
 
 
 @dataclass(frozen=True)
 class PaperTable:
-    """A table of a paper; `experiment` is the option of conf/experiment on which its rows build."""
+    """A table of a paper; `experiment` is the option of conf/experiment on which its rows build.
+
+    Raises ValueError for a row that is compared with one that is not there.
+    """
 
     title: str
     experiment: str
     num_classes: int
     rows: tuple[PaperRow, ...]
+
+    def __post_init__(self) -> None:
+        for row in self.rows:
+            if row.against is not None:
+                self.row(row.against)
 
     def row(self, name: str) -> PaperRow:
         """The row with this id. Raises ValueError, with all ids, for an unknown one."""
@@ -69,12 +79,13 @@ class PaperTable:
 
 @dataclass(frozen=True)
 class Ours:
-    """What this code has for a row: its cost, or the limit that the allocation is given."""
+    """What this code has for a row: its cost, or the limit that the allocation is given; and what was recorded."""
 
     cost: Cost | None = None
     size_mib: float | None = None
     limit: str | None = None
     accuracy: str = NOT_RUN
+    difference: str = "–"
 
 
 def read_table(path: Path) -> PaperTable:
@@ -86,7 +97,7 @@ def comparison(table: PaperTable, ours: Mapping[str, Ours]) -> str:
     """Each row with the paper's figures next to ours (row id → ours), for each figure that the table prints.
 
     Recalled figures are marked. A table without printed figures, such as that of our own ablations, shows only our
-    accuracy and W-Comp.
+    accuracy and W-Comp. Rows that are compared with another have their paired difference.
     """
     figures = [name for name in _FIGURES if any(getattr(row, name) is not None for row in table.rows)]
     columns = ["row", "method", "w-bits", "a-bits"]
@@ -94,12 +105,15 @@ def comparison(table: PaperTable, ours: Mapping[str, Ours]) -> str:
         columns += [_FIGURES[name], "ours"]
     alone = [] if figures else ["accuracy", "w_comp"]
     columns += [_FIGURES[name] for name in alone]
+    compared = any(row.against for row in table.rows)
+    columns += ["difference, 95 %"] if compared else []
     cells = []
     for row in table.rows:
         line = [row.id, row.method, row.weights, row.activations]
         for name in figures:
             line += [_printed(row, name), _own(ours[row.id], name)]
         line += [_own(ours[row.id], name) for name in alone]
+        line += [ours[row.id].difference] if compared else []
         cells.append([*line, row.mark, row.note] if figures else [*line, row.note])
     return f"{table.title}\n\n{markdown([*columns, *(['source'] if figures else []), 'note'], cells)}"
 

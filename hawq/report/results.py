@@ -92,6 +92,11 @@ class Recorded:
         found = next((cells for cells in self.cells() if cells[0] == method), ())
         return dict(zip(RESULT_COLUMNS, found, strict=False))
 
+    def accuracies(self, row: str) -> dict[int, float]:
+        """Seed → accuracy in percent of the method that fills `row` (table/row); empty if none does."""
+        methods = [method for method, filled in self.fills.items() if filled == row]
+        return {run.seed: x.result.accuracy for run in self.runs for x in run.rows if x.result.method in methods}
+
     def packed(self) -> str | None:
         """The packed file that bears the record's own name; those of further runs have an addition to it."""
         return min((run.packed for run in self.runs if run.packed), key=len, default=None)
