@@ -99,8 +99,6 @@ def _tune(
         facts["reconstruction"] = start.artifact.key
     if not steps:
         facts["batch_norm"] = "as calibrated"  # until 2026-11 its statistics were re-estimated even then
-    if steps and settings.compile:
-        facts["compiled"] = "gradients checked"  # until 2026-11-26 PyTorch 2.11 lost them
     state = start.state if start else None
     make, reads = partial(_train, run, analysis, plan, state, stage), ("finetune", "quantizer", "seed")
     weights = float_network.weights_hash
