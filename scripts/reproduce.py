@@ -37,7 +37,7 @@ from hawq.report import (
     summary_table,
 )
 from hawq.report.intervals import half_width
-from hawq.report.untrained import untrained_table
+from hawq.report.untrained import untrained_summary, untrained_table
 from hawq.report.wording import signed
 
 TABLES = {path.stem: path for path in sorted((REPOSITORY / "docs" / "papers").glob("*.yaml"))}
@@ -83,6 +83,7 @@ def with_results(page: str, results: list[Recorded]) -> str:
         "results": full_results,
         "ablations": partial(beside_ours, "ablations"),
         "untrained": untrained,
+        "headline": headline,
     }
     for name, make in tables.items():
         before, begin, rest = page.partition(BEGIN.format(name))
@@ -94,6 +95,20 @@ def with_results(page: str, results: list[Recorded]) -> str:
 def untrained(results: list[Recorded]) -> str:
     """The table of all rows that nothing is trained for."""
     return untrained_table({name: read_table(TABLES[name]) for name in ("imagenet", "cifar10")}, results)
+
+
+def headline(results: list[Recorded]) -> str:
+    """What a few plans without training keep on two networks, for the README."""
+    plans = {
+        "float": "",
+        "8 bits": "w8a8-descent",
+        "4 bits (first and last layer 8), rounded to nearest": "w4a8",
+        "4 bits (first and last layer 8)": "w4a8-descent",
+        "mixed, 4.0 bits on average": "mixed-4-a8-kl-descent",
+        "3 bits (first and last layer 8)": "w3a8-descent",
+        "mixed, 3.0 bits on average": "mixed-3-a8-kl-descent",
+    }
+    return untrained_summary("imagenet", read_table(TABLES["imagenet"]), results, ("squeezenet", "lite0"), plans)
 
 
 def beside_ours(name: str, results: list[Recorded]) -> str:

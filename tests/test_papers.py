@@ -28,7 +28,7 @@ from hawq.report import (
     read_table,
     summary_table,
 )
-from hawq.report.untrained import untrained_table
+from hawq.report.untrained import untrained_summary, untrained_table
 
 TABLES = {name: read_table(path) for name, path in reproduce.TABLES.items()}
 RESULTS = read_results(REPOSITORY / "docs" / "results")
@@ -243,6 +243,25 @@ def test_networks_without_training_are_listed_with_their_difference_to_float():
     assert ["", "uniform", "8", "8", "83.00", "−0.31 (−0.83 to +0.21)", "4.00×", "4.83 MiB", "2"] in cells
     filled = {place for record in RESULTS for place in record.fills.values()}
     assert len(cells) == sum(place.startswith(("imagenet/", "cifar10/")) for place in filled)
+
+
+def test_the_readme_shows_accuracy_and_size_of_networks_beside_each_other():
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in reproduce.headline(RESULTS).splitlines()]
+    full = [[cell.strip() for cell in line.strip("|").split("|")] for line in reproduce.untrained(RESULTS).splitlines()]
+    assert lines[0][1:] == [
+        "SqueezeNet 1.1 %",
+        "SqueezeNet 1.1 size",
+        "EfficientNet-Lite0 %",
+        "EfficientNet-Lite0 size",
+    ]
+    assert len(lines) == 9
+    shown = {(line[4], line[7]) for line in full}
+    assert all({(line[1], line[2]), (line[3], line[4])} <= shown for line in lines[2:])
+
+
+def test_a_line_of_the_readme_without_a_record_is_an_error():
+    with pytest.raises(ValueError, match="no record fills imagenet/lite2-w8a8"):
+        untrained_summary("imagenet", TABLES["imagenet"], [], ("lite2",), {"8 bits": "w8a8"})
 
 
 def test_seeds_of_a_network_without_training_share_a_line():

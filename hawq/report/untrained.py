@@ -36,6 +36,34 @@ def untrained_table(tables: Mapping[str, PaperTable], results: Sequence[Recorded
     return markdown(_COLUMNS, _without_repetition(lines))
 
 
+def untrained_summary(
+    name: str, table: PaperTable, results: Sequence[Recorded], networks: Sequence[str], plans: Mapping[str, str]
+) -> str:
+    """The README's table: one line for each of a few plans, accuracy and size of each network beside each other.
+
+    Args:
+        name, table: of rows NETWORK and NETWORK-PLAN.
+        results: the records, with the rows that they fill.
+        networks: ids of float networks in it.
+        plans: what a line is called → PLAN; "" is the float network.
+
+    Raises:
+        ValueError: a row that the table does not have, or that was not recorded.
+    """
+    columns = ["weights", *(f"{table.row(network).method} {what}" for network in networks for what in ("%", "size"))]
+    lines = []
+    for label, plan in plans.items():
+        line = [label]
+        for network in networks:
+            place = f"{name}/{table.row(f'{network}-{plan}' if plan else network).id}"
+            cells = next((found for one in reversed(results) if (found := one.cells_for(place))), None)
+            if cells is None:
+                raise ValueError(f"no record fills {place}")
+            line += [cells["accuracy %"], cells["size"]]
+        lines.append(tuple(line))
+    return markdown(columns, lines)
+
+
 def _line(network: str, row: PaperRow, recorded: Recorded, place: str) -> tuple[str, ...]:
     cells = recorded.cells_for(place)
     if row.weights == _FLOAT:
