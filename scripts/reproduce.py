@@ -7,12 +7,14 @@ results in README.md and docs/results.md.
 from __future__ import annotations
 
 import argparse
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache, partial
 from statistics import mean
+from typing import NoReturn
 
 import torch
 
@@ -63,9 +65,17 @@ def main() -> None:
         if given.run is None:
             print(beside_ours(given.table, results))
         else:
-            raise SystemExit(subprocess.call(command(table, given.run, [*given.overrides, *more])))
+            become(command(table, given.run, [*given.overrides, *more]))
     except ValueError as error:
         raise SystemExit(f"error: {error}") from error
+
+
+def become(line: Sequence[str]) -> NoReturn:
+    """Runs a command in the place of this process, so that what ends the one (a timeout, say) ends the other."""
+    if os.name == "nt":  # where that leaves the caller's console
+        raise SystemExit(subprocess.call(line))
+    sys.stdout.flush()
+    os.execv(line[0], list(line))
 
 
 def command(table: PaperTable, name: str, overrides: list[str]) -> list[str]:
