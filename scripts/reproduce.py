@@ -36,6 +36,7 @@ from hawq.report import (
     full_results,
     read_results,
     read_table,
+    record_of,
     summary_table,
 )
 from hawq.report.intervals import half_width
@@ -129,8 +130,10 @@ def beside_ours(name: str, results: list[Recorded]) -> str:
 
 def ours(name: str, table: PaperTable, row: PaperRow, results: list[Recorded]) -> Ours:
     """Costs of a row, computed from a new network, and the accuracy that was recorded for it."""
-    found = [cells for recorded in results if (cells := recorded.cells_for(f"{name}/{row.id}"))]
-    known = Ours(accuracy=found[-1]["accuracy %"] if found else NOT_RUN, difference=difference(name, row, results))
+    place = f"{name}/{row.id}"
+    recorded = record_of(place, results)
+    found = recorded.cells_for(place) if recorded else {}
+    known = Ours(accuracy=found.get("accuracy %", NOT_RUN), difference=difference(name, row, results))
     overrides = table.overrides(row)
     if overrides is None and row.layer_bits is None:
         return known
@@ -145,7 +148,7 @@ def ours(name: str, table: PaperTable, row: PaperRow, results: list[Recorded]) -
     else:  # needs an analysis
         target = f"{parts['bits'].target:g}"
         wanted = f"≤ {target} on average" if parts["bits"].unit == "average_bits" else f"≥ {target}"
-        reached = found[-1]["W-Comp"].removesuffix("×") if found else f"our bits, {wanted}"
+        reached = found["W-Comp"].removesuffix("×") if found else f"our bits, {wanted}"
         return replace(known, limit=reached)
     precisions = {block.name: Precision(bits, bits) for block, bits in zip(blocks, bit_widths, strict=True)}
     return with_cost(known, plan_cost(blocks, precisions), float_bytes)
@@ -160,10 +163,9 @@ def difference(name: str, row: PaperRow, results: list[Recorded]) -> str:
     """Mean difference of a row to the one that it is compared with, over the seeds that both were recorded with."""
     if row.against is None:
         return "–"
-    mine, other = (
-        {seed: x for recorded in results for seed, x in recorded.accuracies(f"{name}/{key}").items()}
-        for key in (row.id, row.against)
-    )
+    places = [f"{name}/{key}" for key in (row.id, row.against)]
+    records = [record_of(place, results) for place in places]
+    mine, other = (one.accuracies(place) if one else {} for one, place in zip(records, places, strict=True))
     values = [mine[seed] - other[seed] for seed in sorted(mine.keys() & other.keys())]
     if len(values) < 2:
         return "–"

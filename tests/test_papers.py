@@ -2,11 +2,8 @@
 
 import json
 import re
-import subprocess
 import sys
-import time
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from unittest import mock
 
@@ -197,24 +194,6 @@ def test_a_row_is_one_command():
     with mock.patch.object(reproduce, "become") as become:
         run_script("table1", "--run", "pact-2", "seed=1", "--cfg=job")
     assert become.call_args.args[0][-2:] == ["seed=1", "--cfg=job"]
-
-
-@pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="what a process is can be read there alone")
-def test_what_ends_a_row_ends_its_training(tmp_path):
-    script = [sys.executable, str(REPOSITORY / "scripts" / "reproduce.py"), "ablations", "--run", "network"]
-    own = ["model=resnet20", "dataset=digits", f"outputs={tmp_path}", f"hydra.run.dir={tmp_path / 'run'}"]
-    with subprocess.Popen([*script, *own], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
-        is_train = partial(_is_train, process.pid)
-        end = time.monotonic() + 120
-        while not is_train() and process.poll() is None and time.monotonic() < end:
-            time.sleep(0.05)
-        assert is_train()
-        process.terminate()
-        assert process.wait(60) != 0
-
-
-def _is_train(pid: int) -> bool:
-    return str(REPOSITORY / "train.py").encode() in Path(f"/proc/{pid}/cmdline").read_bytes()
 
 
 RUN = [("table1", "pact-3"), ("table2", "rvquant"), ("ablations", "network"), ("ablations", "error")]

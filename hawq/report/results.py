@@ -178,6 +178,11 @@ def read_results(folder: Path) -> list[Recorded]:
     return sorted(found, key=lambda recorded: (recorded.place is None, recorded.place))
 
 
+def record_of(row: str, results: Sequence[Recorded]) -> Recorded | None:
+    """The last record that fills a row (table/row); None if none does."""
+    return next((recorded for recorded in reversed(results) if row in recorded.fills.values()), None)
+
+
 def recorded_accuracy(path: Path) -> tuple[float, str] | None:
     """Accuracy in percent that a record next to a packed file states for it, and which run; None if none does."""
     for record in sorted(path.resolve().parent.glob("*.json")):

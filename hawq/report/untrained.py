@@ -7,7 +7,7 @@ from statistics import mean
 
 from hawq.records import FLOAT_BITS
 from hawq.report.papers import PaperRow, PaperTable
-from hawq.report.results import Recorded
+from hawq.report.results import Recorded, record_of
 from hawq.report.tables import markdown
 from hawq.report.wording import signed
 
@@ -30,7 +30,7 @@ def untrained_table(tables: Mapping[str, PaperTable], results: Sequence[Recorded
         network = ""
         for row in table.rows:
             network = row.method if row.weights == _FLOAT else network
-            recorded = next((one for one in reversed(results) if f"{name}/{row.id}" in one.fills.values()), None)
+            recorded = record_of(f"{name}/{row.id}", results)
             if recorded is not None:
                 lines.append(_line(network, row, recorded, f"{name}/{row.id}"))
     return markdown(_COLUMNS, _without_repetition(lines))
@@ -56,9 +56,10 @@ def untrained_summary(
         line = [label]
         for network in networks:
             place = f"{name}/{table.row(f'{network}-{plan}' if plan else network).id}"
-            cells = next((found for one in reversed(results) if (found := one.cells_for(place))), None)
-            if cells is None:
+            recorded = record_of(place, results)
+            if recorded is None:
                 raise ValueError(f"no record fills {place}")
+            cells = recorded.cells_for(place)
             line += [cells["accuracy %"], cells["size"]]
         lines.append(tuple(line))
     return markdown(columns, lines)
