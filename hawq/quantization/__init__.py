@@ -15,7 +15,7 @@ from hawq.quantization.batch_norm import CarriedBatchNorm, batch_statistics, fre
 from hawq.quantization.calibration import InputSample, input_batches, observe_inputs
 from hawq.quantization.dorefa import DoReFa
 from hawq.quantization.fake_quantize import FakeQuantizer, fake_quantize
-from hawq.quantization.lsq import LSQ
+from hawq.quantization.lsq import LSQ, LearnedStep
 from hawq.quantization.model import activation_errors, enable, quantize, quantized_weight, reached_blocks, weight_errors
 from hawq.quantization.pact import PACT
 from hawq.quantization.rvquant import RVQuant
@@ -30,6 +30,7 @@ __all__ = [
     "DoReFa",
     "FakeQuantizer",
     "InputSample",
+    "LearnedStep",
     "Quantization",
     "Quantizer",
     "RVQuant",

@@ -198,7 +198,7 @@ def _optimise(
             if rounder is not None:
                 rounder.step()
             if stepper is not None:
-                stepper.param_groups[0]["lr"] = settings.step_lr * _cosine(iteration / settings.iterations)
+                stepper.param_groups[0]["lr"] = settings.step_lr * cosine(iteration / settings.iterations)
                 stepper.step()
             task.advance(1, f"error {float(error.detach()):.2f} of nearest" if iteration % 50 == 0 else "")
 
@@ -210,7 +210,8 @@ def _beta(share: float, warmup: float) -> float | None:
     return BETA_LAST + (BETA_FIRST - BETA_LAST) * (1 - share) / (1 - warmup)
 
 
-def _cosine(share: float) -> float:
+def cosine(share: float) -> float:
+    """The factor that a learning rate has left after a share of all steps: from 1 down to 0."""
     return 0.5 * (1 + math.cos(math.pi * share))
 
 

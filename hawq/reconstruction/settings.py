@@ -49,6 +49,10 @@ class Reconstruction:
             reconstructed and again at the end; "folded" leaves those of the float network, as if batch norm were part
             of the weights.
         bias_correction: shift biases so that the mean output of each layer is the float one's.
+        tuning_epochs: passes over the images at the end, in which steps, biases, and scales and shifts of norms are
+            trained by the network's outputs (EfficientQAT, 2407.11062, §3.3); no code of a weight changes.
+        tuning_samples: images for that; all where there are fewer.
+        tuning_lr: Adam's learning rate there, relative to the size of each parameter, falling to 0 along a cosine.
         memory_limit_gib: for the stored inputs and outputs of a unit; float16 and then fewer images are used beyond it.
             As much again is used at most for what precedes the unit, which is computed again beyond it.
 
@@ -68,6 +72,9 @@ class Reconstruction:
     drop: float = 0.0
     batch_norm: str = "carried"
     bias_correction: bool = False
+    tuning_epochs: int = 0
+    tuning_samples: int = 1024
+    tuning_lr: float = 1e-3
     memory_limit_gib: float = 2.0
 
     def __post_init__(self) -> None:
@@ -82,7 +89,14 @@ class Reconstruction:
         check_range("step_lr", self.step_lr, least=0, most=1)
         check_range("drop", self.drop, least=0, most=1)
         check_choice("batch_norm", self.batch_norm, BATCH_NORMS)
+        check_range("tuning_epochs", self.tuning_epochs, least=0, most=_MOST)
+        check_range("tuning_samples", self.tuning_samples, least=2, most=_MOST)
+        check_range("tuning_lr", self.tuning_lr, least=0, most=1)
         check_range("memory_limit_gib", self.memory_limit_gib, least=_LEAST_GIB, most=_MOST)
+
+    def all_samples(self) -> int:
+        """The most images that anything here asks for."""
+        return max(self.num_samples, self.tuning_samples if self.tuning_epochs else 0)
 
     def rounding_lr(self) -> float:
         """The learning rate of the rounding variables."""

@@ -59,7 +59,7 @@ def _make(
         float_network.network,
         inputs.blocks,
         plan,
-        inputs.calibration(wanted.num_samples, wanted.batch_size, settings.seed),
+        inputs.calibration(wanted.all_samples(), wanted.batch_size, settings.seed),
         wanted,
         quantizer=settings.quantizer,
         seed=settings.seed,
