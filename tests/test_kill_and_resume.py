@@ -37,6 +37,8 @@ RECONSTRUCTED = (
     "reconstruction.iterations=20",
     "reconstruction.num_samples=16",
     "reconstruction.batch_size=8",
+    "reconstruction.tuning_epochs=2",
+    "reconstruction.tuning_samples=16",
     "finetune.epochs=0",
 )
 
