@@ -40,7 +40,7 @@ def test_outputs_come_closer_and_no_code_changes(name, quantizer):
     untouched = copy.deepcopy(model.state_dict())
     network = quantize(model, blocks, plan, [inputs], QUANTIZERS[quantizer])
     old, old_codes = error(model, network, inputs), codes(network)
-    before, after = tune(model, network, list(inputs.split(8)), Descent(**TUNED), 0)
+    before, after = tune(model, network, inputs, Descent(**TUNED), 0)
     assert before == pytest.approx(old) and after == pytest.approx(error(model, network, inputs))
     assert after < 0.95 * before
     assert all(torch.equal(value, old_codes[layer]) for layer, value in codes(network).items()) and old_codes
@@ -52,7 +52,7 @@ def test_it_changes_steps_biases_and_norms_alone():
     model, blocks, plan, inputs = prepared()
     network = quantize(model, blocks, plan, [inputs])
     old = {name: value.clone() for name, value in network.state_dict().items() if isinstance(value, torch.Tensor)}
-    tune(model, network, [inputs], Descent(**TUNED), 0)
+    tune(model, network, inputs, Descent(**TUNED), 0)
     changed = {name for name, value in old.items() if not torch.equal(value, network.state_dict()[name])}
     layers = ("stem", "unit.conv1", "unit.conv2", "head")
     weights = {f"{layer}.parametrizations.weight.{part}" for layer in layers for part in ("original", "0.scale")}
@@ -72,7 +72,7 @@ def test_weights_end_on_points_of_their_grids(name):
 def test_layers_that_share_a_weight_still_share_it():
     model, blocks, plan, inputs = prepared("tied")
     network = quantize(model, blocks, plan, [inputs])
-    tune(model, network, [inputs], Descent(**TUNED), 0)
+    tune(model, network, inputs, Descent(**TUNED), 0)
     quantizers = [weight_quantizer(layer) for layer in quantised_layers(network).values()]
     assert len({id(one) for one in quantizers}) < len(quantizers)
 
@@ -82,7 +82,7 @@ def test_it_is_undone_where_it_makes_things_worse():
     network = quantize(model, blocks, plan, [inputs])
     old = copy.deepcopy(network.state_dict())
     settings = Descent(tuning_epochs=1, tuning_lr=1.0, batch_size=4, num_samples=32)
-    before, after = tune(model, network, [inputs], settings, 0)
+    before, after = tune(model, network, inputs, settings, 0)
     assert after == before
     for name, value in network.state_dict().items():
         assert torch.equal(value, old[name]) if isinstance(value, torch.Tensor) else value == old[name], name
@@ -117,6 +117,17 @@ def test_a_stopped_tuning_goes_on(method, finished_passes):
         assert torch.equal(value, found) if isinstance(value, torch.Tensor) else value == found, key
 
 
+def test_a_network_with_nothing_around_its_codes_stays_as_it_is(caplog):
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(6, 5, bias=False), torch.nn.Linear(5, 3, bias=False)).eval()
+    inputs = torch.randn(16, 6)
+    blocks = hawq.find_blocks(model, inputs[:1])
+    network = quantize(model, blocks, plan_for(blocks, 3, 4), [inputs], QUANTIZERS["uniform"])
+    before, after = tune(model, network, inputs, Descent(**TUNED), 0)
+    assert before == after > 0
+    assert "nothing to tune" in caplog.text
+
+
 def test_outputs_of_every_shape():
     """A network that gives positions, as segmentation does."""
     torch.manual_seed(0)
@@ -124,7 +135,7 @@ def test_outputs_of_every_shape():
     inputs = torch.randn(32, 3, 6, 6)
     blocks = hawq.find_blocks(model, inputs[:1])
     network = quantize(model, blocks, plan_for(blocks, 2, 3), [inputs])
-    before, after = tune(model, network, [inputs], Descent(**TUNED), 0)
+    before, after = tune(model, network, inputs, Descent(**TUNED), 0)
     assert after < 0.95 * before
 
 

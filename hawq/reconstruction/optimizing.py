@@ -5,13 +5,12 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from hawq.layers import weight_identity, weight_name
 from hawq.modes import analysis_mode, eval_mode
 from hawq.progress import Task
 from hawq.quantization import FakeQuantizer, input_quantizer, original_weight, weight_quantizer
@@ -20,6 +19,7 @@ from hawq.reconstruction.descent import can_descend, descend
 from hawq.reconstruction.dropping import dropped, mixed
 from hawq.reconstruction.rounding import SoftRounding
 from hawq.reconstruction.settings import Reconstruction
+from hawq.reconstruction.stand_ins import stand_ins, standing_in
 
 BETA_FIRST, BETA_LAST = 20.0, 2.0
 """The exponent of the regulariser falls from the first to the second (2004.10568, §3.2)."""
@@ -99,7 +99,7 @@ def reconstruct_unit(
     """
     before = data.total(module)
     steps = _trained_steps(layers) if settings.step_lr else []
-    roundings = _roundings(layers)
+    roundings = stand_ins(layers, SoftRounding)
     free = sum(one.num_free() for one in roundings.values())
     if not before or not (free or steps):
         task.advance(settings.iterations)
@@ -108,7 +108,7 @@ def reconstruct_unit(
     old_weights = {layer: original_weight(layer).detach().clone() for layer in roundings}
     generator = torch.Generator(device=data.targets.values.device).manual_seed(seed)
     with ExitStack() as stack:
-        stack.enter_context(_softly_rounded(roundings))
+        stack.enter_context(standing_in(roundings))
         stack.enter_context(dropped(layers, settings.drop, generator))
         _optimise(module, list(dict.fromkeys(roundings.values())), steps, data, settings, before, generator, task)
     for layer, rounding in roundings.items():
@@ -133,34 +133,6 @@ def _trained_steps(layers: Sequence[nn.Module]) -> list[nn.Parameter]:
     """The trained parameters of the quantisers of what enters the layers."""
     quantizers = [one for layer in layers if (one := input_quantizer(layer)) is not None and one.enabled]
     return [parameter for quantizer in quantizers for parameter in quantizer.parameters()]
-
-
-def _roundings(layers: Sequence[nn.Module]) -> dict[nn.Module, SoftRounding]:
-    """Layer → the rounding of its weight; layers that share a weight share it."""
-    made: dict[int, SoftRounding] = {}
-    found: dict[nn.Module, SoftRounding] = {}
-    for layer in layers:
-        quantizer = weight_quantizer(layer)
-        if quantizer is not None and quantizer.enabled:
-            key = weight_identity(layer)
-            if key not in made:
-                made[key] = SoftRounding(quantizer, original_weight(layer))
-            found[layer] = made[key]
-    return found
-
-
-@contextmanager
-def _softly_rounded(roundings: dict[nn.Module, SoftRounding]) -> Iterator[None]:
-    """While active, roundings stand in the places of the weights' quantisers."""
-    chains = {layer: layer.parametrizations[weight_name(layer)] for layer in roundings}  # type: ignore[union-attr, index]
-    quantizers = {layer: chain[0] for layer, chain in chains.items()}
-    try:
-        for layer, rounding in roundings.items():
-            chains[layer][0] = rounding  # type: ignore[assignment, index]
-        yield
-    finally:
-        for layer, quantizer in quantizers.items():
-            chains[layer][0] = quantizer
 
 
 def _optimise(

@@ -68,8 +68,8 @@ def reconstruct(
         ValueError: as `quantize`.
     """
     settings = settings or BRECQ()
-    given = input_batches(calibration, next(model.parameters()).device)
-    images = _first(given, settings.num_samples, settings.batch_size)
+    given = torch.cat(input_batches(calibration, next(model.parameters()).device))
+    images = list(given[: settings.num_samples].split(settings.batch_size))
     blocks, plan = reached_blocks(model, blocks, plan, images[0][:1])
     saved = (checkpoint.load() if checkpoint else None) or {}
     network = attach(model, blocks, plan, quantizer or LSQ())
@@ -83,9 +83,9 @@ def reconstruct(
     if not tuning:
         carried.follow()
     if settings.tuning_epochs:
-        many = _first(given, settings.tuning_samples, settings.batch_size)
+        many = given[: settings.tuning_samples]
         errors = tune(model, network, many, settings, seed, saved=tuning, save=journal.save, progress=progress)
-        journal.add(WHOLE, *errors, sum(map(len, many)))
+        journal.add(WHOLE, *errors, len(many))
     return network, journal.rows
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -10,14 +11,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hawq.layers import weight_identity, weight_name
 from hawq.modes import analysis_mode, eval_mode, full_precision
 from hawq.progress import SILENT, Progress, Task
-from hawq.quantization import LearnedStep, original_weight, weight_quantizer
+from hawq.quantization import FakeQuantizer, LearnedStep, original_weight
 from hawq.reconstruction.optimizing import cosine
 from hawq.reconstruction.settings import Reconstruction
+from hawq.reconstruction.stand_ins import stand_ins, standing_in
 from hawq.structures import main_output
 
+_LOG = logging.getLogger(__name__)
 _LEAST_SIZE = 1e-3  # that a parameter's steps are relative to, so that zeros move too (Adafactor, 1804.04235, §8)
 _AT_ONCE = 8  # images whose whole graph is kept
 _SEEDS_APART = 1_000_003
@@ -55,7 +57,7 @@ class TrainedStep(nn.Module):
 def tune(
     model: nn.Module,
     network: nn.Module,
-    images: Sequence[Tensor],
+    images: Tensor,
     settings: Reconstruction,
     seed: int,
     *,
@@ -74,7 +76,7 @@ def tune(
     Args:
         model: the float network; left unchanged.
         network: the quantised one, changed in place.
-        images: batches of inputs (N, ...).
+        images: network inputs (N, ...).
         settings: `tuning_epochs` passes over the images, in batches of `batch_size`, with `tuning_lr`.
         seed: of the order of images.
         saved: what `save` was given last, where a pass was finished before; `network` is then as it was at that time.
@@ -84,20 +86,25 @@ def tune(
     Returns:
         The error over all images before and now.
     """
-    inputs, count = torch.cat(list(images)), settings.tuning_epochs
+    count, batch_size = settings.tuning_epochs, settings.batch_size
     if saved is None:
         saved = {"epoch": 0, "start": copy.deepcopy(network.state_dict()), "optimizer": None}
-        saved["before"] = _relative_error(model, network, images)
-    each = max(len(inputs) // settings.batch_size, 1)
+        saved["before"] = _relative_error(model, network, images.split(batch_size))
+    with _trained(network) as parameters:
+        num_trained = len(parameters)
+    if not num_trained:
+        _LOG.warning("nothing to tune: no step, bias or norm of this network has a trained parameter")
+        return saved["before"], saved["before"]
+    each = max(len(images) // batch_size, 1)
     with progress.task(title, count * each, done=saved["epoch"] * each) as task:
         for epoch in range(saved["epoch"], count):
             generator = torch.Generator().manual_seed(seed + _SEEDS_APART * (epoch + 1))
-            order = torch.randperm(len(inputs), generator=generator).to(inputs.device)
-            batches = (inputs[places] for places in order.split(settings.batch_size)[:each])
+            order = torch.randperm(len(images), generator=generator).to(images.device)
+            batches = (images[places] for places in order.split(batch_size)[:each])
             rates = [settings.tuning_lr * cosine((epoch + number / each) / count) for number in range(each)]
             saved |= {"epoch": epoch + 1, "optimizer": _pass(model, network, batches, rates, saved["optimizer"], task)}
             save(saved)
-    after = _relative_error(model, network, images)
+    after = _relative_error(model, network, images.split(batch_size))
     if not after < saved["before"]:
         network.load_state_dict(saved["start"])
         after = saved["before"]
@@ -113,8 +120,7 @@ def _pass(
     task: Task,
 ) -> dict[str, Any]:
     """A step for each batch and learning rate, from a state of the optimiser; that at the end."""
-    with _trained_steps(network) as steps:
-        parameters = [*_around_weights(network), *steps]
+    with _trained(network) as parameters:
         optimizer = torch.optim.Adam([{"params": [one], "size": max(_rms(one), _LEAST_SIZE)} for one in parameters])
         if state:
             optimizer.load_state_dict(state)
@@ -129,26 +135,19 @@ def _pass(
 
 
 @contextmanager
-def _trained_steps(network: nn.Module) -> Iterator[list[nn.Parameter]]:
-    """While active, weights on grids with a learned step are made of their codes and a step; yields these steps."""
-    made: dict[int, TrainedStep] = {}
-    chains: dict[nn.Module, tuple[Any, LearnedStep]] = {}
-    for layer in network.modules():
-        quantizer = weight_quantizer(layer)
-        if isinstance(quantizer, LearnedStep) and quantizer.enabled:
-            chain: Any = layer.parametrizations[weight_name(layer)]  # type: ignore[union-attr, index]
-            chains[layer] = chain, quantizer
-            key = weight_identity(layer)
-            if key not in made:
-                made[key] = TrainedStep(quantizer, original_weight(layer))
-            chain[0] = made[key]
+def _trained(network: nn.Module) -> Iterator[list[nn.Parameter]]:
+    """All that is trained; while active, weights on grids with a learned step are made of their codes and a step."""
+    made = stand_ins(network.modules(), _trained_step)
     try:
-        yield [one.step for one in made.values()]
+        with standing_in(made):
+            yield [*_around_weights(network), *(one.step for one in dict.fromkeys(made.values()))]
     finally:
-        for layer, (chain, quantizer) in chains.items():
-            trained = chain[0]
-            chain[0] = quantizer
-            trained.put_back(original_weight(layer))
+        for layer, one in made.items():
+            one.put_back(original_weight(layer))
+
+
+def _trained_step(quantizer: FakeQuantizer, weight: Tensor) -> TrainedStep | None:
+    return TrainedStep(quantizer, weight) if isinstance(quantizer, LearnedStep) else None
 
 
 def _around_weights(network: nn.Module) -> list[nn.Parameter]:
@@ -184,10 +183,10 @@ def _squared_error(network: nn.Module, inputs: Tensor, wanted: Tensor) -> Tensor
     return (main_output(network(inputs)) - wanted).square().sum()
 
 
-def _relative_error(model: nn.Module, network: nn.Module, images: Sequence[Tensor]) -> float:
+def _relative_error(model: nn.Module, network: nn.Module, batches: Iterable[Tensor]) -> float:
     """‖z − z_float‖² / ‖z_float‖² over all images."""
     total = size = 0.0
-    for inputs in images:
+    for inputs in batches:
         wanted = _wanted(model, inputs)
         with analysis_mode(network, []), torch.no_grad():
             total += float(_squared_error(network, inputs, wanted))
