@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from hawq.export import load, packed_overhead, save
     from hawq.finetuning import FineTuning, finetune
     from hawq.quantization import LSQ, Uniform, quantize, reestimate_batch_norm
-    from hawq.reconstruction import BRECQ, AdaRound, Descent, QDrop, reconstruct
+    from hawq.reconstruction import BRECQ, AdaRound, Descent, QDrop, Tuning, reconstruct, tune
     from hawq.records import BitPlan, Block, Estimate, Phase, Precision, RunReport, Sensitivity
     from hawq.search import Haq, OptunaSearch, RandomSearch, refine, search_plan
     from hawq.sensitivity import analyze
@@ -41,7 +41,7 @@ _HOMES = {
     "hawq.export": ("load", "packed_overhead", "save"),
     "hawq.finetuning": ("FineTuning", "finetune"),
     "hawq.quantization": ("LSQ", "Uniform", "quantize", "reestimate_batch_norm"),
-    "hawq.reconstruction": ("AdaRound", "BRECQ", "Descent", "QDrop", "reconstruct"),
+    "hawq.reconstruction": ("AdaRound", "BRECQ", "Descent", "QDrop", "Tuning", "reconstruct", "tune"),
     "hawq.records": ("BitPlan", "Block", "Estimate", "Phase", "Precision", "RunReport", "Sensitivity"),
     "hawq.search": ("Haq", "OptunaSearch", "RandomSearch", "refine", "search_plan"),
     "hawq.sensitivity": ("analyze",),
@@ -78,6 +78,7 @@ __all__ = [
     "RandomSearch",
     "RunReport",
     "Sensitivity",
+    "Tuning",
     "Uniform",
     "UniformBits",
     "allocate",
@@ -94,6 +95,7 @@ __all__ = [
     "refine",
     "save",
     "search_plan",
+    "tune",
 ]
 
 

@@ -45,6 +45,11 @@ def main_output(outputs: Any) -> Tensor:
     return found
 
 
+def scores_classes(outputs: Tensor, classes: bool = True) -> bool:
+    """Whether axis 1 of outputs (N, K, ...) has the scores of K > 1 classes; never where `classes` is false."""
+    return classes and outputs.dim() > 1 and outputs.shape[1] > 1
+
+
 def described(value: Any) -> str:
     """What a value that is no tensor is, in words."""
     if isinstance(value, Mapping):

@@ -47,6 +47,8 @@ MISTAKES = {
     "points": ("allocation.frontier_points=1", ["allocation.frontier_points=1", "2 or more", "or 0"]),
     "draws": ("allocation.confidence_draws=-1", ["allocation.confidence_draws=-1", "0 to"]),
     "width": ("bits.candidates=[0,4]", ["bits.candidates=[0, 4]", "1 to 8"]),
+    "tuning rate": ("tuning.epochs=2 tuning.lr=2", ["tuning.lr=2", "0 to 1"]),
+    "tuning of nothing": ("tuning.epochs=2 reconstruction=none", ["tuning.epochs=2", "give reconstruction=descent"]),
     "share": ("finetune.final_fraction=2", ["finetune.final_fraction=2", "0 to 1"]),
     "samples": ("analysis.num_samples=0", ["analysis.num_samples=0", "1 or more"]),
     "tried width": ("validate.bit_widths=[4,9]", ["validate.bit_widths=[4, 9]", "[1, 2, 3, 4, 5, 6, 7, 8]"]),
@@ -55,7 +57,7 @@ MISTAKES = {
     "choice": ("solver.start_from=zero", ["solver.start_from='zero'", "random", "gradient", "subset"]),
     "stage": (
         "stages=[analyse]",
-        ["analyse", "'analysis', 'validate', 'allocation', 'reconstruction', 'finetune', 'export', 'deploy', 'report'"],
+        ["analyse", "'allocation', 'reconstruction', 'tuning', 'finetune', 'export', 'deploy', 'report'"],
     ),
     "seed": ("seed=-1", ["seed=-1", "0 to"]),
     "device": ("device=tpu", ["device='tpu'", "auto, cpu, cuda or cuda:N"]),

@@ -89,10 +89,13 @@ def test_a_stage_cannot_read_past_its_key() -> None:
         ([], ["float_network"]),
         (["validate"], ["float_network", "analysis", "validate"]),
         (["allocation"], ["float_network", "analysis", "allocation"]),
-        (["export"], ["float_network", "analysis", "allocation", "reconstruction", "finetune", "export"]),
+        (["export"], ["float_network", "analysis", "allocation", "reconstruction", "tuning", "finetune", "export"]),
         (
             ["report", "validate"],
-            ["float_network", "analysis", "validate", "allocation", "reconstruction", "finetune", "export", "report"],
+            [
+                *("float_network", "analysis", "validate", "allocation", "reconstruction", "tuning"),
+                *("finetune", "export", "report"),
+            ],
         ),
     ],
 )
@@ -112,6 +115,8 @@ def test_stages_bring_what_they_need(selected: list[str], names: list[str]) -> N
         ("validate", ["validate", "report"], [], []),
         ("analysis", ["analysis", "allocation", "finetune"], [], []),
         ("reconstruction", ["finetune"], [], ["reconstruction"]),
+        ("reconstruction", ["finetune"], ["reconstruction", "tuning"], ["reconstruction", "tuning"]),
+        ("tuning", ["finetune"], ["reconstruction", "tuning"], ["tuning"]),
     ],
 )
 def test_what_depends_on_a_new_result_must_be_selected(

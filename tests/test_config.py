@@ -45,7 +45,7 @@ def components(settings: Settings) -> dict[str, Any]:
 
 def test_every_group_has_options() -> None:
     groups = {choice.split("=")[0] for choice in options()}
-    assert groups == {*COMPONENTS, "experiment"} - {"analysis", "allocation", "search", "validate"}
+    assert groups == {*COMPONENTS, "experiment"} - {"analysis", "allocation", "search", "tuning", "validate"}
 
 
 @pytest.mark.parametrize("choice", options())

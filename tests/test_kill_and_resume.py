@@ -32,13 +32,14 @@ LONG_ENOUGH = (
 
 
 RECONSTRUCTED = (
-    "stages=[analysis,allocation,reconstruction,finetune]",
+    "stages=[analysis,allocation,reconstruction,tuning,finetune]",
     "reconstruction=qdrop",
     "reconstruction.iterations=20",
     "reconstruction.num_samples=16",
     "reconstruction.batch_size=8",
-    "reconstruction.tuning_epochs=2",
-    "reconstruction.tuning_samples=16",
+    "tuning.epochs=20",
+    "tuning.num_samples=16",
+    "tuning.batch_size=8",
     "finetune.epochs=0",
 )
 
@@ -124,12 +125,14 @@ def assert_same_networks(one: Path, other: Path) -> None:
     assert [name for name in straight if not same(resumed[name], straight[name])] == []
 
 
-def test_killed_reconstruction_ends_where_an_undisturbed_one_does(tmp_path: Path) -> None:
+def test_killed_reconstruction_and_tuning_end_where_undisturbed_ones_do(tmp_path: Path) -> None:
     straight, _ = finish(tmp_path / "undisturbed", RECONSTRUCTED)
     outputs = tmp_path / "killed"
     kill_in("reconstruction", outputs, RECONSTRUCTED)
+    kill_in("tuning", outputs, RECONSTRUCTED)
     folder, text = finish(outputs, RECONSTRUCTED)
-    assert "analysis: found in the cache" in text and not partial(outputs, "reconstruction")
+    assert "reconstruction: found in the cache" in text
+    assert not partial(outputs, "reconstruction") and not partial(outputs, "tuning")
     assert_same_networks(folder, straight)
     assert rows(folder) == rows(straight)
 

@@ -20,6 +20,7 @@ from hawq.experiment.inputs import Inputs
 from hawq.experiment.metrics import read_metrics
 from hawq.experiment.prepare import prepare
 from hawq.export import load
+from hawq.reconstruction import Descent
 from hawq.records import SENSITIVITY_SCHEMA, BitPlan, RunReport, Sensitivity, from_dict
 from hawq.report import validation_table
 from hawq.validation import Validated
@@ -177,6 +178,26 @@ def test_nothing_is_trained(outputs: Path, report: RunReport, tmp_path: Path, op
     assert {path.name for path in (folder / "figures").iterdir()} == {"sensitivity.png", "frontier.png"}
     stages = {row["stage"].split("/")[0] for row in read_metrics(folder)}
     assert "finetuning" not in found.paths and stages == {"float_network", "analysis"} | further
+
+
+def test_tuning_goes_on_from_the_reconstruction(outputs: Path, tmp_path: Path) -> None:
+    """What is trained around the codes is made anew by its own options, the reconstruction by none of them."""
+    shutil.copytree(outputs / "cache", tmp_path / "cache")
+    for epochs, lr in ((1, 0.001), (1, 0.01), (2, 0.01)):
+        options = f"tuning.epochs={epochs}", "tuning.num_samples=32", "tuning.batch_size=16", f"tuning.lr={lr}"
+        assert run_here(tmp_path, BOTH, "finetune.epochs=0", "reconstruction=descent", *options) is None
+    *_, last = sorted((tmp_path / "runs").iterdir(), key=lambda folder: folder.stat().st_mtime)
+    stages = reused(last)
+    assert stages["reconstruction"] and stages["reconstruction/direct"]
+    assert not stages["tuning"] and not stages["tuning/direct"]
+    rows = [row for row in read_metrics(last) if row["stage"] == "tuning"]
+    assert [row["step"] for row in rows] == [0, 1, 2] and rows[2]["error"] < rows[0]["error"]
+    assert len(finished(tmp_path, "reconstruction")) == 2 and len(finished(tmp_path, "tuning")) == 6
+
+
+def test_tuning_alone_asks_for_a_reconstruction() -> None:
+    """Which reconstruction=auto is, even where the network is fine-tuned afterwards."""
+    assert isinstance(build_settings(compose_here("tuning.epochs=1")).reconstruction, Descent)
 
 
 def test_allocation_goes_on_from_the_file_alone(first: Path, report: RunReport, tmp_path: Path) -> None:

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 
 import pytest
 import torch
 from networks import NETWORKS, NUM_CLASSES
-from test_reconstruction import QUANTIZERS, SHORT, Kept, plan_for, prepared, settings_for
+from test_reconstruction import QUANTIZERS, Kept, plan_for, prepared
 
 import hawq
 from hawq.quantization import original_weight, quantize, weight_quantizer
-from hawq.reconstruction import BRECQ, Descent, reconstruct
-from hawq.reconstruction.tuning import tune
+from hawq.reconstruction import Descent, Tuning, reconstruct, tune
 
-TUNED = {"tuning_epochs": 6, "tuning_lr": 0.02, "batch_size": 8, "num_samples": 32}
+TUNING = Tuning(epochs=6, lr=0.02, batch_size=8)
 
 
 def quantised_layers(network):
@@ -26,23 +26,29 @@ def codes(network):
     return {name: weight_quantizer(layer).codes(original_weight(layer))[0] for name, layer in layers}
 
 
-def error(model, network, inputs):
-    """The relative squared error of the outputs, written down once more."""
+def error(model, network, inputs, temperature=4.0):
+    """The softened KL, or the relative squared error of the outputs, written down once more."""
     with torch.no_grad():
         wanted, found = model(inputs), network.eval()(inputs)
-    return float(((found - wanted) ** 2).sum() / (wanted**2).sum())
+    if temperature is None:
+        return float(((found - wanted) ** 2).sum() / (wanted**2).sum())
+    p, q = (wanted / temperature).softmax(1), (found / temperature).softmax(1)
+    return float(temperature**2 * (p * (p / q).log()).sum() / p[:, 0].numel())
 
 
+@pytest.mark.parametrize("temperature", [4.0, 1.0, None])
 @pytest.mark.parametrize("quantizer", QUANTIZERS)
 @pytest.mark.parametrize("name", NETWORKS)
-def test_outputs_come_closer_and_no_code_changes(name, quantizer):
+def test_outputs_come_closer_and_no_code_changes(name, quantizer, temperature):
     model, blocks, plan, inputs = prepared(name, dtype=torch.float64)
     untouched = copy.deepcopy(model.state_dict())
     network = quantize(model, blocks, plan, [inputs], QUANTIZERS[quantizer])
-    old, old_codes = error(model, network, inputs), codes(network)
-    before, after = tune(model, network, inputs, Descent(**TUNED), 0)
-    assert before == pytest.approx(old) and after == pytest.approx(error(model, network, inputs))
-    assert after < 0.95 * before
+    old, old_codes = error(model, network, inputs, temperature), codes(network)
+    rows = tune(model, network, inputs, dataclasses.replace(TUNING, temperature=temperature))
+    errors = [row["error"] for row in rows]
+    assert [row["step"] for row in rows] == list(range(7)) and {row["images"] for row in rows} == {len(inputs)}
+    assert errors[0] == pytest.approx(old) and min(errors) == pytest.approx(error(model, network, inputs, temperature))
+    assert min(errors) < 0.95 * old
     assert all(torch.equal(value, old_codes[layer]) for layer, value in codes(network).items()) and old_codes
     assert all(torch.equal(value, untouched[key]) for key, value in model.state_dict().items())
     assert all(parameter.requires_grad for parameter in network.parameters())
@@ -52,7 +58,7 @@ def test_it_changes_steps_biases_and_norms_alone():
     model, blocks, plan, inputs = prepared()
     network = quantize(model, blocks, plan, [inputs])
     old = {name: value.clone() for name, value in network.state_dict().items() if isinstance(value, torch.Tensor)}
-    tune(model, network, inputs, Descent(**TUNED), 0)
+    tune(model, network, inputs, TUNING)
     changed = {name for name, value in old.items() if not torch.equal(value, network.state_dict()[name])}
     layers = ("stem", "unit.conv1", "unit.conv2", "head")
     weights = {f"{layer}.parametrizations.weight.{part}" for layer in layers for part in ("original", "0.scale")}
@@ -64,7 +70,8 @@ def test_it_changes_steps_biases_and_norms_alone():
 @pytest.mark.parametrize("name", NETWORKS)
 def test_weights_end_on_points_of_their_grids(name):
     model, blocks, plan, inputs = prepared(name)
-    network, _ = reconstruct(model, blocks, plan, [inputs], Descent(**TUNED))
+    network, _ = reconstruct(model, blocks, plan, [inputs], Descent(num_samples=32, batch_size=8))
+    tune(model, network, [inputs], TUNING)
     for layer in quantised_layers(network).values():
         assert torch.equal(layer.weight, original_weight(layer))
 
@@ -72,49 +79,58 @@ def test_weights_end_on_points_of_their_grids(name):
 def test_layers_that_share_a_weight_still_share_it():
     model, blocks, plan, inputs = prepared("tied")
     network = quantize(model, blocks, plan, [inputs])
-    tune(model, network, inputs, Descent(**TUNED), 0)
+    tune(model, network, inputs, TUNING)
     quantizers = [weight_quantizer(layer) for layer in quantised_layers(network).values()]
     assert len({id(one) for one in quantizers}) < len(quantizers)
+
+
+def same_state(one, other):
+    return all(torch.equal(x, other[key]) if isinstance(x, torch.Tensor) else x == other[key] for key, x in one.items())
 
 
 def test_it_is_undone_where_it_makes_things_worse():
     model, blocks, plan, inputs = prepared()
     network = quantize(model, blocks, plan, [inputs])
     old = copy.deepcopy(network.state_dict())
-    settings = Descent(tuning_epochs=1, tuning_lr=1.0, batch_size=4, num_samples=32)
-    before, after = tune(model, network, inputs, settings, 0)
-    assert after == before
-    for name, value in network.state_dict().items():
-        assert torch.equal(value, old[name]) if isinstance(value, torch.Tensor) else value == old[name], name
+    before, *after = tune(model, network, inputs, Tuning(epochs=2, lr=1.0, batch_size=4))
+    assert min(row["error"] for row in after) > before["error"]
+    assert same_state(old, network.state_dict())
 
 
-def test_it_is_the_last_row_and_uses_images_of_its_own():
-    model, blocks, plan, inputs = prepared()
-    settings = Descent(num_samples=8, batch_size=8, tuning_epochs=4, tuning_lr=0.01, tuning_samples=24)
-    _, plain = reconstruct(model, blocks, plan, [inputs], Descent(num_samples=8, batch_size=8))
+def test_the_epoch_with_the_lowest_error_is_kept():
+    """With rates from small to much too large."""
+    model, blocks, plan, inputs = prepared(dtype=torch.float64)
+    kept = set()
+    for lr in (0.01, 0.2, 0.5, 0.8, 1.0):
+        network = quantize(model, blocks, plan, [inputs])
+        errors = [row["error"] for row in tune(model, network, inputs, Tuning(epochs=3, lr=lr, batch_size=4))]
+        assert error(model, network, inputs) == pytest.approx(min(errors), rel=1e-4)
+        kept.add(errors.index(min(errors)))
+    assert len(kept) > 1
+
+
+def test_it_uses_images_of_its_own_and_tells_of_every_epoch():
+    model, blocks, plan, inputs = prepared(dtype=torch.float64)
+    network, _ = reconstruct(model, blocks, plan, [inputs], Descent(num_samples=8, batch_size=8))
     told = []
-    network, rows = reconstruct(model, blocks, plan, [inputs], settings, on_row=told.append)
-    assert rows[:-1] == plain and told == rows
-    last = rows[-1]
-    assert (last["step"], last["unit"], last["images"]) == (len(plain) + 1, "network", 24)
-    assert last["error"] == pytest.approx(error(model, network, inputs[:24]), rel=1e-4)
-    assert last["error"] < last["nearest"]
+    rows = tune(model, network, [inputs], dataclasses.replace(TUNING, num_samples=24), on_row=told.append)
+    assert told == rows and {row["images"] for row in rows} == {24}
+    assert min(row["error"] for row in rows) == pytest.approx(error(model, network, inputs[:24]))
 
 
-@pytest.mark.parametrize("method", ["descent", "brecq"])
-@pytest.mark.parametrize("finished_passes", [1, 4])
-def test_a_stopped_tuning_goes_on(method, finished_passes):
+@pytest.mark.parametrize("finished", [1, 4])
+def test_a_stopped_tuning_goes_on(finished):
     model, blocks, plan, inputs = prepared()
-    settings = settings_for(method, **SHORT, tuning_epochs=5, tuning_lr=0.01)
-    expected, expected_rows = reconstruct(model, blocks, plan, [inputs], settings, seed=3)
-    kept = Kept(len(expected_rows) - 1 + finished_passes)
+    settings = Tuning(epochs=5, lr=0.01, batch_size=8)
+    expected = quantize(model, blocks, plan, [inputs])
+    expected_rows = tune(model, expected, inputs, settings, seed=3)
+    kept = Kept(finished)
     with pytest.raises(KeyboardInterrupt):
-        reconstruct(model, blocks, plan, [inputs], settings, seed=3, checkpoint=kept)
-    network, rows = reconstruct(model, blocks, plan, [inputs], settings, seed=3, checkpoint=kept)
-    assert rows == expected_rows
-    for key, value in expected.state_dict().items():
-        found = network.state_dict()[key]
-        assert torch.equal(value, found) if isinstance(value, torch.Tensor) else value == found, key
+        tune(model, quantize(model, blocks, plan, [inputs]), inputs, settings, seed=3, checkpoint=kept)
+    network, told = quantize(model, blocks, plan, [inputs]), []
+    assert tune(model, network, inputs, settings, seed=3, checkpoint=kept, on_row=told.append) == expected_rows
+    assert told == expected_rows[finished + 1 :]
+    assert same_state(expected.state_dict(), network.state_dict())
 
 
 def test_a_network_with_nothing_around_its_codes_stays_as_it_is(caplog):
@@ -123,8 +139,8 @@ def test_a_network_with_nothing_around_its_codes_stays_as_it_is(caplog):
     inputs = torch.randn(16, 6)
     blocks = hawq.find_blocks(model, inputs[:1])
     network = quantize(model, blocks, plan_for(blocks, 3, 4), [inputs], QUANTIZERS["uniform"])
-    before, after = tune(model, network, inputs, Descent(**TUNED), 0)
-    assert before == after > 0
+    (row,) = tune(model, network, inputs, TUNING)
+    assert row["error"] > 0 and row["step"] == 0
     assert "nothing to tune" in caplog.text
 
 
@@ -135,12 +151,29 @@ def test_outputs_of_every_shape():
     inputs = torch.randn(32, 3, 6, 6)
     blocks = hawq.find_blocks(model, inputs[:1])
     network = quantize(model, blocks, plan_for(blocks, 2, 3), [inputs])
-    before, after = tune(model, network, inputs, Descent(**TUNED), 0)
-    assert after < 0.95 * before
+    rows = tune(model, network, inputs, TUNING)
+    least = min(row["error"] for row in rows)
+    assert least == pytest.approx(error(model, network, inputs), rel=1e-3) and least < 0.95 * rows[0]["error"]
 
 
-@pytest.mark.parametrize("wrong", [{"tuning_epochs": -1}, {"tuning_samples": 1}, {"tuning_lr": 1.5}])
+def test_outputs_that_are_no_scores_are_matched_by_their_squared_error():
+    """A regression of one value, whose softmax is 1 whatever it is; and one of several."""
+    torch.manual_seed(0)
+    for outputs, classes in ((1, True), (3, False)):
+        model = torch.nn.Sequential(torch.nn.Linear(6, 12), torch.nn.ReLU(), torch.nn.Linear(12, outputs)).eval()
+        inputs = torch.randn(32, 6)
+        blocks = hawq.find_blocks(model, inputs[:1])
+        network = quantize(model, blocks, plan_for(blocks, 2, 3), [inputs])
+        rows = tune(model, network, inputs, TUNING, classes=classes)
+        least = min(row["error"] for row in rows)
+        assert least == pytest.approx(error(model, network, inputs, None), rel=1e-4) and least < 0.95 * rows[0]["error"]
+
+
+WRONG = [{"epochs": -1}, {"num_samples": 1}, {"batch_size": 0}, {"lr": 1.5}, {"temperature": 0.0}]
+
+
+@pytest.mark.parametrize("wrong", WRONG)
 def test_settings_out_of_range(wrong):
     (name,) = wrong
     with pytest.raises(ValueError, match=f"{name}={wrong[name]} is out of range"):
-        BRECQ(**wrong)
+        Tuning(**wrong)

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from hawq.errors import UserError
 from hawq.modes import eval_mode
-from hawq.structures import main_output
+from hawq.structures import main_output, scores_classes
 
 
 @dataclass(frozen=True)
@@ -58,8 +58,8 @@ class Distillation:
                 f"distillation={self.weight} cannot compare outputs of shape {tuple(own.shape)} in training with the "
                 f"float network's of shape {tuple(other.shape)}: give distillation=0"
             )
-        scores = classes and own.dim() > 1 and own.shape[1] > 1
-        soft = soft_loss(own, other, self.temperature) if scores else F.mse_loss(own, other)
+        scored = scores_classes(own, classes)
+        soft = soft_loss(own, other, self.temperature) if scored else F.mse_loss(own, other)
         return (1 - self.weight) * hard + self.weight * soft
 
 

@@ -9,7 +9,9 @@ from hawq.reconstruction.settings import (
     NoReconstruction,
     QDrop,
     Reconstruction,
+    Tuning,
 )
+from hawq.reconstruction.tuning import tune
 from hawq.reconstruction.units import Unit, find_units
 
 __all__ = [
@@ -21,7 +23,9 @@ __all__ = [
     "QDrop",
     "Reconstruction",
     "Row",
+    "Tuning",
     "Unit",
     "find_units",
     "reconstruct",
+    "tune",
 ]

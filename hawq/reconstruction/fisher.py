@@ -12,7 +12,7 @@ from hawq.attention import opened_attention
 from hawq.modes import analysis_mode
 from hawq.progress import SILENT, Progress
 from hawq.reconstruction.units import Unit
-from hawq.structures import main_output
+from hawq.structures import main_output, scores_classes
 
 _BATCH = 8  # images whose whole graph is kept at a time
 
@@ -80,7 +80,7 @@ def output_curvature(
 def _draw(outputs: Tensor, generator: torch.Generator, classes: bool) -> Tensor:
     """v with E[vvᵀ] = diag(p) − ppᵀ along axis 1, p = softmax(outputs); or random signs."""
     signs = torch.randint(2, outputs.shape, generator=generator, device=outputs.device).to(outputs.dtype) * 2 - 1
-    if not classes or outputs.dim() < 2 or outputs.shape[1] < 2:
+    if not scores_classes(outputs, classes):
         return signs
     p = outputs.softmax(1)
     scaled = p.sqrt() * signs

@@ -18,15 +18,12 @@ from hawq.reconstruction.fisher import output_curvature
 from hawq.reconstruction.optimizing import Data, reconstruct_unit
 from hawq.reconstruction.passes import Passes
 from hawq.reconstruction.settings import BRECQ, Reconstruction
-from hawq.reconstruction.tuning import tune
 from hawq.reconstruction.units import Unit, find_units
 from hawq.records import BitPlan, Block
 from hawq.resuming import Checkpoint
 
 _LOG = logging.getLogger(__name__)
 Row = dict[str, Any]
-WHOLE = "network"
-"""What the row of end-to-end tuning calls its unit."""
 
 
 def reconstruct(
@@ -49,86 +46,46 @@ def reconstruct(
     Unit after unit, in the order of the forward pass, each weight is rounded up or down, and steps of activations are
     trained, so that the unit's outputs, from inputs that the quantised network gives it, are those of the float network
     from float inputs. Weights end on points of their grids. No unit ends with a larger error than rounding to nearest.
-    With `tuning_epochs` the numbers around these codes are then trained by the network's outputs (`tune`).
 
     Args:
         model: the float network; left unchanged.
         blocks, plan, quantizer: as for `quantize`.
-        calibration: the images, as for `quantize`; the first `settings.num_samples` are used, and the first
-            `settings.tuning_samples` for tuning.
+        calibration: the images, as for `quantize`; the first `settings.num_samples` are used.
         settings: `Descent()`, `AdaRound()`, `BRECQ()` (unless given) or `QDrop()`.
         seed: of the order of images, of what is dropped, and of the random vectors for the curvature.
         classes: whether axis 1 of the network's outputs has scores of classes (`output_curvature`).
         checkpoint: where an unfinished reconstruction is stored after each unit, and found.
-        on_row: called with every row: step (number of the unit), unit, error of rounding to nearest, error now, images;
-            the unit "network" is that of end-to-end tuning, with the network's error before it and now.
+        on_row: called with every row: step (number of the unit), unit, error of rounding to nearest, error now, images.
         progress: advanced at every step under `title`, and by calibration and curvature.
 
     Raises:
         ValueError: as `quantize`.
     """
     settings = settings or BRECQ()
-    given = torch.cat(input_batches(calibration, next(model.parameters()).device))
-    images = list(given[: settings.num_samples].split(settings.batch_size))
+    given = input_batches(calibration, next(model.parameters()).device)
+    images = _first(given, settings.num_samples, settings.batch_size)
     blocks, plan = reached_blocks(model, blocks, plan, images[0][:1])
-    saved = (checkpoint.load() if checkpoint else None) or {}
     network = attach(model, blocks, plan, quantizer or LSQ())
-    carried = _enabled(network, plan, images, settings, saved.get("network"), progress)
+    carried = CarriedBatchNorm(network, images if settings.batch_norm == "carried" else [])
+    saved = checkpoint.load() if checkpoint else None
+    if saved:
+        network.load_state_dict(saved["network"])
+    else:
+        carry = settings.batch_norm == "carried"
+        enable(network, list(plan.precisions), images, carry_batch_norm=carry, progress=progress)
     units = find_units(network, blocks, images[0], settings.units)
     work = _Work(model, network, settings, seed, images, *_passes(model, network, units, images, settings))
+    rows: list[Row] = saved["rows"] if saved else []
     curvature: dict[str, Tensor] = saved["curvature"] if saved else work.curvature(units, classes, progress)
-    journal = _Journal(network, saved.get("rows", []), curvature, on_row, checkpoint)
-    work.reconstruct(units, curvature, journal, progress, title)
-    tuning = saved.get("tuning")
-    if not tuning:
-        carried.follow()
-    if settings.tuning_epochs:
-        many = given[: settings.tuning_samples]
-        errors = tune(model, network, many, settings, seed, saved=tuning, save=journal.save, progress=progress)
-        journal.add(WHOLE, *errors, len(many))
-    return network, journal.rows
-
-
-@dataclass(frozen=True)
-class _Journal:
-    """The rows so far, and where they are told and stored with all that a killed process would need."""
-
-    network: nn.Module
-    rows: list[Row]
-    curvature: dict[str, Tensor]
-    on_row: Callable[[Row], None]
-    checkpoint: Checkpoint | None
-
-    def add(self, name: str, before: float, after: float, num_images: int) -> None:
-        """One more row."""
-        _LOG.info("%s: error %.3g, %.3g before", name, after, before)
-        step = len(self.rows) + 1
-        self.rows.append({"step": step, "unit": name, "nearest": before, "error": after, "images": num_images})
-        self.on_row(self.rows[-1])
-
-    def save(self, tuning: dict[str, Any] | None = None) -> None:
-        """Stores the network as it is."""
-        if self.checkpoint:
-            known = {"rows": self.rows, "curvature": self.curvature, "tuning": tuning}
-            self.checkpoint.save({"network": self.network.state_dict(), **known})
-
-
-def _enabled(
-    network: nn.Module,
-    plan: BitPlan,
-    images: Sequence[Tensor],
-    settings: Reconstruction,
-    state: dict[str, Any] | None,
-    progress: Progress,
-) -> CarriedBatchNorm:
-    """Switches all quantisers of a network on, or loads its state; its batch norm's statistics as they were before."""
-    carry = settings.batch_norm == "carried"
-    carried = CarriedBatchNorm(network, images if carry else [])
-    if state is None:
-        enable(network, list(plan.precisions), images, carry_batch_norm=carry, progress=progress)
-    else:
-        network.load_state_dict(state)
-    return carried
+    each = max(settings.iterations, 1)
+    with progress.task(title, len(units) * each, done=len(rows) * each) as task:
+        for index in range(len(rows), len(units)):
+            rows.append(work.row(index, units[index], curvature.get(units[index].name), task))
+            on_row(rows[-1])
+            if checkpoint:
+                checkpoint.save({"network": network.state_dict(), "rows": rows, "curvature": curvature})
+    carried.follow()
+    return network, rows
 
 
 def _passes(
@@ -163,19 +120,8 @@ class _Work:
             return {}
         return output_curvature(self.model, units, self.images, draws, self.seed, classes=classes, progress=progress)
 
-    def reconstruct(
-        self, units: Sequence[Unit], curvature: dict[str, Tensor], journal: _Journal, progress: Progress, title: str
-    ) -> None:
-        """Reconstructs the units that have no row yet, one after another."""
-        each, done = max(self.settings.iterations, 1), len(journal.rows)
-        with progress.task(title, len(units) * each, done=done * each) as task:
-            for index in range(done, len(units)):
-                unit = units[index]
-                journal.add(unit.name, *self._reconstruct(index, unit, curvature.get(unit.name), task))
-                journal.save()
-
-    def _reconstruct(self, index: int, unit: Unit, weights: Tensor | None, task: Task) -> tuple[float, float, int]:
-        """Reconstructs unit number `index`: its errors when rounded to nearest and now, and of how many images."""
+    def row(self, index: int, unit: Unit, weights: Tensor | None, task: Task) -> Row:
+        """Reconstructs unit number `index`; its row."""
         settings, module = self.settings, self.network.get_submodule(unit.name)
         data = self._data(unit, None if weights is None else weights.to(self.images[0].device))
         layers = [self.network.get_submodule(name) for name in unit.layers]
@@ -184,7 +130,8 @@ class _Work:
         task.advance(0 if settings.iterations else 1)
         if settings.bias_correction:
             after = correct_biases(self.model, self.network, unit, data, after)
-        return before, after, len(data)
+        _LOG.info("%s: error %.3g, %.3g when rounded to nearest", unit.name, after, before)
+        return {"step": index + 1, "unit": unit.name, "nearest": before, "error": after, "images": len(data)}
 
     def _data(self, unit: Unit, weights: Tensor | None) -> Data:
         """The stored inputs and outputs of a unit, of as many images as fit."""

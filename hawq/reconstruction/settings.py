@@ -49,10 +49,6 @@ class Reconstruction:
             reconstructed and again at the end; "folded" leaves those of the float network, as if batch norm were part
             of the weights.
         bias_correction: shift biases so that the mean output of each layer is the float one's.
-        tuning_epochs: passes over the images at the end, in which steps, biases, and scales and shifts of norms are
-            trained by the network's outputs (EfficientQAT, 2407.11062, §3.3); no code of a weight changes.
-        tuning_samples: images for that; all where there are fewer.
-        tuning_lr: Adam's learning rate there, relative to the size of each parameter, falling to 0 along a cosine.
         memory_limit_gib: for the stored inputs and outputs of a unit; float16 and then fewer images are used beyond it.
             As much again is used at most for what precedes the unit, which is computed again beyond it.
 
@@ -72,9 +68,6 @@ class Reconstruction:
     drop: float = 0.0
     batch_norm: str = "carried"
     bias_correction: bool = False
-    tuning_epochs: int = 0
-    tuning_samples: int = 1024
-    tuning_lr: float = 1e-3
     memory_limit_gib: float = 2.0
 
     def __post_init__(self) -> None:
@@ -89,14 +82,7 @@ class Reconstruction:
         check_range("step_lr", self.step_lr, least=0, most=1)
         check_range("drop", self.drop, least=0, most=1)
         check_choice("batch_norm", self.batch_norm, BATCH_NORMS)
-        check_range("tuning_epochs", self.tuning_epochs, least=0, most=_MOST)
-        check_range("tuning_samples", self.tuning_samples, least=2, most=_MOST)
-        check_range("tuning_lr", self.tuning_lr, least=0, most=1)
         check_range("memory_limit_gib", self.memory_limit_gib, least=_LEAST_GIB, most=_MOST)
-
-    def all_samples(self) -> int:
-        """The most images that anything here asks for."""
-        return max(self.num_samples, self.tuning_samples if self.tuning_epochs else 0)
 
     def rounding_lr(self) -> float:
         """The learning rate of the rounding variables."""
@@ -147,3 +133,34 @@ class QDrop(Reconstruction):
     units: str = "block"
     step_lr: float = 4e-5
     drop: float = 0.5
+
+
+@component("tuning/tuning")
+@dataclass(frozen=True)
+class Tuning:
+    """Training of what lies around the codes by the float network's outputs (EfficientQAT, 2407.11062, §3.3).
+
+    Args:
+        epochs: passes over the images; 0: no tuning.
+        num_samples: images; all where there are fewer.
+        batch_size: images per step.
+        lr: Adam's learning rate, relative to the size of each parameter, falling to 0 along a cosine.
+        temperature: T of the softened KL to the float outputs, T²·KL(softmax(z/T) ‖ softmax(z'/T)). None: their
+            squared error, as always where the outputs are no scores of classes.
+
+    Raises:
+        ValueError: a value out of range.
+    """
+
+    epochs: int = 0
+    num_samples: int = 1024
+    batch_size: int = 32
+    lr: float = 1e-3
+    temperature: float | None = 4.0
+
+    def __post_init__(self) -> None:
+        check_range("epochs", self.epochs, least=0, most=_MOST)
+        check_range("num_samples", self.num_samples, least=2, most=_MOST)
+        check_range("batch_size", self.batch_size, least=1, most=_MOST)
+        check_range("lr", self.lr, least=0, most=1)
+        check_range("temperature", self.temperature, above=0, most=1000, optional=True)

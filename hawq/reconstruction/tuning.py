@@ -6,23 +6,27 @@ import copy
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from hawq.finetuning import soft_loss
 from hawq.modes import analysis_mode, eval_mode, full_precision
 from hawq.progress import SILENT, Progress, Task
-from hawq.quantization import FakeQuantizer, LearnedStep, original_weight
+from hawq.quantization import FakeQuantizer, LearnedStep, input_batches, original_weight
 from hawq.reconstruction.optimizing import cosine
-from hawq.reconstruction.settings import Reconstruction
+from hawq.reconstruction.settings import Tuning
 from hawq.reconstruction.stand_ins import stand_ins, standing_in
-from hawq.structures import main_output
+from hawq.resuming import Checkpoint
+from hawq.structures import main_output, scores_classes
 
 _LOG = logging.getLogger(__name__)
 _LEAST_SIZE = 1e-3  # that a parameter's steps are relative to, so that zeros move too (Adafactor, 1804.04235, §8)
 _AT_ONCE = 8  # images whose whole graph is kept
 _SEEDS_APART = 1_000_003
+Row = dict[str, Any]
 
 
 class TrainedStep(nn.Module):
@@ -57,81 +61,148 @@ class TrainedStep(nn.Module):
 def tune(
     model: nn.Module,
     network: nn.Module,
-    images: Tensor,
-    settings: Reconstruction,
-    seed: int,
+    images: Iterable[Tensor | Sequence[Tensor]] | Tensor,
+    settings: Tuning | None = None,
     *,
-    saved: dict[str, Any] | None = None,
-    save: Callable[[dict[str, Any]], None] = lambda state: None,
+    seed: int = 0,
+    classes: bool = True,
+    checkpoint: Checkpoint | None = None,
+    on_row: Callable[[Row], None] = lambda row: None,
     progress: Progress = SILENT,
     title: str = "end-to-end tuning",
-) -> tuple[float, float]:
+) -> list[Row]:
     """Trains steps, biases, and scales and shifts of norms by the network's outputs; no code of a weight changes.
 
-    Minimises ‖z − z_float‖² / ‖z_float‖² of the outputs z by Adam, whose steps are relative to the size of each
-    parameter and fall to 0 along a cosine: the end-to-end training of quantisation parameters of EfficientQAT
-    (2407.11062, §3.3), by the float network instead of labels. Batch norm's statistics stay as they are. What results
-    is kept only where the error over all images is lower than before.
+    Lowers T²·KL(softmax(z_float/T) ‖ softmax(z/T)) of the outputs z, or ‖z − z_float‖² / ‖z_float‖², by Adam, whose
+    steps are relative to the size of each parameter and fall to 0 along a cosine: the end-to-end training of
+    quantisation parameters of EfficientQAT (2407.11062, §3.3), without labels. Batch norm's statistics stay.
 
     Args:
         model: the float network; left unchanged.
-        network: the quantised one, changed in place.
-        images: network inputs (N, ...).
-        settings: `tuning_epochs` passes over the images, in batches of `batch_size`, with `tuning_lr`.
+        network: of `quantize` or `reconstruct`; ends as it is after the epoch with the lowest error, which may be none.
+        images: network inputs, as for `quantize`; the first `settings.num_samples` are used.
+        settings: two epochs unless given.
         seed: of the order of images.
-        saved: what `save` was given last, where a pass was finished before; `network` is then as it was at that time.
-        save: called after every pass with what the others need.
+        classes: whether axis 1 of the outputs has scores of classes; if not, the squared error is lowered.
+        checkpoint: where an unfinished tuning is stored after each epoch, and found.
+        on_row: called with every row.
         progress: advanced at every step under `title`.
 
     Returns:
-        The error over all images before and now.
+        A row for each epoch, and one before the first: step (the epoch), error over all images, their number.
+
+    Raises:
+        UserError: there are no images.
     """
-    count, batch_size = settings.tuning_epochs, settings.batch_size
-    if saved is None:
-        saved = {"epoch": 0, "start": copy.deepcopy(network.state_dict()), "optimizer": None}
-        saved["before"] = _relative_error(model, network, images.split(batch_size))
-    with _trained(network) as parameters:
-        num_trained = len(parameters)
-    if not num_trained:
+    settings = settings or Tuning(epochs=2)
+    inputs = torch.cat(input_batches(images, next(model.parameters()).device))[: settings.num_samples]
+    batches = inputs.split(settings.batch_size)
+    work = _Work(network, inputs, torch.cat([_float_outputs(model, some) for some in batches]), settings, classes)
+    saved = (checkpoint.load() if checkpoint else None) or work.start()
+    network.load_state_dict(saved["network"])
+    rows: list[Row] = saved["rows"]
+    if len(rows) == 1:
+        on_row(rows[0])
+    if not work.trains_something():
         _LOG.warning("nothing to tune: no step, bias or norm of this network has a trained parameter")
-        return saved["before"], saved["before"]
-    each = max(len(images) // batch_size, 1)
-    with progress.task(title, count * each, done=saved["epoch"] * each) as task:
-        for epoch in range(saved["epoch"], count):
-            generator = torch.Generator().manual_seed(seed + _SEEDS_APART * (epoch + 1))
-            order = torch.randperm(len(images), generator=generator).to(images.device)
-            batches = (images[places] for places in order.split(batch_size)[:each])
-            rates = [settings.tuning_lr * cosine((epoch + number / each) / count) for number in range(each)]
-            saved |= {"epoch": epoch + 1, "optimizer": _pass(model, network, batches, rates, saved["optimizer"], task)}
-            save(saved)
-    after = _relative_error(model, network, images.split(batch_size))
-    if not after < saved["before"]:
-        network.load_state_dict(saved["start"])
-        after = saved["before"]
-    return saved["before"], after
+        return rows
+    with progress.task(title, settings.epochs * work.steps, done=(len(rows) - 1) * work.steps) as task:
+        for epoch in range(len(rows), settings.epochs + 1):
+            saved["optimizer"] = work.epoch(epoch, seed, saved["optimizer"], task)
+            error = work.error()
+            if error < min(row["error"] for row in rows):
+                saved["best"] = copy.deepcopy(network.state_dict())
+            rows.append({"step": epoch, "error": error, "images": len(inputs)})
+            if checkpoint:
+                checkpoint.save(saved | {"network": network.state_dict()})
+            on_row(rows[-1])
+    network.load_state_dict(saved["best"])
+    return rows
 
 
-def _pass(
-    model: nn.Module,
-    network: nn.Module,
-    batches: Iterable[Tensor],
-    rates: Sequence[float],
-    state: dict[str, Any] | None,
-    task: Task,
-) -> dict[str, Any]:
-    """A step for each batch and learning rate, from a state of the optimiser; that at the end."""
-    with _trained(network) as parameters:
-        optimizer = torch.optim.Adam([{"params": [one], "size": max(_rms(one), _LEAST_SIZE)} for one in parameters])
-        if state:
-            optimizer.load_state_dict(state)
-        for inputs, rate in zip(batches, rates, strict=True):
-            for group in optimizer.param_groups:
-                group["lr"] = rate * group["size"]
-            error = _add_gradients(model, network, parameters, inputs)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            task.advance(1, f"error {error:.3g}")
-        return optimizer.state_dict()
+@dataclass(frozen=True)
+class _Work:
+    """What every epoch works on: images (N, ...) and the float network's outputs for them."""
+
+    network: nn.Module
+    inputs: Tensor
+    wanted: Tensor
+    settings: Tuning
+    classes: bool
+
+    @property
+    def steps(self) -> int:
+        """Of an epoch."""
+        return max(len(self.inputs) // self.settings.batch_size, 1)
+
+    def start(self) -> dict[str, Any]:
+        """The state before the first epoch."""
+        state = copy.deepcopy(self.network.state_dict())
+        rows = [{"step": 0, "error": self.error(), "images": len(self.inputs)}]
+        return {"network": state, "best": state, "optimizer": None, "rows": rows}
+
+    def trains_something(self) -> bool:
+        """Whether the network has a parameter that tuning may change."""
+        with _trained(self.network) as parameters:
+            return bool(parameters)
+
+    def epoch(self, number: int, seed: int, state: dict[str, Any] | None, task: Task) -> dict[str, Any]:
+        """One pass over the images, from a state of the optimiser; that at the end. The first is number 1."""
+        generator = torch.Generator().manual_seed(seed + _SEEDS_APART * number)
+        order = torch.randperm(len(self.inputs), generator=generator).to(self.inputs.device)
+        batches = order.split(self.settings.batch_size)[: self.steps]
+        with _trained(self.network) as parameters:
+            optimizer = torch.optim.Adam([{"params": [one], "size": max(_rms(one), _LEAST_SIZE)} for one in parameters])
+            if state:
+                optimizer.load_state_dict(state)
+            for place, batch in enumerate(batches):
+                done = (number - 1 + place / self.steps) / self.settings.epochs
+                for group in optimizer.param_groups:
+                    group["lr"] = self.settings.lr * cosine(done) * group["size"]
+                error = self._add_gradients(parameters, batch)
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+                task.advance(1, f"error {error:.3g}")
+            return optimizer.state_dict()
+
+    def error(self) -> float:
+        """Over all images."""
+        with analysis_mode(self.network, []), torch.no_grad():
+            places = torch.arange(len(self.inputs)).split(self.settings.batch_size)
+            return sum(float(self._total(some)) for some in places) / self._size(self.wanted)
+
+    def _add_gradients(self, parameters: Sequence[Tensor], batch: Tensor) -> float:
+        """Backpropagates the error of the images at places `batch`, a few at a time; returns it."""
+        size, total = self._size(self.wanted[batch]), 0.0
+        for some in batch.split(_AT_ONCE):
+            with analysis_mode(self.network, parameters):
+                error = self._total(some) / size
+                error.backward()
+            total += float(error.detach())
+        return total
+
+    def _total(self, places: Tensor) -> Tensor:
+        """The softened KL summed over the images at `places`, or ‖z − z_float‖²."""
+        outputs, wanted = main_output(self.network(self.inputs[places])), self.wanted[places]
+        if self._softened is None:
+            return (outputs - wanted).square().sum()
+        return len(wanted) * soft_loss(outputs, wanted, self._softened)
+
+    def _size(self, wanted: Tensor) -> float:
+        """What sums over the images of these float outputs are relative to: their number, or ‖z_float‖²."""
+        if self._softened is None:
+            return max(float(wanted.square().sum()), torch.finfo(torch.float32).tiny)
+        return float(len(wanted))
+
+    @property
+    def _softened(self) -> float | None:
+        """The temperature; None where the squared error is lowered."""
+        return self.settings.temperature if scores_classes(self.wanted, self.classes) else None
+
+
+def _float_outputs(model: nn.Module, inputs: Tensor) -> Tensor:
+    with torch.no_grad(), eval_mode(model), full_precision(inputs.device):
+        return main_output(model(inputs.clone()))
 
 
 @contextmanager
@@ -158,37 +229,3 @@ def _around_weights(network: nn.Module) -> list[nn.Parameter]:
 
 def _rms(parameter: Tensor) -> float:
     return float(parameter.detach().double().square().mean().sqrt())
-
-
-def _add_gradients(model: nn.Module, network: nn.Module, parameters: Sequence[Tensor], inputs: Tensor) -> float:
-    """Backpropagates ‖z − z_float‖² / ‖z_float‖² of a batch, a few images at a time; returns it."""
-    wanted = _wanted(model, inputs)
-    size, total = wanted.square().sum().clamp_min(torch.finfo(wanted.dtype).tiny), 0.0
-    for some, their in zip(inputs.split(_AT_ONCE), wanted.split(_AT_ONCE), strict=True):
-        with analysis_mode(network, parameters):
-            error = _squared_error(network, some, their) / size
-            error.backward()
-        total += float(error.detach())
-    return total
-
-
-def _wanted(model: nn.Module, inputs: Tensor) -> Tensor:
-    """The float outputs."""
-    with torch.no_grad(), eval_mode(model), full_precision(inputs.device):
-        return main_output(model(inputs.clone()))
-
-
-def _squared_error(network: nn.Module, inputs: Tensor, wanted: Tensor) -> Tensor:
-    """‖z − z_float‖² of all outputs."""
-    return (main_output(network(inputs)) - wanted).square().sum()
-
-
-def _relative_error(model: nn.Module, network: nn.Module, batches: Iterable[Tensor]) -> float:
-    """‖z − z_float‖² / ‖z_float‖² over all images."""
-    total = size = 0.0
-    for inputs in batches:
-        wanted = _wanted(model, inputs)
-        with analysis_mode(network, []), torch.no_grad():
-            total += float(_squared_error(network, inputs, wanted))
-        size += float(wanted.square().sum())
-    return total / max(size, torch.finfo(torch.float32).tiny)

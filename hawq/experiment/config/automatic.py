@@ -35,6 +35,6 @@ def solver_for(bits: Any, landscape: bool) -> str | None:
     return FINDERS[needed[0]]
 
 
-def reconstruction_for(finetune: Any) -> str:
-    """The option of the group reconstruction for a run: the one that takes minutes, where nothing is trained."""
-    return "none" if finetune.num_steps(1) else "descent"
+def reconstruction_for(finetune: Any, tuning: Any) -> str:
+    """The option of the group reconstruction for a run: the one that takes minutes, where nothing else is trained."""
+    return "none" if finetune.num_steps(1) and not tuning.epochs else "descent"

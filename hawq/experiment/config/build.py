@@ -99,7 +99,7 @@ def build_parts(
         if finder is not None:
             parts["solver"] = build_component("solver", _solver_node(finder, values, None), allowed)
     if is_automatic(parts.get("reconstruction")):
-        node = _option_node("reconstruction", reconstruction_for(parts["finetune"]))
+        node = _option_node("reconstruction", reconstruction_for(parts["finetune"], parts["tuning"]))
         parts["reconstruction"] = build_component("reconstruction", node, allowed)
     if "validate" in parts:
         solvers = {name: _solver_node(name, values, chosen_solver) for name in parts["validate"].solvers}

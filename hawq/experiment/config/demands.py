@@ -40,6 +40,11 @@ def check_demands(settings: Settings) -> None:
         )
     if "finetune" in stages:
         _check_order(settings)
+    if "tuning" in stages and settings.tuning.epochs and _method(settings) == "none":
+        raise ValueError(
+            f"tuning.epochs={settings.tuning.epochs} needs a reconstructed network: give reconstruction=descent, or "
+            "tuning.epochs=0"
+        )
     named = (*analysis.scores, *parts_of(getattr(bits, "score", "auto")))
     if analysis.loss == "distillation" and "output_shift" in named:
         raise ValueError(
@@ -56,12 +61,17 @@ def check_demands(settings: Settings) -> None:
 def _check_order(settings: Settings) -> None:
     """Raises ValueError for an order that could not show: reconstruction quantises all blocks before training."""
     finetune = settings.finetune
-    method = (component_name(type(settings.reconstruction)) or "none").removeprefix("reconstruction/")
+    method = _method(settings)
     if finetune.epochs and finetune.max_steps != 0 and finetune.order != "joint" and method != "none":
         raise ValueError(
             f"reconstruction={method} quantises all blocks before training, so finetune.order={finetune.order} has no "
             "effect: give finetune.order=joint, or reconstruction=none"
         )
+
+
+def _method(settings: Settings) -> str:
+    """Of the reconstruction."""
+    return (component_name(type(settings.reconstruction)) or "none").removeprefix("reconstruction/")
 
 
 def _check_score(score: str, solver: str) -> None:

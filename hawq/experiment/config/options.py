@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from hawq.finetuning import FineTuning, Training
     from hawq.models import ModelSpec
     from hawq.quantization import Quantizer
-    from hawq.reconstruction import NoReconstruction, Reconstruction
+    from hawq.reconstruction import NoReconstruction, Reconstruction, Tuning
     from hawq.search import Search
     from hawq.sensitivity import Analysis
     from hawq.validation import Validation
@@ -38,6 +38,7 @@ COMPONENTS = (
     "allocation",
     "quantizer",
     "reconstruction",
+    "tuning",
     "finetune",
     "export",
     "deploy",
@@ -136,6 +137,7 @@ class Settings:
     validate: Validation = None  # type: ignore[assignment]
     quantizer: Quantizer = None  # type: ignore[assignment]
     reconstruction: NoReconstruction | Reconstruction = None  # type: ignore[assignment]
+    tuning: Tuning = None  # type: ignore[assignment]
     finetune: FineTuning = None  # type: ignore[assignment]
     export: PackedExport = None  # type: ignore[assignment]
     deploy: NoDeployment | OnnxDeployment | DyadicReport = None  # type: ignore[assignment]

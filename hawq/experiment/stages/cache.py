@@ -109,7 +109,11 @@ def _refuse_gap(stage: str, settings: Settings) -> None:
     from hawq.reconstruction import Reconstruction
 
     selected = settings.options.stages
-    asked = ("reconstruction",) if isinstance(settings.reconstruction, Reconstruction) else ()
+    options = {
+        "reconstruction": isinstance(settings.reconstruction, Reconstruction),
+        "tuning": bool(settings.tuning.epochs),
+    }
+    asked = [name for name, wanted in options.items() if wanted]
     absent = left_out(stage, selected, asked)
     if absent:
         named = [name for name in NAMES if name in (*selected, *absent)]

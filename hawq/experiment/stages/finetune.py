@@ -47,7 +47,7 @@ def finetune(
     float_network: FloatNetwork,
     analysis: Sensitivity,
     allocation: BitPlan,
-    reconstruction: dict[str, Reconstructed],
+    tuning: dict[str, Reconstructed],
 ) -> dict[str, Tuned]:
     """Name → network: "hawq" follows the plan, "direct" is uniform, trained for the same number of steps.
 
@@ -58,7 +58,7 @@ def finetune(
     unordered = settings if settings.order == "progressive" else replace(settings, order="joint")
     for name, plan in network_plans(run, analysis, allocation).items():
         own = settings if name == MAIN else unordered
-        start, stage = reconstruction.get(name), label("finetune", name)
+        start, stage = tuning.get(name), label("finetune", name)
         tuned[name] = _tune(run.with_settings(finetune=own), float_network, analysis, plan, start, stage)
         _copy(tuned[name], name, network_folder(run.folder, name))
     return tuned

@@ -31,7 +31,7 @@ class Reconstructed:
 def reconstruction(
     run: Run, float_network: FloatNetwork, analysis: Sensitivity, allocation: BitPlan
 ) -> dict[str, Reconstructed]:
-    """Name → state, of every network that is fine-tuned or exported; empty with reconstruction=none."""
+    """Name → state, of every network that is tuned, fine-tuned or exported; empty with reconstruction=none."""
     found = {}
     wanted = isinstance(run.settings.reconstruction, Reconstruction)
     for name, plan in network_plans(run, analysis, allocation).items() if wanted else ():
@@ -46,9 +46,14 @@ def reconstruction(
             label=stage,
         )
         run.log.replay(stage, artifact.read_json("units.json"))
-        state = torch.load(artifact.path / "network.pt", map_location=run.inputs.device, weights_only=True)
-        found[name] = Reconstructed(state, artifact)
+        found[name] = Reconstructed(read_state(run, artifact), artifact)
     return found
+
+
+def read_state(run: Run, artifact: Artifact) -> dict[str, Any]:
+    """That of an artifact's network, on the run's device."""
+    state: dict[str, Any] = torch.load(artifact.path / "network.pt", map_location=run.inputs.device, weights_only=True)
+    return state
 
 
 def _make(
@@ -59,7 +64,7 @@ def _make(
         float_network.network,
         inputs.blocks,
         plan,
-        inputs.calibration(wanted.all_samples(), wanted.batch_size, settings.seed),
+        inputs.calibration(wanted.num_samples, wanted.batch_size, settings.seed),
         wanted,
         quantizer=settings.quantizer,
         seed=settings.seed,
