@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import math
 
 import pytest
 import torch
@@ -13,8 +14,9 @@ from test_reconstruction import QUANTIZERS, Kept, plan_for, prepared
 import hawq
 from hawq.quantization import original_weight, quantize, weight_quantizer
 from hawq.reconstruction import Descent, Tuning, reconstruct, tune
+from hawq.reconstruction.tuning import chosen_loss
 
-TUNING = Tuning(epochs=6, lr=0.02, batch_size=8)
+TUNING = Tuning(epochs=6, lr=0.02, batch_size=8, loss="kl", temperature=4.0)
 
 
 def quantised_layers(network):
@@ -44,7 +46,9 @@ def test_outputs_come_closer_and_no_code_changes(name, quantizer, temperature):
     untouched = copy.deepcopy(model.state_dict())
     network = quantize(model, blocks, plan, [inputs], QUANTIZERS[quantizer])
     old, old_codes = error(model, network, inputs, temperature), codes(network)
-    rows = tune(model, network, inputs, dataclasses.replace(TUNING, temperature=temperature))
+    own = {"loss": "kl", "temperature": temperature} if temperature else {"loss": "squared"}
+    rows = tune(model, network, inputs, dataclasses.replace(TUNING, **own))
+    assert [row["loss"] for row in rows] == [own["loss"]] * 7
     errors = [row["error"] for row in rows]
     assert [row["step"] for row in rows] == list(range(7)) and {row["images"] for row in rows} == {len(inputs)}
     assert errors[0] == pytest.approx(old) and min(errors) == pytest.approx(error(model, network, inputs, temperature))
@@ -103,7 +107,8 @@ def test_the_epoch_with_the_lowest_error_is_kept():
     kept = set()
     for lr in (0.01, 0.2, 0.5, 0.8, 1.0):
         network = quantize(model, blocks, plan, [inputs])
-        errors = [row["error"] for row in tune(model, network, inputs, Tuning(epochs=3, lr=lr, batch_size=4))]
+        settings = Tuning(epochs=3, lr=lr, batch_size=4, loss="kl", temperature=4.0)
+        errors = [row["error"] for row in tune(model, network, inputs, settings)]
         assert error(model, network, inputs) == pytest.approx(min(errors), rel=1e-4)
         kept.add(errors.index(min(errors)))
     assert len(kept) > 1
@@ -169,11 +174,32 @@ def test_outputs_that_are_no_scores_are_matched_by_their_squared_error():
         assert least == pytest.approx(error(model, network, inputs, None), rel=1e-4) and least < 0.95 * rows[0]["error"]
 
 
-WRONG = [{"epochs": -1}, {"num_samples": 1}, {"batch_size": 0}, {"lr": 1.5}, {"temperature": 0.0}]
+@pytest.mark.parametrize("shape", [(40, 2), (40, 10), (9, 1000), (8, 5, 3, 3)])
+@pytest.mark.parametrize("scale", [0.0, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0])
+def test_the_kl_is_lowered_unless_the_float_network_is_too_sure(shape, scale):
+    outputs = scale * torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    entropy = torch.distributions.Categorical(logits=outputs.movedim(1, -1)).entropy().mean()
+    assert chosen_loss(Tuning(), outputs) == ("kl" if entropy >= 0.1 * math.log(shape[1]) else "squared")
+    assert [chosen_loss(Tuning(loss=loss), outputs) for loss in ("kl", "squared")] == ["kl", "squared"]
+    assert chosen_loss(Tuning(loss="kl"), outputs, classes=False) == "squared"
+
+
+@pytest.mark.parametrize(("scale", "loss"), [(1.0, "kl"), (1000.0, "squared")])
+def test_the_loss_that_was_chosen_is_told(scale, loss):
+    model, blocks, plan, inputs = prepared(dtype=torch.float64)
+    model.head.weight.data *= scale
+    network = quantize(model, blocks, plan, [inputs])
+    rows = tune(model, network, inputs, dataclasses.replace(TUNING, loss="auto"))
+    found = error(model, network, inputs, 4.0 if loss == "kl" else None)
+    assert {row["loss"] for row in rows} == {loss} and rows[0]["error"] > found
+    assert min(row["error"] for row in rows) == pytest.approx(found)
+
+
+WRONG = [{"epochs": -1}, {"num_samples": 1}, {"batch_size": 0}, {"lr": 1.5}, {"temperature": 0.0}, {"loss": "mse"}]
 
 
 @pytest.mark.parametrize("wrong", WRONG)
 def test_settings_out_of_range(wrong):
     (name,) = wrong
-    with pytest.raises(ValueError, match=f"{name}={wrong[name]} is out of range"):
+    with pytest.raises(ValueError, match=f"{name}={wrong[name]!r} is (out of range|unknown)"):
         Tuning(**wrong)

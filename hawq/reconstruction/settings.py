@@ -9,6 +9,7 @@ from hawq.components import component
 
 UNITS = ("layer", "block")
 BATCH_NORMS = ("carried", "folded")
+LOSSES = ("auto", "kl", "squared")
 _MOST = 10**6
 _TRAVEL, _MOST_LR = 10.0, 0.1  # how far steps of one sign could take a rounding variable
 _LEAST_GIB = 2.0**-20
@@ -145,8 +146,9 @@ class Tuning:
         num_samples: images; all where there are fewer.
         batch_size: images per step.
         lr: Adam's learning rate, relative to the size of each parameter, falling to 0 along a cosine.
-        temperature: T of the softened KL to the float outputs, T²·KL(softmax(z/T) ‖ softmax(z'/T)). None: their
-            squared error, as always where the outputs are no scores of classes.
+        loss: "kl" to the float outputs, or their "squared" error, as always where they are no scores of classes;
+            "auto": kl, unless the float network is too sure of the images, as of many that it was trained on.
+        temperature: T of the KL, T²·KL(softmax(z/T) ‖ softmax(z'/T)).
 
     Raises:
         ValueError: a value out of range.
@@ -156,11 +158,13 @@ class Tuning:
     num_samples: int = 1024
     batch_size: int = 32
     lr: float = 1e-3
-    temperature: float | None = 4.0
+    loss: str = "auto"
+    temperature: float = 1.0
 
     def __post_init__(self) -> None:
         check_range("epochs", self.epochs, least=0, most=_MOST)
         check_range("num_samples", self.num_samples, least=2, most=_MOST)
         check_range("batch_size", self.batch_size, least=1, most=_MOST)
         check_range("lr", self.lr, least=0, most=1)
-        check_range("temperature", self.temperature, above=0, most=1000, optional=True)
+        check_choice("loss", self.loss, LOSSES)
+        check_range("temperature", self.temperature, above=0, most=1000)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from hawq.structures import main_output, scores_classes
 
 _LOG = logging.getLogger(__name__)
 _LEAST_SIZE = 1e-3  # that a parameter's steps are relative to, so that zeros move too (Adafactor, 1804.04235, §8)
+_LEAST_ENTROPY = 0.1  # of log K; a network has less on images that it was trained on until it knew them
 _AT_ONCE = 8  # images whose whole graph is kept
 _SEEDS_APART = 1_000_003
 Row = dict[str, Any]
@@ -73,9 +75,9 @@ def tune(
 ) -> list[Row]:
     """Trains steps, biases, and scales and shifts of norms by the network's outputs; no code of a weight changes.
 
-    Lowers T²·KL(softmax(z_float/T) ‖ softmax(z/T)) of the outputs z, or ‖z − z_float‖² / ‖z_float‖², by Adam, whose
-    steps are relative to the size of each parameter and fall to 0 along a cosine: the end-to-end training of
-    quantisation parameters of EfficientQAT (2407.11062, §3.3), without labels. Batch norm's statistics stay.
+    Lowers T²·KL(softmax(z_float/T) ‖ softmax(z/T)) of the outputs z, or ‖z − z_float‖² / ‖z_float‖² (`chosen_loss`), by
+    Adam, whose steps are relative to the size of each parameter and fall to 0 along a cosine: the end-to-end training
+    of quantisation parameters of EfficientQAT (2407.11062, §3.3), without labels. Batch norm's statistics stay.
 
     Args:
         model: the float network; left unchanged.
@@ -83,21 +85,21 @@ def tune(
         images: network inputs, as for `quantize`; the first `settings.num_samples` are used.
         settings: two epochs unless given.
         seed: of the order of images.
-        classes: whether axis 1 of the outputs has scores of classes; if not, the squared error is lowered.
+        classes: whether axis 1 of the outputs has scores of classes.
         checkpoint: where an unfinished tuning is stored after each epoch, and found.
         on_row: called with every row.
         progress: advanced at every step under `title`.
 
     Returns:
-        A row for each epoch, and one before the first: step (the epoch), error over all images, their number.
+        A row for each epoch, and one before the first: step (the epoch), error over all images, their number, the loss.
 
     Raises:
         UserError: there are no images.
     """
     settings = settings or Tuning(epochs=2)
     inputs = torch.cat(input_batches(images, next(model.parameters()).device))[: settings.num_samples]
-    batches = inputs.split(settings.batch_size)
-    work = _Work(network, inputs, torch.cat([_float_outputs(model, some) for some in batches]), settings, classes)
+    wanted = torch.cat([_float_outputs(model, some) for some in inputs.split(settings.batch_size)])
+    work = _Work(network, inputs, wanted, settings, chosen_loss(settings, wanted, classes))
     saved = (checkpoint.load() if checkpoint else None) or work.start()
     network.load_state_dict(saved["network"])
     rows: list[Row] = saved["rows"]
@@ -112,7 +114,7 @@ def tune(
             error = work.error()
             if error < min(row["error"] for row in rows):
                 saved["best"] = copy.deepcopy(network.state_dict())
-            rows.append({"step": epoch, "error": error, "images": len(inputs)})
+            rows.append(work.row(epoch, error))
             if checkpoint:
                 checkpoint.save(saved | {"network": network.state_dict()})
             on_row(rows[-1])
@@ -128,7 +130,7 @@ class _Work:
     inputs: Tensor
     wanted: Tensor
     settings: Tuning
-    classes: bool
+    loss: str  # kl or squared
 
     @property
     def steps(self) -> int:
@@ -138,8 +140,11 @@ class _Work:
     def start(self) -> dict[str, Any]:
         """The state before the first epoch."""
         state = copy.deepcopy(self.network.state_dict())
-        rows = [{"step": 0, "error": self.error(), "images": len(self.inputs)}]
-        return {"network": state, "best": state, "optimizer": None, "rows": rows}
+        return {"network": state, "best": state, "optimizer": None, "rows": [self.row(0, self.error())]}
+
+    def row(self, epoch: int, error: float) -> Row:
+        """What is told of an epoch."""
+        return {"step": epoch, "error": error, "images": len(self.inputs), "loss": self.loss}
 
     def trains_something(self) -> bool:
         """Whether the network has a parameter that tuning may change."""
@@ -184,25 +189,35 @@ class _Work:
     def _total(self, places: Tensor) -> Tensor:
         """The softened KL summed over the images at `places`, or ‖z − z_float‖²."""
         outputs, wanted = main_output(self.network(self.inputs[places])), self.wanted[places]
-        if self._softened is None:
+        if self.loss == "squared":
             return (outputs - wanted).square().sum()
-        return len(wanted) * soft_loss(outputs, wanted, self._softened)
+        return len(wanted) * soft_loss(outputs, wanted, self.settings.temperature)
 
     def _size(self, wanted: Tensor) -> float:
         """What sums over the images of these float outputs are relative to: their number, or ‖z_float‖²."""
-        if self._softened is None:
+        if self.loss == "squared":
             return max(float(wanted.square().sum()), torch.finfo(torch.float32).tiny)
         return float(len(wanted))
-
-    @property
-    def _softened(self) -> float | None:
-        """The temperature; None where the squared error is lowered."""
-        return self.settings.temperature if scores_classes(self.wanted, self.classes) else None
 
 
 def _float_outputs(model: nn.Module, inputs: Tensor) -> Tensor:
     with torch.no_grad(), eval_mode(model), full_precision(inputs.device):
         return main_output(model(inputs.clone()))
+
+
+def chosen_loss(settings: Tuning, outputs: Tensor, classes: bool = True) -> str:
+    """What is lowered, "kl" or "squared", for these float outputs (N, K, ...).
+
+    By `loss="auto"` the KL where their mean entropy is at least a tenth of log K. Below, a few images that the network
+    wavers at make up all of the KL, and the squared error is lowered.
+    """
+    if not scores_classes(outputs, classes):
+        return "squared"
+    if settings.loss != "auto":
+        return settings.loss
+    logarithms = outputs.double().log_softmax(1)
+    entropy = float(-(logarithms.exp() * logarithms).sum(1).mean())
+    return "kl" if entropy >= _LEAST_ENTROPY * math.log(outputs.shape[1]) else "squared"
 
 
 @contextmanager

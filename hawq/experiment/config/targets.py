@@ -38,7 +38,7 @@ _NEEDED: Mapping[str, tuple[str, ...]] = {
     "allocation": ("sensitivity",),
     "quantizer": ("name", "weight", "activation"),
     "reconstruction": (),
-    "tuning": ("epochs", "num_samples", "batch_size", "lr", "temperature"),
+    "tuning": ("epochs", "num_samples", "batch_size", "lr"),
     "finetune": ("num_steps", "block_order"),
     "export": (),
     "deploy": (),
