@@ -183,7 +183,7 @@ def test_nothing_is_trained(outputs: Path, report: RunReport, tmp_path: Path, op
 def test_tuning_goes_on_from_the_reconstruction(outputs: Path, tmp_path: Path) -> None:
     """What is trained around the codes is made anew by its own options, the reconstruction by none of them."""
     shutil.copytree(outputs / "cache", tmp_path / "cache")
-    for epochs, lr in ((1, 0.001), (1, 0.01), (2, 0.01)):
+    for epochs, lr in ((1, 0.001), (2, 0.01)):
         options = f"tuning.epochs={epochs}", "tuning.num_samples=32", "tuning.batch_size=16", f"tuning.lr={lr}"
         assert run_here(tmp_path, BOTH, "finetune.epochs=0", "reconstruction=descent", *options) is None
     *_, last = sorted((tmp_path / "runs").iterdir(), key=lambda folder: folder.stat().st_mtime)
@@ -191,8 +191,8 @@ def test_tuning_goes_on_from_the_reconstruction(outputs: Path, tmp_path: Path) -
     assert stages["reconstruction"] and stages["reconstruction/direct"]
     assert not stages["tuning"] and not stages["tuning/direct"]
     rows = [row for row in read_metrics(last) if row["stage"] == "tuning"]
-    assert [row["step"] for row in rows] == [0, 1, 2] and rows[2]["error"] < rows[0]["error"]
-    assert len(finished(tmp_path, "reconstruction")) == 2 and len(finished(tmp_path, "tuning")) == 6
+    assert [row["step"] for row in rows] == [0, 1, 2] and {row["images"] for row in rows} == {32}
+    assert len(finished(tmp_path, "reconstruction")) == 2 and len(finished(tmp_path, "tuning")) == 4
 
 
 def test_tuning_alone_asks_for_a_reconstruction() -> None:
