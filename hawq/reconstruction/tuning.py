@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from hawq.modes import analysis_mode, eval_mode, full_precision
 from hawq.progress import SILENT, Progress, Task
 from hawq.quantization import FakeQuantizer, LearnedStep, input_batches, original_weight
 from hawq.reconstruction.optimizing import cosine
+from hawq.reconstruction.reconstructing import Row
 from hawq.reconstruction.settings import Tuning
 from hawq.reconstruction.stand_ins import stand_ins, standing_in
 from hawq.resuming import Checkpoint
@@ -28,7 +30,6 @@ _LEAST_SIZE = 1e-3  # that a parameter's steps are relative to, so that zeros mo
 _LEAST_ENTROPY = 0.1  # of log K; a network has less on images that it was trained on until it knew them
 _AT_ONCE = 8  # images whose whole graph is kept
 _SEEDS_APART = 1_000_003
-Row = dict[str, Any]
 
 
 class TrainedStep(nn.Module):
@@ -100,21 +101,21 @@ def tune(
     inputs = torch.cat(input_batches(images, next(model.parameters()).device))[: settings.num_samples]
     wanted = torch.cat([_float_outputs(model, some) for some in inputs.split(settings.batch_size)])
     work = _Work(network, inputs, wanted, settings, chosen_loss(settings, wanted, classes))
-    saved = (checkpoint.load() if checkpoint else None) or work.start()
-    network.load_state_dict(saved["network"])
+    if saved := checkpoint.load() if checkpoint else None:
+        network.load_state_dict(saved["network"])
+    else:
+        saved = work.start()
+        on_row(saved["rows"][0])
     rows: list[Row] = saved["rows"]
-    if len(rows) == 1:
-        on_row(rows[0])
     if not work.trains_something():
         _LOG.warning("nothing to tune: no step, bias or norm of this network has a trained parameter")
         return rows
     with progress.task(title, settings.epochs * work.steps, done=(len(rows) - 1) * work.steps) as task:
         for epoch in range(len(rows), settings.epochs + 1):
             saved["optimizer"] = work.epoch(epoch, seed, saved["optimizer"], task)
-            error = work.error()
-            if error < min(row["error"] for row in rows):
+            rows.append(work.row(epoch))
+            if min(rows, key=itemgetter("error")) is rows[-1]:
                 saved["best"] = copy.deepcopy(network.state_dict())
-            rows.append(work.row(epoch, error))
             if checkpoint:
                 checkpoint.save(saved | {"network": network.state_dict()})
             on_row(rows[-1])
@@ -140,11 +141,11 @@ class _Work:
     def start(self) -> dict[str, Any]:
         """The state before the first epoch."""
         state = copy.deepcopy(self.network.state_dict())
-        return {"network": state, "best": state, "optimizer": None, "rows": [self.row(0, self.error())]}
+        return {"best": state, "optimizer": None, "rows": [self.row(0)]}
 
-    def row(self, epoch: int, error: float) -> Row:
-        """What is told of an epoch."""
-        return {"step": epoch, "error": error, "images": len(self.inputs), "loss": self.loss}
+    def row(self, epoch: int) -> Row:
+        """What is told of an epoch, whose error is measured now."""
+        return {"step": epoch, "error": self._error(), "images": len(self.inputs), "loss": self.loss}
 
     def trains_something(self) -> bool:
         """Whether the network has a parameter that tuning may change."""
@@ -170,7 +171,7 @@ class _Work:
                 task.advance(1, f"error {error:.3g}")
             return optimizer.state_dict()
 
-    def error(self) -> float:
+    def _error(self) -> float:
         """Over all images."""
         with analysis_mode(self.network, []), torch.no_grad():
             places = torch.arange(len(self.inputs)).split(self.settings.batch_size)
@@ -209,7 +210,7 @@ def chosen_loss(settings: Tuning, outputs: Tensor, classes: bool = True) -> str:
     """What is lowered, "kl" or "squared", for these float outputs (N, K, ...).
 
     By `loss="auto"` the KL where their mean entropy is at least a tenth of log K. Below, a few images that the network
-    wavers at make up all of the KL, and the squared error is lowered.
+    wavers at make up most of the KL, and the squared error is lowered.
     """
     if not scores_classes(outputs, classes):
         return "squared"

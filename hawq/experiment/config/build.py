@@ -149,7 +149,9 @@ def build_component(name: str, node: Any, allowed: Sequence[str] = ()) -> Any:
     unknown or missing key, a value of the wrong type, or one that the class refuses.
     """
     if not isinstance(node, dict) or "_target_" not in node:
-        raise ValueError(f"{name}={node!r} is not a group option with a _target_: choose one of conf/{name}/")
+        if (config_folder() / name).is_dir():
+            raise ValueError(f"{name}={node!r} is not a group option with a _target_: choose one of conf/{name}/")
+        raise ValueError(f"{name}={node!r} is no section: give single keys, {name}.KEY=... (see conf/config.yaml)")
     cls = allowed_class(name, str(node["_target_"]), allowed)
     values = {key: value for key, value in node.items() if key != "_target_"}
     _refuse_nested_targets(name, values)

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
+from torch import nn
 
 from hawq.experiment.artifacts import Artifact
 from hawq.experiment.run import Run
 from hawq.experiment.stages.cache import Files, KeyedSettings, cached
 from hawq.experiment.stages.finetune import label, network_plans, to_bytes
 from hawq.experiment.stages.float_network import FloatNetwork
-from hawq.reconstruction import Reconstruction, reconstruct
+from hawq.reconstruction import Reconstruction, Row, reconstruct
 from hawq.records import BitPlan, Sensitivity, to_dict
 
+_ROWS = "units.json"
 _REVISION = 4  # raised when the same settings give another network: older artifacts are then left alone
 
 
@@ -35,32 +38,52 @@ def reconstruction(
     found = {}
     wanted = isinstance(run.settings.reconstruction, Reconstruction)
     for name, plan in network_plans(run, analysis, allocation).items() if wanted else ():
-        stage = label("reconstruction", name)
-        artifact = cached(
-            run,
-            "reconstruction",
-            partial(_make, run, float_network, plan, stage),
-            reads=("reconstruction", "quantizer", "seed"),
-            network=float_network.weights_hash,
-            facts={"bits": to_dict(plan.precisions), "revision": _REVISION},
-            label=stage,
-        )
-        run.log.replay(stage, artifact.read_json("units.json"))
-        found[name] = Reconstructed(read_state(run, artifact), artifact)
+        make, facts = partial(_make, run, float_network, plan), {"revision": _REVISION}
+        found[name] = reconstructed(run, "reconstruction", name, plan, float_network, make, facts)
     return found
 
 
-def read_state(run: Run, artifact: Artifact) -> dict[str, Any]:
-    """That of an artifact's network, on the run's device."""
-    state: dict[str, Any] = torch.load(artifact.path / "network.pt", map_location=run.inputs.device, weights_only=True)
-    return state
+def reconstructed(
+    run: Run,
+    stage: str,
+    name: str,
+    plan: BitPlan,
+    float_network: FloatNetwork,
+    make: Callable[[str, KeyedSettings, Artifact], tuple[nn.Module, list[Row]]],
+    facts: Mapping[str, Any],
+) -> Reconstructed:
+    """One network's state as a stage leaves it, from the cache or made now.
+
+    Args:
+        stage: whose section of the config is read, beside the quantiser and the seed.
+        make: the network and the rows of the metrics, from what these call the stage of this network.
+        facts: whatever the result depends on besides, and the plan.
+    """
+    called = label(stage, name)
+
+    def files(settings: KeyedSettings, artifact: Artifact) -> Files:
+        network, rows = make(called, settings, artifact)
+        return {"network.pt": to_bytes(network.state_dict()), _ROWS: json.dumps(rows).encode()}
+
+    artifact = cached(
+        run,
+        stage,
+        files,
+        reads=(stage, "quantizer", "seed"),
+        network=float_network.weights_hash,
+        facts={"bits": to_dict(plan.precisions), **facts},
+        label=called,
+    )
+    run.log.replay(called, artifact.read_json(_ROWS))
+    state = torch.load(artifact.path / "network.pt", map_location=run.inputs.device, weights_only=True)
+    return Reconstructed(state, artifact)
 
 
 def _make(
-    run: Run, float_network: FloatNetwork, plan: BitPlan, stage: str, settings: KeyedSettings, artifact: Artifact
-) -> Files:
+    run: Run, float_network: FloatNetwork, plan: BitPlan, called: str, settings: KeyedSettings, artifact: Artifact
+) -> tuple[nn.Module, list[Row]]:
     wanted, inputs = settings.reconstruction, run.inputs
-    network, rows = reconstruct(
+    return reconstruct(
         float_network.network,
         inputs.blocks,
         plan,
@@ -69,8 +92,7 @@ def _make(
         quantizer=settings.quantizer,
         seed=settings.seed,
         checkpoint=artifact.partial,
-        on_row=partial(run.log.row, stage),
+        on_row=partial(run.log.row, called),
         progress=run.progress,
         title=f"reconstruction ({plan.method})",
     )
-    return {"network.pt": to_bytes(network.state_dict()), "units.json": json.dumps(rows).encode()}

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-import json
 from functools import partial
+
+from torch import nn
 
 from hawq.experiment.artifacts import Artifact
 from hawq.experiment.run import Run
-from hawq.experiment.stages.cache import Files, KeyedSettings, cached
-from hawq.experiment.stages.finetune import label, network_plans, to_bytes
+from hawq.experiment.stages.cache import KeyedSettings
+from hawq.experiment.stages.finetune import network_plans
 from hawq.experiment.stages.float_network import FloatNetwork
-from hawq.experiment.stages.reconstruction import Reconstructed, read_state
+from hawq.experiment.stages.reconstruction import Reconstructed, reconstructed
 from hawq.quantization import attach
-from hawq.reconstruction import tune
-from hawq.records import BitPlan, Sensitivity, to_dict
+from hawq.reconstruction import Row, tune
+from hawq.records import BitPlan, Sensitivity
+
+_REVISION = 1  # raised when the same settings give another network: older artifacts are then left alone
 
 
 def tuning(
@@ -28,18 +31,10 @@ def tuning(
         return reconstruction
     tuned = {}
     for name, plan in network_plans(run, analysis, allocation).items():
-        start, stage = reconstruction[name], label("tuning", name)
-        artifact = cached(
-            run,
-            "tuning",
-            partial(_make, run, float_network, plan, start, stage),
-            reads=("tuning", "quantizer", "seed"),
-            network=float_network.weights_hash,
-            facts={"bits": to_dict(plan.precisions), "reconstruction": start.artifact.key},
-            label=stage,
-        )
-        run.log.replay(stage, artifact.read_json("epochs.json"))
-        tuned[name] = Reconstructed(read_state(run, artifact), artifact)
+        start = reconstruction[name]
+        make = partial(_make, run, float_network, plan, start)
+        facts = {"reconstruction": start.artifact.key, "revision": _REVISION}
+        tuned[name] = reconstructed(run, "tuning", name, plan, float_network, make, facts)
     return tuned
 
 
@@ -48,10 +43,10 @@ def _make(
     float_network: FloatNetwork,
     plan: BitPlan,
     start: Reconstructed,
-    stage: str,
+    called: str,
     settings: KeyedSettings,
     artifact: Artifact,
-) -> Files:
+) -> tuple[nn.Module, list[Row]]:
     wanted, inputs = settings.tuning, run.inputs
     network = attach(float_network.network, inputs.blocks, plan, settings.quantizer)
     network.load_state_dict(start.state)
@@ -62,8 +57,8 @@ def _make(
         wanted,
         seed=settings.seed,
         checkpoint=artifact.partial,
-        on_row=partial(run.log.row, stage),
+        on_row=partial(run.log.row, called),
         progress=run.progress,
         title=f"tuning ({plan.method})",
     )
-    return {"network.pt": to_bytes(network.state_dict()), "epochs.json": json.dumps(rows).encode()}
+    return network, rows
