@@ -49,6 +49,7 @@ MISTAKES = {
     "width": ("bits.candidates=[0,4]", ["bits.candidates=[0, 4]", "1 to 8"]),
     "tuning rate": ("tuning.epochs=2 tuning.lr=2", ["tuning.lr=2", "0 to 1"]),
     "tuning as a group": ("tuning=fast", ["tuning='fast'", "tuning.KEY=...", "conf/config.yaml"]),
+    "allocation as a group": ("allocation=fast", ["allocation='fast'", "allocation.KEY=...", "conf/config.yaml"]),
     "analysis as a group": ("analysis=fast", ["analysis='fast'", "analysis.KEY=...", "conf/config.yaml"]),
     "tuning of nothing": ("tuning.epochs=2 reconstruction=none", ["tuning.epochs=2", "give reconstruction=descent"]),
     "share": ("finetune.final_fraction=2", ["finetune.final_fraction=2", "0 to 1"]),

@@ -73,7 +73,8 @@ def run_name(config: DictConfig) -> str:
     choices = config.hydra.runtime.choices
     facts = {key: value for key, value in plain(config).items() if key not in NOT_PART_OF_A_RESULT}
     text = json.dumps(facts, sort_keys=True)  # takes NaN too, which is refused later, with a better message
-    given = config.allocation.sensitivity
+    section = config.allocation
+    given = section.sensitivity if isinstance(section, DictConfig) else None  # else it is refused later, in words
     network = [choices.model, choices.dataset] if given is None else [Path(str(given)).stem]
     parts = [*network, choices.bits, f"s{config.seed}", fingerprint(text)[:8]]
     return "-".join(str(part).replace("/", "_") for part in parts)
