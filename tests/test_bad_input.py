@@ -48,6 +48,10 @@ MISTAKES = {
     "draws": ("allocation.confidence_draws=-1", ["allocation.confidence_draws=-1", "0 to"]),
     "width": ("bits.candidates=[0,4]", ["bits.candidates=[0, 4]", "1 to 8"]),
     "tuning rate": ("tuning.epochs=2 tuning.lr=2", ["tuning.lr=2", "0 to 1"]),
+    "tuning temperature": (
+        "tuning.epochs=2 tuning.loss=squared tuning.temperature=4",
+        ["tuning.temperature=4", "no effect", "give tuning.loss=kl"],
+    ),
     "tuning as a group": ("tuning=fast", ["tuning='fast'", "tuning.KEY=...", "conf/config.yaml"]),
     "allocation as a group": ("allocation=fast", ["allocation='fast'", "allocation.KEY=...", "conf/config.yaml"]),
     "analysis as a group": ("analysis=fast", ["analysis='fast'", "analysis.KEY=...", "conf/config.yaml"]),

@@ -47,7 +47,7 @@ def test_outputs_come_closer_and_no_code_changes(name, quantizer, temperature):
     untouched = copy.deepcopy(model.state_dict())
     network = quantize(model, blocks, plan, [inputs], QUANTIZERS[quantizer])
     old, old_codes = error(model, network, inputs, temperature), codes(network)
-    own = {"loss": "kl", "temperature": temperature} if temperature else {"loss": "squared"}
+    own = {"loss": "kl", "temperature": temperature} if temperature else {"loss": "squared", "temperature": 1.0}
     rows = tune(model, network, inputs, dataclasses.replace(TUNING, **own))
     assert [row["loss"] for row in rows] == [own["loss"]] * 7
     errors = [row["error"] for row in rows]

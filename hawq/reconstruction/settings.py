@@ -151,7 +151,7 @@ class Tuning:
         temperature: T of the KL, T²·KL(softmax(z/T) ‖ softmax(z'/T)).
 
     Raises:
-        ValueError: a value out of range.
+        ValueError: a value out of range, or a temperature for the squared error.
     """
 
     epochs: int = 0
@@ -168,3 +168,7 @@ class Tuning:
         check_range("lr", self.lr, least=0, most=1)
         check_choice("loss", self.loss, LOSSES)
         check_range("temperature", self.temperature, above=0, most=1000)
+        if self.loss == "squared" and self.temperature != 1:
+            raise ValueError(
+                f"temperature={self.temperature} has no effect with loss=squared: give loss=kl, or no temperature"
+            )
