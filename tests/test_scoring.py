@@ -17,7 +17,7 @@ from hawq.blocks import block_layers, find_blocks
 from hawq.curvature.distillation import DistillationLoss
 from hawq.distributed import rank
 from hawq.errors import UserError
-from hawq.quantization import LSQ, Uniform, quantized_weight
+from hawq.quantization import LSQ, QuantizedWeights, Uniform, quantized_weight
 from hawq.records import ACTIVATIONS, FLOAT_BITS, WEIGHTS, Precision
 from hawq.scoring import (
     Conditions,
@@ -262,3 +262,17 @@ def test_outputs_that_are_no_distribution_are_refused():
         kl_score(model, find_blocks(model, inputs[:1]), [inputs], [inputs])
     with pytest.raises(UserError, match="at least two classes"):
         DistillationLoss().batches(model, [inputs])
+
+
+@pytest.mark.parametrize("quantizer", [LSQ(), Uniform()], ids=lambda quantizer: quantizer.name)
+def test_ranges_of_weights_are_chosen_once(quantizer, monkeypatch):
+    """For each layer and bit-width, however often its weight is asked for; what comes is the caller's own."""
+    model, chosen = build("residual"), []
+    made = quantizer.weight(2)
+    initialise = type(made).initialise
+    monkeypatch.setattr(type(made), "initialise", lambda self, x: (chosen.append(self.bits), initialise(self, x))[1])
+    quantized, layer = QuantizedWeights(quantizer), block_layers(model, find_blocks(model)[0])[0]
+    first = quantized(layer, 3)
+    first.zero_()
+    assert torch.equal(quantized(layer, 3), quantized_weight(layer, quantizer, 3))
+    assert not torch.equal(quantized(layer, 4), quantized(layer, 3)) and chosen == [3, 3, 4]

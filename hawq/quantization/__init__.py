@@ -16,7 +16,15 @@ from hawq.quantization.calibration import InputSample, input_batches, observe_in
 from hawq.quantization.dorefa import DoReFa
 from hawq.quantization.fake_quantize import FakeQuantizer, fake_quantize
 from hawq.quantization.lsq import LSQ, LearnedStep
-from hawq.quantization.model import activation_errors, enable, quantize, quantized_weight, reached_blocks, weight_errors
+from hawq.quantization.model import (
+    QuantizedWeights,
+    activation_errors,
+    enable,
+    quantize,
+    quantized_weight,
+    reached_blocks,
+    weight_errors,
+)
 from hawq.quantization.pact import PACT
 from hawq.quantization.rvquant import RVQuant
 from hawq.quantization.uniform import Uniform
@@ -32,6 +40,7 @@ __all__ = [
     "InputSample",
     "LearnedStep",
     "Quantization",
+    "QuantizedWeights",
     "Quantizer",
     "RVQuant",
     "Uniform",

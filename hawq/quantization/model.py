@@ -188,13 +188,30 @@ def _weight_error(weight: Tensor | nn.Module, quantizer: Quantizer, bits: int) -
     return _squared_error(weight, quantizer.weight(bits))
 
 
-@torch.no_grad()
 def quantized_weight(layer: nn.Module, quantizer: Quantizer, bits: int) -> Tensor:
     """Q_b(W) of a layer, of the shape of W, with the range that the quantiser chooses from W."""
-    weight = weight_of(layer).detach()
-    made = weight_quantizer_for(layer, quantizer, bits).to(weight.device)
-    made.initialise(weight)
-    return made(weight)
+    return QuantizedWeights(quantizer)(layer, bits)
+
+
+class QuantizedWeights:
+    """`quantized_weight` of layers whose weights stay as they are: each range is chosen once, which saves most time.
+
+    Args:
+        quantizer: chooses the ranges.
+    """
+
+    def __init__(self, quantizer: Quantizer) -> None:
+        self._quantizer, self._made = quantizer, dict[tuple[nn.Module, int], FakeQuantizer]()
+
+    @torch.no_grad()
+    def __call__(self, layer: nn.Module, bits: int) -> Tensor:
+        """Q_b(W) of a layer, a new tensor of the shape of W."""
+        weight = weight_of(layer).detach()
+        made = self._made.get((layer, bits))
+        if made is None:
+            made = self._made[layer, bits] = weight_quantizer_for(layer, self._quantizer, bits).to(weight.device)
+            made.initialise(weight)
+        return made(weight)  # type: ignore[no-any-return]
 
 
 def activation_errors(

@@ -18,7 +18,7 @@ from hawq.curvature import Batch, BlockOperator, Loss
 from hawq.distributed import all_reduce
 from hawq.layers import map_inputs, weight_name
 from hawq.modes import eval_mode, full_precision
-from hawq.quantization import LSQ, InputSample, Quantizer, observe_inputs, quantized_weight
+from hawq.quantization import LSQ, FakeQuantizer, InputSample, QuantizedWeights, Quantizer, observe_inputs
 from hawq.records import BIT_WIDTHS, WEIGHTS, Block, ScoreTable
 from hawq.scoring.work import Conditions, Ledger, Place, block_operator, parts_of, places, told
 from hawq.structures import main_output, map_tensors
@@ -77,12 +77,11 @@ def output_shift_score(
     ledger, wanted = Ledger(conditions), places(blocks, bit_widths, activations=activations)
     parts, _ = parts_of(operator)
     done = min((len(ledger.values.get(place, ())) // 2 for place in wanted), default=0)
-    pass_seconds = 0.0
+    changes, pass_seconds = _Changes(layers, quantizer, samples), 0.0
     with told(conditions, "output_shift", len(parts), done) as task:
         for own in parts[done:]:
             part = operator.of_samples(own, seen=operator.seen)
-            changes = _Changes(part, layers, quantizer, samples)
-            totals = part.until_it_fits(lambda changes=changes: changes.totals(blocks, wanted))  # type: ignore[misc]
+            totals = part.until_it_fits(lambda part=part: changes.totals(part, blocks, wanted))  # type: ignore[misc]
             all_reduce([totals])
             for place, sums in zip(wanted, totals.tolist(), strict=True):
                 ledger.values.setdefault(place, []).extend(sums)
@@ -96,25 +95,22 @@ def output_shift_score(
 
 
 class _Changes:
-    """Σ g² · ΔY² of each sample of an operator, for all layers."""
+    """Σ g² · ΔY² of each sample, for all layers; a range is chosen once for each layer and bit-width."""
 
     def __init__(
-        self,
-        operator: BlockOperator,
-        layers: Mapping[str, nn.Module],
-        quantizer: Quantizer,
-        samples: Mapping[str, InputSample],
+        self, layers: Mapping[str, nn.Module], quantizer: Quantizer, samples: Mapping[str, InputSample]
     ) -> None:
-        self._operator, self._layers, self._quantizer, self._samples = operator, layers, quantizer, samples
+        self._layers, self._quantizer, self._samples = layers, quantizer, samples
+        self._weights, self._inputs = QuantizedWeights(quantizer), dict[tuple[str, int], FakeQuantizer]()
         self.pass_seconds = 0.0
 
-    def totals(self, blocks: Sequence[Block], wanted: Sequence[Place]) -> Tensor:
+    def totals(self, operator: BlockOperator, blocks: Sequence[Block], wanted: Sequence[Place]) -> Tensor:
         """(places, 2): Σ over this process' samples of the sample's value, and of its square; float64."""
         self.pass_seconds = 0.0
         layers_of = {block.name: block.layers for block in blocks}
-        totals = torch.zeros(len(wanted), 2, dtype=torch.float64, device=self._operator.device)
-        for batch, _ in self._operator.samples.weighted():
-            calls = self._calls(batch)
+        totals = torch.zeros(len(wanted), 2, dtype=torch.float64, device=operator.device)
+        for batch, _ in operator.samples.weighted():
+            calls = self._calls(operator, batch)
             for place, (name, kind, bits) in enumerate(wanted):
                 each = torch.zeros(len(batch[0]), dtype=torch.float64, device=totals.device)
                 for call, slope in calls:
@@ -123,9 +119,9 @@ class _Changes:
                 totals[place] += torch.stack([each.sum(), each.square().sum()])
         return totals
 
-    def _calls(self, batch: Batch) -> list[tuple[_Called, Tensor]]:
+    def _calls(self, operator: BlockOperator, batch: Batch) -> list[tuple[_Called, Tensor]]:
         """Every call of a layer in one forward pass, with g of each sample's own loss."""
-        began, operator = time.perf_counter(), self._operator
+        began = time.perf_counter()
         with operator.analysis(), _recorded(self._layers) as calls:
             value = len(batch[0]) * operator.loss(operator.model(batch[0]), batch[1])
             shifts = [call.shift for call in calls]
@@ -138,18 +134,23 @@ class _Changes:
         """Σ g² · ΔY² of each sample (N,), float64; what cannot be told apart by samples is shared out evenly."""
         layer, args, kwargs, changed = self._layers[call.layer], call.args, call.kwargs, {}
         if kind == WEIGHTS:
-            changed = {weight_name(layer): quantized_weight(layer, self._quantizer, bits)}
+            changed = {weight_name(layer): self._weights(layer, bits)}
         elif call.layer in self._samples:
-            values = self._samples[call.layer].values_and_extremes()
-            quantizer = self._quantizer.activation(bits).to(values.device)
-            quantizer.initialise(values)
-            args, kwargs = map_inputs(layer, args, kwargs, quantizer)
+            args, kwargs = map_inputs(layer, args, kwargs, self._input_quantizer(call.layer, bits))
         else:
             return slope.new_zeros(count, dtype=torch.float64)
         with eval_mode(layer), full_precision(slope.device):
             output = main_output(functional_call(layer, changed, args, kwargs))
         each = (slope * (output - call.output)).double().square().reshape(-1)
         return each.view(count, -1).sum(1) if len(each) % count == 0 else (each.sum() / count).expand(count)
+
+    def _input_quantizer(self, layer: str, bits: int) -> FakeQuantizer:
+        """For what enters a layer, its range chosen from the layer's sample."""
+        if (layer, bits) not in self._inputs:
+            values = self._samples[layer].values_and_extremes()
+            made = self._inputs[layer, bits] = self._quantizer.activation(bits).to(values.device)
+            made.initialise(values)
+        return self._inputs[layer, bits]
 
 
 def _summary(sums: Sequence[float], count: int) -> tuple[float, float]:

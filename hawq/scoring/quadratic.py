@@ -11,7 +11,7 @@ from hawq.attention import with_open_attention
 from hawq.blocks import block_layers
 from hawq.curvature import Batch, Loss
 from hawq.layers import weight_of
-from hawq.quantization import LSQ, Quantizer, quantized_weight
+from hawq.quantization import LSQ, QuantizedWeights, Quantizer
 from hawq.records import BIT_WIDTHS, WEIGHTS, Block, ScoreTable
 from hawq.scoring.work import Conditions, Ledger, block_operator, parts_of, places, told
 from hawq.trials import mean_with_error
@@ -47,7 +47,7 @@ def quadratic_score(
     Raises:
         ValueError: as `BlockOperator` does.
     """
-    conditions, quantizer = conditions or Conditions(), quantizer or LSQ()
+    conditions, quantized = conditions or Conditions(), QuantizedWeights(quantizer or LSQ())
     operator = block_operator(curvature, model, blocks, batches, loss, conditions.memory_limit_gib)
     ledger = Ledger(conditions)
     wanted = places(blocks, bit_widths, activations=False)
@@ -57,7 +57,7 @@ def quadratic_score(
         for own in parts[done:]:
             part = operator.of_samples(own, seen=operator.seen)
             for bits in bit_widths:
-                shifts = {block.name: _shift(model, block, quantizer, bits) for block in blocks}
+                shifts = {block.name: _shift(model, block, quantized, bits) for block in blocks}
                 for name, product in part.products(shifts).items():
                     own_values = ledger.values.setdefault((name, WEIGHTS, bits), [])
                     own_values.append(0.5 * float(shifts[name].double() @ product.double()))
@@ -76,7 +76,7 @@ def _summary(values: Sequence[float], sizes: Tensor) -> tuple[float, float]:
     return float((each * sizes).sum() / sizes.sum()), mean_with_error(each)[1]
 
 
-def _shift(model: nn.Module, block: Block, quantizer: Quantizer, bits: int) -> Tensor:
+def _shift(model: nn.Module, block: Block, quantized: QuantizedWeights, bits: int) -> Tensor:
     """Q_b(W_i) − W_i (n_i,), flat, in the order of the block's weights."""
     layers = block_layers(model, block)
-    return torch.cat([(quantized_weight(x, quantizer, bits) - weight_of(x).detach()).reshape(-1) for x in layers])
+    return torch.cat([(quantized(x, bits) - weight_of(x).detach()).reshape(-1) for x in layers])
