@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import signal
 import subprocess
 import sys
@@ -12,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs import REPOSITORY, command_line, finished, read_json, run_folder
+from runs import REPOSITORY, command_line, finished, read_json, run_folder, run_here
 
 from hawq.experiment.artifacts import MANIFEST, PartialCheckpoint
 from hawq.experiment.metrics import read_metrics
@@ -52,11 +54,11 @@ def start(outputs: Path, settings: Sequence[str] = LONG_ENOUGH) -> subprocess.Po
 
 
 def finish(outputs: Path, settings: Sequence[str] = LONG_ENOUGH) -> tuple[Path, str]:
-    """Runs to the end; the run folder and what was printed."""
-    process = start(outputs, settings)
-    text, _ = process.communicate(timeout=200)
-    assert process.returncode == 0, text
-    return run_folder(outputs), text
+    """Runs to the end, in this process to save a start; the run folder and what was printed."""
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        message = run_here(outputs, *settings)
+    assert message is None, message
+    return run_folder(outputs), printed.getvalue()
 
 
 def partial(outputs: Path, stage: str) -> list[Path]:

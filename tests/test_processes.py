@@ -141,7 +141,7 @@ def test_the_first_process_stores_and_all_go_on_from_there():
 
 VALIDATED = (
     *("solver.max_iterations=30", "validate.solvers=[gradient,fisher]"),
-    *("validate.num_samples=8", "validate.bit_widths=[4]", "validate.draws=10"),
+    *("validate.num_samples=8", "validate.bit_widths=[4]", "validate.draws=10", "validate.plans=4"),
 )
 
 
