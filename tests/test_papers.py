@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from runs import CONF, REPOSITORY, compose_here, read_json, run_folder, run_here
 from scipy import stats
 
-from hawq.experiment.config.build import build_settings
+from hawq.experiment.config.build import build_settings, compose_parts
 from hawq.records import Difference, ResultRow
 from hawq.report import (
     NOT_RUN,
@@ -272,3 +272,14 @@ def test_seeds_of_a_network_without_training_share_a_line():
     line = untrained_table({"cifar10": TABLES["cifar10"]}, [record]).splitlines()[-1]
     shown = [cell.strip() for cell in line.strip("|").split("|")]
     assert shown[0] == "ResNet20 B" and shown[4:6] == ["90.50 ± 0.71", "−1.50 (−2.50 to −0.50)"] and shown[-1] == "6"
+
+
+@pytest.mark.parametrize("name", ["cifar10", "imagenet", "imagenette"])
+def test_rows_that_share_a_plan_share_its_cost(name):
+    """What is left out of their overrides changes nothing that a plan is made of."""
+    for row in TABLES[name].rows[::15]:
+        overrides = TABLES[name].overrides(row)
+        if overrides is not None:
+            whole = compose_parts([*overrides, "dataset.path=none"])
+            planned = reproduce.planned_parts(tuple(filter(reproduce.says_plan, overrides)))
+            assert [whole[part] for part in ("model", "bits")] == [planned[part] for part in ("model", "bits")], row.id
