@@ -22,7 +22,7 @@ from hawq.allocation import Manual, UniformBits
 from hawq.blocks import find_blocks
 from hawq.costs import paper_size_mib, plan_cost, published_bytes
 from hawq.experiment.config.build import compose_parts
-from hawq.experiment.config.names import REPOSITORY
+from hawq.experiment.config.names import REPOSITORY, section_of
 from hawq.models import ModelSpec
 from hawq.quantization import BIT_WIDTHS
 from hawq.records import FLOAT_BITS, Block, BlockSensitivity, Cost, Estimate, Precision, Sensitivity
@@ -156,7 +156,7 @@ def ours(name: str, table: PaperTable, row: PaperRow, results: list[Recorded]) -
 
 def says_plan(override: str) -> bool:
     """Whether an override may change what a plan costs: how the network is quantised and trained does not."""
-    return override.partition("=")[0].partition(".")[0] not in ("reconstruction", "tuning", "finetune")
+    return section_of(override) not in ("reconstruction", "tuning", "finetune")
 
 
 @cache

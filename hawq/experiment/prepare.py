@@ -12,7 +12,7 @@ from hawq.allocation import measures_plans
 from hawq.experiment.artifacts import Store, write_json
 from hawq.experiment.config.build import component_section, compose_parts
 from hawq.experiment.config.demands import check_demands
-from hawq.experiment.config.names import NOT_PART_OF_A_RESULT
+from hawq.experiment.config.names import NOT_PART_OF_A_RESULT, section_of
 from hawq.experiment.config.options import Settings
 from hawq.experiment.inputs import Inputs
 from hawq.malloc import keep_freed_memory
@@ -83,8 +83,8 @@ def claim(folder: Path, overrides: Sequence[str], facts: Mapping[str, Any]) -> N
 
     Raises ValueError where it holds those of others, so that none of them are taken for these.
     """
-    keys = {one: one.lstrip("+~").partition("=")[0].split(".")[0] for one in overrides}
-    stated = {"overrides": sorted(one for one, key in keys.items() if key not in NOT_PART_OF_A_RESULT), **facts}
+    deciding = {one for one in overrides if section_of(one) not in NOT_PART_OF_A_RESULT}
+    stated = {"overrides": sorted(deciding), **facts}
     file = folder / "command.json"
     if file.is_file() and json.loads(file.read_text()) != stated:
         raise ValueError(f"--out={folder} holds results of other options, see {file.name} there: give another folder")

@@ -47,6 +47,11 @@ def register_resolvers() -> None:
     OmegaConf.register_new_resolver("command_name", lambda: command_name(sys.argv[1:]), replace=True)
 
 
+def section_of(override: str) -> str:
+    """The section or group of the config that an override of the command line is about, with or without a dot."""
+    return override.lstrip("+~").partition("=")[0].partition(".")[0]
+
+
 def plain(config: DictConfig) -> dict[str, Any]:
     """The config without Hydra's own part, as resolved plain values."""
     own = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
