@@ -9,6 +9,7 @@ from runs import run_folder, run_here, run_script
 STAGES = "stages=[analysis,allocation,finetune,export,deploy,report]"
 
 
+@pytest.mark.usefixtures("operators_read_once")
 def test_the_stage_writes_a_checked_file(tmp_path):
     wanted = ("deploy=onnx", "deploy.timed_batches=[]", "deploy.eval_images=20", STAGES)
     assert run_here(tmp_path, *wanted) is None

@@ -1,6 +1,7 @@
 """Deployed files: what they hold, and that runtimes compute with it what PyTorch computes."""
 
 import copy
+import functools
 import json
 
 import numpy as np
@@ -29,12 +30,22 @@ from hawq.quantization.residuals import add_residual_quantizers, enable_residual
 
 IMAGES = samples(8, torch.float32)[0]
 PLAIN = OnnxRuntime(optimized=False)
+QUANTIZERS = {repr(one): one for one in (LSQ(), Uniform(symmetric=False), DoReFa(), PACT(), RVQuant(10))}
+
+pytestmark = pytest.mark.usefixtures("operators_read_once")
 
 
 def quantized(name="residual", weights=4, activations=4, quantizer=None):
     model = build(name, torch.float32)
     blocks = find_blocks(model)
     return quantize(model, blocks, plan_of(blocks, weights, activations), [IMAGES], quantizer)
+
+
+@functools.cache
+def traced_once(name, quantizer=repr(LSQ()), weights=4, images=2):
+    """A quantised network and its graph, which takes a second: for tests that change neither."""
+    network = quantized(name, weights, 4, QUANTIZERS[quantizer])
+    return network, trace(network, IMAGES[:images], 21)
 
 
 def conv_network(convolution, gamma, before=False):
@@ -138,9 +149,8 @@ def test_a_shared_convolution_output_keeps_its_batch_norm():
 @pytest.mark.parametrize("name", ["residual", "branches", "depthwise", "mlp"])
 @pytest.mark.parametrize("runtime", available(), ids=lambda one: one.name)
 def test_runtimes_compute_each_layer_as_pytorch(name, runtime, target):
-    network = quantized(name)
-    traced = trace(network, IMAGES[:2], 21)
-    written = write_graph(traced, target)
+    network, traced = traced_once(name)
+    written = write_graph(copy.deepcopy(traced), target)
     codes = reference_codes(network, IMAGES, traced.activations)
     parities = layer_parity(written, runtime, IMAGES.numpy(), codes)
     assert {one.key for one in parities} == {key for key, _ in codes}
@@ -150,10 +160,10 @@ def test_runtimes_compute_each_layer_as_pytorch(name, runtime, target):
 
 
 @pytest.mark.parametrize("target", [None, "onnxruntime", "openvino"])
-@pytest.mark.parametrize("quantizer", [LSQ(), Uniform(symmetric=False), DoReFa(), PACT(), RVQuant(10)], ids=repr)
+@pytest.mark.parametrize("quantizer", QUANTIZERS)
 def test_any_batch_size_and_quantiser(quantizer, target):
-    network = quantized("residual", [8, 3, 4], 4, quantizer)
-    written = write_graph(trace(network, IMAGES[:1], 21), target)
+    network, traced = traced_once("residual", quantizer, (8, 3, 4), images=1)
+    written = write_graph(copy.deepcopy(traced), target)
     for size in (1, 3, 8):
         np.testing.assert_allclose(run(written.model, IMAGES[:size]), network(IMAGES[:size]).detach(), atol=1e-4)
 
