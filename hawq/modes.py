@@ -35,24 +35,33 @@ def full_precision(device: torch.device) -> Iterator[None]:
 
 
 @contextmanager
-def analysis_mode(model: nn.Module, weights: Sequence[Tensor]) -> Iterator[None]:
-    """Eval mode, gradients for `weights` alone, full float32 without autocast or TF32; all restored at the end.
-
-    The network gets copies of its inputs, so that one which changes them in place does not reach the caller's.
-    """
+def gradients_for(model: nn.Module, weights: Sequence[Tensor]) -> Iterator[None]:
+    """Of the network's parameters `weights` alone ask for a gradient; afterwards each does again what it did."""
     required = {parameter: parameter.requires_grad for parameter in model.parameters()}
-    copies = model.register_forward_pre_hook(_with_copies)
     try:
         for parameter in required:
             parameter.requires_grad_(False)
         for weight in weights:
             weight.requires_grad_(True)
-        with eval_mode(model), full_precision(next(iter(required)).device), torch.enable_grad():
+        yield
+    finally:
+        for parameter, requires_grad in required.items():
+            parameter.requires_grad_(requires_grad)
+
+
+@contextmanager
+def analysis_mode(model: nn.Module, weights: Sequence[Tensor]) -> Iterator[None]:
+    """Eval mode, gradients for `weights` alone, full float32 without autocast or TF32; all restored at the end.
+
+    The network gets copies of its inputs, so that one which changes them in place does not reach the caller's.
+    """
+    copies = model.register_forward_pre_hook(_with_copies)
+    device = next(model.parameters()).device
+    try:
+        with gradients_for(model, weights), eval_mode(model), full_precision(device), torch.enable_grad():
             yield
     finally:
         copies.remove()
-        for parameter, requires_grad in required.items():
-            parameter.requires_grad_(requires_grad)
 
 
 def _with_copies(_: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -5,14 +5,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from hawq.attention import opened_attention
 from hawq.layers import weight_name
-from hawq.modes import eval_mode
+from hawq.modes import eval_mode, gradients_for
 from hawq.records import Block, FloatPart
 from hawq.tracing import trace_layers
 
@@ -66,11 +65,15 @@ def _float_products(model: nn.Module, layers: Sequence[str], example: Tensor) ->
 
 
 def _own_macs(model: nn.Module, example: Tensor) -> dict[str, int]:
-    """Multiply–accumulates of each module itself, without those of the modules in it; the model's own name is ''."""
+    """Multiply–accumulates of each module itself, without those of the modules in it; the model's own name is ''.
+
+    No parameter asks for a gradient meanwhile: within the counter a view of one that does would ask for it even under
+    `no_grad`, which has none, and the counter fails where a module is given such a view (a latent query, say).
+    """
     counter = FlopCounterMode(display=False)
     math = sdpa_kernel(SDPBackend.MATH)  # fused attention is not counted
-    with torch.no_grad(), eval_mode(model), opened_attention(model), math, counter:
-        model(example.clone())
+    with gradients_for(model, []), eval_mode(model), opened_attention(model), math, counter:
+        model(example.detach().clone())
     root = type(model).__name__
     totals = {
         path.removeprefix(root).removeprefix("."): sum(flops.values()) // 2

@@ -72,6 +72,37 @@ def test_nothing_stays_float_in_convolutional_networks(name):
     assert unquantized(model, find_blocks(model), torch.randn(2, 3, SIDE, SIDE)) == ()
 
 
+VIEWS = {
+    "expanded": lambda latent, size: latent.expand(size, -1, -1),
+    "reshaped": lambda latent, size: latent.reshape(WIDTH).unsqueeze(0).expand(size, -1),
+    "indexed": lambda latent, size: latent[0].expand(size, -1),
+    "transposed": lambda latent, size: latent.mT.mT.expand(size, 1, WIDTH),
+    "the parameter itself": lambda latent, size: latent,
+}
+
+
+@pytest.mark.parametrize("trained", [True, False])
+@pytest.mark.parametrize("view", VIEWS.values(), ids=VIEWS)
+def test_a_layer_that_reads_a_view_of_a_parameter(view, trained):
+    """As the latent query of a pooling attention; whether it is trained changes nothing and stays as it was."""
+
+    class Latent(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.latent = nn.Parameter(torch.randn(1, 1, WIDTH), requires_grad=trained)
+            self.query, self.key = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)
+
+        def forward(self, x: Tensor) -> Tensor:
+            query = self.query(view(self.latent, len(x))).reshape(-1, 1, WIDTH)
+            return (query * self.key(x)).sum(1)
+
+    model, x = Latent().train(), torch.randn(3, TOKENS, WIDTH, requires_grad=True)
+    blocks = find_blocks(model, x)
+    assert [layer for block in blocks for layer in block.layers] == ["query", "key"]
+    assert [str(part) for part in unquantized(model, blocks, x)] == ["latent (4 weights)"]
+    assert model.training and model.latent.requires_grad == trained and model.query.weight.requires_grad
+
+
 def test_vision_transformer():
     with torch.device("meta"):
         model = timm.create_model("vit_tiny_patch16_224")
