@@ -14,12 +14,14 @@ from torch import Tensor, nn
 def eval_mode(model: nn.Module) -> Iterator[None]:
     """Every module in eval mode; afterwards each is back in its own mode, also a batch norm that was frozen alone."""
     modes = {module: module.training for module in model.modules()}
-    model.eval()
+    if any(modes.values()):
+        model.eval()
     try:
         yield
     finally:
         for module, training in modes.items():
-            module.training = training
+            if module.training != training:  # setting an attribute of a module is slow
+                module.training = training
 
 
 @contextmanager

@@ -12,8 +12,8 @@ from runs import REPOSITORY
 FLOORS = (
     ("errors", "checks", "components", "malloc", "modes", "distributed", "attention", "resuming", "lazy"),
     ("records", "files", "weights", "layers", "structures", "measurement"),
-    ("progress", "tracing", "costs", "replay"),
-    ("unquantized",),
+    ("progress", "tracing", "costs", "call_graph"),
+    ("unquantized", "replay"),
     ("blocks",),
     ("curvature", "quantization"),
     ("trials", "single_blocks"),
