@@ -57,8 +57,8 @@ def analysis_mode(model: nn.Module, weights: Sequence[Tensor]) -> Iterator[None]
 
     The network gets copies of its inputs, so that one which changes them in place does not reach the caller's.
     """
-    copies = model.register_forward_pre_hook(_with_copies)
     device = next(model.parameters()).device
+    copies = model.register_forward_pre_hook(_with_copies)
     try:
         with gradients_for(model, weights), eval_mode(model), full_precision(device), torch.enable_grad():
             yield
