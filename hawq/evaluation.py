@@ -49,51 +49,54 @@ def accuracy(
     """
     if num_images < 1:
         raise ValueError("accuracy needs at least one image, none was given")
-    return percent(hits(model, batches, num_images, progress, title))
+    chosen, labels = classes(model, batches, num_images, progress, title)
+    return percent(chosen == labels)
 
 
 def percent(found: Tensor) -> float:
-    """Accuracy in percent of `hits` (N,) bool. Raises ValueError for none."""
+    """Share in percent of those that are true, of (N,) bool. Raises ValueError for none."""
     if not len(found):
         raise ValueError("accuracy needs at least one image, none was given")
     return 100.0 * int(found.sum()) / len(found)
 
 
-def measured(found: Tensor) -> Measured:
-    """What `hits` (N,) bool say, as a record. Raises ValueError for none."""
-    return Measured(percent(found), len(found), tuple((~found).nonzero().flatten().tolist()))
+def measured(chosen: Tensor, labels: Tensor) -> Measured:
+    """The classes that images got, (N,), beside their labels (N,), as a record. Raises ValueError for no images."""
+    wrong = (chosen != labels).nonzero().flatten()
+    return Measured(percent(chosen == labels), len(labels), tuple(wrong.tolist()), tuple(chosen[wrong].tolist()))
 
 
 @torch.no_grad()
-def hits(
+def classes(
     model: nn.Module,
     batches: Iterable[tuple[Tensor, Tensor]],
     num_images: int,
     progress: Progress = SILENT,
     title: str = "accuracy",
-) -> Tensor:
-    """Whether the largest output of each image is at its label: (N,) bool on the CPU, in the order of the images.
+) -> tuple[Tensor, Tensor]:
+    """The class of each image's largest output, and its label: (N,) int64 each on the CPU, in the order of the images.
 
     Arguments as for `accuracy`.
     """
-    found = []
+    found = [torch.zeros(2, 0, dtype=torch.int64)]
     with eval_mode(model), progress.task(title, num_images) as task:
         for images, labels in batches:
-            found.append((model(images).argmax(1) == labels).cpu())
+            found.append(torch.stack([model(images).argmax(1), labels]).cpu())
             task.advance(len(labels))
-    return torch.cat(found) if found else torch.zeros(0, dtype=torch.bool)
+    chosen, labels = torch.cat(found, 1)
+    return chosen, labels
 
 
-def hits_on(
+def classes_on(
     model: nn.Module,
     images: Dataset[Any],
     device: torch.device,
     workers: int = 0,
     progress: Progress = SILENT,
     title: str = "accuracy",
-) -> Tensor:
-    """`hits`, (N,) bool, on all (input, label) pairs of a data set, loaded by `workers` processes."""
-    return hits(model, batches_on(images, device, workers), len(images), progress, title)  # type: ignore[arg-type]
+) -> tuple[Tensor, Tensor]:
+    """`classes` and labels, (N,) each, of all (input, label) pairs of a data set, loaded by `workers` processes."""
+    return classes(model, batches_on(images, device, workers), len(images), progress, title)  # type: ignore[arg-type]
 
 
 def batches_on(images: Dataset[Any], device: torch.device, workers: int = 0) -> Iterator[tuple[Tensor, Tensor]]:

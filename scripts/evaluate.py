@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from hawq.costs import published_bytes
 from hawq.data import Images
-from hawq.evaluation import batches_on, measured, percent
+from hawq.evaluation import batches_on, measured
 from hawq.experiment.config.build import component_section, compose_parts
 from hawq.experiment.config.names import config_folder
 from hawq.experiment.progress import Console
@@ -31,7 +31,7 @@ from hawq.models import FloatModel
 from hawq.modes import eval_mode
 from hawq.progress import Task
 from hawq.records import Normalization, Preprocessing, from_dict
-from hawq.report import paired_difference, recorded_accuracy, result_row, results_table
+from hawq.report import agreement, paired_difference, recorded_accuracy, result_row, results_table
 from hawq.trials import divergence, log_probabilities, mean_with_error
 
 PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")  # no path, no hub, nothing that a config resolves
@@ -80,7 +80,7 @@ def evaluate(path: Path, overrides: list[str], against: Sequence[str] = ()) -> s
     batches = batches_on(images, device, options.workers)
     with Console().task(f"accuracy of {path.name}", len(images)) as task:
         labels, classes, kl = outcomes([network, *others], batches, task)
-    found = measured(classes[0] == labels)
+    found = measured(classes[0], labels)
     size_bytes = path.stat().st_size
     row = result_row(network.quantization.plan, found, size_bytes, published_bytes(source.network.state_dict()))  # type: ignore
     right = len(images) - len(found.wrong or ())
@@ -125,14 +125,14 @@ def outcomes(
 
 def _compared(name: str, labels: Tensor, classes: Tensor, kl: Tensor) -> str:
     """A network and another one, whose classes are (2, N), on the same images, in one line."""
-    own, other = classes == labels
-    difference = paired_difference(measured(own), measured(other))
-    assert difference is not None
+    own, other = (measured(one, labels) for one in classes)
+    difference, same = paired_difference(own, other), agreement(own, other)
+    assert difference is not None and same is not None
     mean, error = mean_with_error(kl)
     return (
-        f"against {name} ({percent(other):.2f} %): {difference.value:+.2f} points "
-        f"(95 %: {difference.low:+.2f} to {difference.high:+.2f}), {percent(classes[0] == classes[1]):.2f} % in the "
-        f"same class, KL from its outputs {mean:.4g} ± {error:.2g}"
+        f"against {name} ({other.accuracy:.2f} %): {difference.value:+.2f} points "
+        f"(95 %: {difference.low:+.2f} to {difference.high:+.2f}), {same:.2f} % in the same class, "
+        f" KL from its outputs {mean:.4g} ± {error:.2g}"
     )
 
 

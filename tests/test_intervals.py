@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from scipy.stats import binomtest
 
+from hawq.evaluation import measured as evaluated
 from hawq.records import Measured
-from hawq.report import paired_difference, wilson
+from hawq.report import agreement, paired_difference, wilson
 
 
 @pytest.mark.parametrize(("right", "images"), [(0, 10), (10, 10), (1, 1), (340, 360), (9173, 10_000), (38_000, 50_000)])
@@ -56,3 +58,19 @@ def test_difference_of_networks_that_agree_has_a_width() -> None:
 @pytest.mark.parametrize("other", [Measured(90.0), Measured(90.0, 10), Measured(90.0, 20, (1, 2))])
 def test_other_images_are_not_compared(other: Measured) -> None:
     assert paired_difference(Measured(90.0, 10, (3,)), other) is None
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_agreement_is_the_share_of_equal_classes(seed: int) -> None:
+    draw = torch.Generator().manual_seed(seed)
+    images, kinds = 1 + seed * 7, 2 + seed % 5
+    labels, mine, other = (torch.randint(kinds, (images,), generator=draw) for _ in range(3))
+    found = agreement(evaluated(mine, labels), evaluated(other, labels))
+    assert found == pytest.approx(100 * float((mine == other).float().mean()), abs=1e-4)
+    assert agreement(evaluated(mine, labels), evaluated(mine, labels)) == 100
+
+
+@pytest.mark.parametrize("other", [Measured(90.0), Measured(90.0, 10, (3,)), Measured(90.0, 20, (1, 2), (0, 0))])
+def test_without_classes_no_agreement_is_stated(other: Measured) -> None:
+    mine = Measured(90.0, 10, (3,), (1,))
+    assert agreement(mine, other) is None and agreement(other, mine) is None

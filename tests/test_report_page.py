@@ -15,7 +15,7 @@ from run_folders import made_run, measured, renamed, sensitivity_of
 from runs import read_json
 
 from hawq.records import Judgement, Searched
-from hawq.report import write_page
+from hawq.report import agreement, write_page
 
 LARGEST, SLOWEST_SECONDS = 5 * 2**20, 2.0
 LEFT_MARGIN = 62  # of the frontier's chart, where its smallest plan is
@@ -243,6 +243,8 @@ def test_verdict_follows_the_pairs(tmp_path: Path, wrong: tuple[int, int], said:
     parent, tuned = measured(wrong[0], 1), measured(wrong[1], 2)
     text = write_page(made_run(tmp_path, parent=parent, tuned=tuned)).read_text(encoding="utf-8")
     assert said in re.search(r"<h1>(.+?)</h1>", text)[1]  # type: ignore[index]
+    same = agreement(parent, tuned)
+    assert f"Both put {same:.2f}\N{NO-BREAK SPACE}% of these images into the same class" in text
 
 
 def test_plans_that_were_measured_say_so(tmp_path: Path) -> None:

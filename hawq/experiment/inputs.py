@@ -135,17 +135,18 @@ class Inputs:
         """Accuracy in percent on the first `num_images` test images, or on all."""
         from hawq.evaluation import percent
 
-        return percent(self.test_hits(network, num_images, progress, title))
+        chosen, labels = self.test_classes(network, num_images, progress, title)
+        return percent(chosen == labels)
 
-    def test_hits(
+    def test_classes(
         self, network: nn.Module, num_images: int | None = None, progress: Progress | None = None, title: str = ""
-    ) -> Tensor:
-        """Whether each of the first `num_images` test images, or of all, gets its label: (N,) bool."""
+    ) -> tuple[Tensor, Tensor]:
+        """The class that each of the first `num_images` test images, or of all, gets, and its label: (N,) each."""
         from torch.utils.data import Subset
 
-        from hawq.evaluation import hits_on
+        from hawq.evaluation import classes_on
         from hawq.progress import SILENT
 
         count = min(num_images or len(self.splits.test_images), len(self.splits.test_images))
         images = Subset(self.test_images(), range(count))
-        return hits_on(network, images, self.device, self.workers, progress or SILENT, title)
+        return classes_on(network, images, self.device, self.workers, progress or SILENT, title)

@@ -12,14 +12,16 @@ from hawq.records.plans import BitPlan
 
 @dataclass(frozen=True)
 class Measured:
-    """Accuracy in percent on `num_images` test images; `wrong` are the indices of those that got another label.
+    """Accuracy in percent on `num_images` test images; `wrong` are the indices of those that got another label, and
+    `chosen` the class that each of them got.
 
-    Files of earlier versions hold the accuracy alone.
+    Files of earlier versions hold the accuracy alone, or no `chosen`.
     """
 
     accuracy: Amount
     num_images: Count | None = None
     wrong: tuple[Count, ...] | None = None
+    chosen: tuple[Count, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -41,8 +43,9 @@ class Difference:
 class ResultRow:
     """One line of the results table, in the papers' columns. `accuracy` is in percent, sizes are bytes on disk.
 
-    `num_images` were tested; `difference` is that to the float network on the same images. Both are None in reports of
-    earlier versions.
+    `num_images` were tested; `difference` is that to the float network on the same images, and `agreement` the share of
+    them in percent that both networks put into the same class, right or wrong. All are None in reports of earlier
+    versions, and the last two for the float network.
     """
 
     method: str
@@ -55,6 +58,7 @@ class ResultRow:
     paper_size_mib: float
     num_images: int | None = None
     difference: Difference | None = None
+    agreement: float | None = None
 
 
 @dataclass(frozen=True)

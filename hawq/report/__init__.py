@@ -8,7 +8,7 @@ from hawq.report.figures import (
     sensitivity_figure,
     validation_figure,
 )
-from hawq.report.intervals import paired_difference, wilson
+from hawq.report.intervals import agreement, paired_difference, wilson
 from hawq.report.league import write_table
 from hawq.report.lines import Entry
 from hawq.report.page import write_page
@@ -58,6 +58,7 @@ __all__ = [
     "RecordedRow",
     "RecordedRun",
     "RunFolder",
+    "agreement",
     "comparison",
     "convergence_figure",
     "finetuning_figure",

@@ -114,6 +114,9 @@ def trust(run: RunFolder, report: RunReport) -> tuple[tuple[str, str], ...]:
             f"to {signed(d.high)}: {same}."
         )
         found.append(("good" if d.high >= 0 else "bad", text))
+    if row.agreement is not None:
+        text = f"Both put {percent(row.agreement)} of these images into the same class, right or wrong"
+        found.append(("open", f"{text}: where images are few, that tells networks apart sooner than their accuracy."))
     found += _baseline(report)
     found.append(_selection(report))
     found += _plan_holds(run.plan)

@@ -29,7 +29,7 @@ UNITS = {
 
 
 def results(run: RunFolder) -> list[dict[str, Any]]:
-    """One row per network: accuracy with Wilson's interval, size, difference to the float network."""
+    """One row per network: accuracy with Wilson's interval, size, difference and agreement to the float network."""
     return [] if run.report is None else [result(row) for row in run.report.rows]
 
 
@@ -47,6 +47,7 @@ def result(row: ResultRow) -> dict[str, Any]:
         "w_comp": row.w_comp,
         "images": row.num_images,
         "difference": difference and [difference.value, difference.low, difference.high],
+        "agreement": row.agreement,
     }
 
 

@@ -45,6 +45,20 @@ def paired_difference(mine: Measured, other: Measured) -> Difference | None:
     return Difference(value, min(low, value), max(high, value), count)
 
 
+def agreement(mine: Measured, other: Measured) -> float | None:
+    """Share of the test images in percent that both networks put into the same class, right or wrong.
+
+    None where their images or classes are not known, or not the same in number.
+    """
+    if None in (mine.num_images, mine.wrong, mine.chosen, other.wrong, other.chosen):
+        return None
+    if mine.num_images != other.num_images:
+        return None
+    one, two = (dict(zip(found.wrong or (), found.chosen or (), strict=True)) for found in (mine, other))
+    apart = sum(one.get(image) != two.get(image) for image in one.keys() | two.keys())
+    return 100.0 * (mine.num_images - apart) / mine.num_images if mine.num_images else None
+
+
 def half_width(values: Sequence[float] | np.ndarray) -> float:
     """Half the 95 % interval of the mean of N values, t_(N−1) · σ/√N (Student 1908); NaN for fewer than two."""
     count = len(values)

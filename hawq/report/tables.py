@@ -9,7 +9,7 @@ from typing import Any
 
 from hawq.costs import paper_size_mib
 from hawq.records import FLOAT_BITS, WEIGHTS, BitPlan, Estimate, Measured, ResultRow, ScoreTable, Sensitivity, Validated
-from hawq.report.intervals import paired_difference
+from hawq.report.intervals import agreement, paired_difference
 
 RESULT_COLUMNS = ("method", "w-bits", "a-bits", "accuracy %", "W-Comp", "size", "A-Comp")
 
@@ -47,6 +47,7 @@ def result_row(
         paper_size_mib=paper_size_mib(float_bytes, plan.cost.w_comp),
         num_images=measured.num_images,
         difference=paired_difference(measured, parent) if parent else None,
+        agreement=agreement(measured, parent) if parent else None,
     )
 
 

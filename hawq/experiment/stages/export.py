@@ -14,7 +14,7 @@ from hawq.experiment.artifacts import Artifact
 from hawq.experiment.run import Run
 from hawq.experiment.stages.cache import Files, KeyedSettings, cached
 from hawq.experiment.stages.finetune import Tuned, label, network_folder
-from hawq.experiment.stages.float_network import FloatNetwork
+from hawq.experiment.stages.float_network import MEASURED, FloatNetwork
 from hawq.export import PACKED_SCHEMA, load, save
 from hawq.files import write_whole
 from hawq.records import Measured, from_dict, to_dict
@@ -38,6 +38,7 @@ def export(run: Run, float_network: FloatNetwork, finetune: dict[str, Tuned]) ->
             "finetune": tuned.artifact.key,
             "keep": run.settings.finetune.keep,
             "about": run.inputs.about,
+            "result": MEASURED,
         }
         make, stage = partial(_pack, run, float_network, tuned), label("export", name)
         weights = float_network.weights_hash
@@ -56,7 +57,7 @@ def _pack(run: Run, float_network: FloatNetwork, tuned: Tuned, settings: KeyedSe
     restored = load(path, float_network.network)
     _refuse_other_outputs(tuned.network, restored, example)
     title = f"accuracy of the packed file ({tuned.plan.method})"
-    found = measured(inputs.test_hits(restored, progress=run.progress, title=title))
+    found = measured(*inputs.test_classes(restored, progress=run.progress, title=title))
     return {"model.safetensors": path.read_bytes(), "accuracy.json": json.dumps(to_dict(found)).encode()}
 
 

@@ -20,6 +20,8 @@ from hawq.models import read_checkpoint, write_checkpoint
 from hawq.records import Measured, Phase, from_dict, to_dict
 from hawq.weights import load_strictly
 
+MEASURED = "classes"  # what accuracy.json holds beside the accuracy; files of earlier versions do not
+
 
 @dataclass(frozen=True)
 class FloatNetwork:
@@ -52,7 +54,7 @@ def float_network(run: Run) -> FloatNetwork:
         partial(_measure, run),
         reads=(),
         network=weights_hash,
-        facts={"result": "accuracy"},
+        facts={"result": MEASURED},
         label="float_network/accuracy",
     )
     found = FloatNetwork(network, weights_hash, from_dict(artifact.read_json("accuracy.json"), Measured))
@@ -99,5 +101,5 @@ def shared_training(inputs: Inputs, training: Training, seed: int, **callbacks: 
 
 def _measure(run: Run, settings: KeyedSettings, artifact: Artifact) -> Files:
     title = "accuracy of the float network"
-    found = measured(run.inputs.test_hits(run.inputs.network, progress=run.progress, title=title))
+    found = measured(*run.inputs.test_classes(run.inputs.network, progress=run.progress, title=title))
     return {"accuracy.json": json.dumps(to_dict(found)).encode()}
