@@ -103,10 +103,10 @@ def test_the_long_table_shows_records_with_a_place_and_links_their_files():
 
 
 def test_the_short_table_has_one_line_a_record_and_no_notes():
-    named = [replace(RECORD, network=f"network {index}") for index in range(8)]
+    named = [replace(RECORD, network=f"network {index}") for index in range(12)]
     hidden = replace(RECORD, network="hidden", place=None)
     columns, _, *lines = summary_table([named[0], hidden, *named[1:]]).splitlines()
-    assert [line.split("|")[1].strip() for line in lines] == [one.network for one in named[:6]]
+    assert [line.split("|")[1].strip() for line in lines] == [one.network for one in named[:9]]
     cells = dict(zip(*([cell.strip() for cell in line.split("|")[1:-1]] for line in (columns, lines[0])), strict=True))
     assert cells["packed file"] == "[97.7 KiB](docs/results/x.safetensors)"
     assert (cells["float %"], cells["quantised %"], cells["W-Comp"]) == ("92.50", "91.00", "13.10×")

@@ -208,7 +208,7 @@ def _on_one_line(found: re.Match[str]) -> str:
     return found[0] if found[0].startswith('"') else re.sub(r"\s+", "", found[0]).replace(",", ", ")
 
 
-def summary_table(results: Sequence[Recorded], most: int = 6) -> str:
+def summary_table(results: Sequence[Recorded], most: int = 9) -> str:
     """The README's table: a line for each of the first `most` records with a place, with a link to its packed file.
 
     A line shows the last, quantised network of its record, and the accuracy of the float network that it began as.
