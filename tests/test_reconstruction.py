@@ -534,11 +534,27 @@ def test_fewer_images_are_used_beyond_the_limit(caplog):
     assert "17 of 32 images fit into the memory limit" in caplog.text
 
 
-@pytest.mark.parametrize("drop", [0.0, 0.3, 1.0])
-def test_dropping(drop):
-    generator = torch.Generator().manual_seed(0)
-    found = mixed(torch.zeros(20_000), torch.ones(20_000), drop, generator)
-    assert float(found.mean()) == pytest.approx(drop, abs=0.01 * (0 < drop < 1))
+def laid_out(layout):
+    """20,000 or so values in a shape and memory layout."""
+    if layout == "channels last":
+        return torch.zeros(2, 16, 25, 25).to(memory_format=torch.channels_last)
+    if layout == "strided":
+        return torch.zeros(2, 201, 100)[:, ::2, ::2]
+    return torch.zeros(20_003)
+
+
+@pytest.mark.parametrize("layout", ["channels last", "strided", "plain"])
+@pytest.mark.parametrize("drop", [0.0, 0.25, 0.3, 0.5, 1.0])
+def test_dropping(drop, layout):
+    generator, zeros = torch.Generator().manual_seed(0), laid_out(layout)
+    first, second = (mixed(zeros, torch.ones_like(zeros), drop, generator) for _ in range(2))
+    assert first.shape == zeros.shape
+    assert first.is_contiguous(memory_format=torch.channels_last) == (layout == "channels last")
+    deviation = 4 * (drop * (1 - drop) / zeros.numel()) ** 0.5
+    assert float(first.mean()) == pytest.approx(drop, abs=deviation)
+    assert float((first * second).mean()) == pytest.approx(drop**2, abs=deviation)  # drawn anew
+    neighbours = first.flatten()[1:] * first.flatten()[:-1]  # of the same 64 bits
+    assert float(neighbours.mean()) == pytest.approx(drop**2, abs=1.5 * deviation)
 
 
 def test_steps_are_trained_only_where_asked():

