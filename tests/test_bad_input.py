@@ -142,13 +142,16 @@ EXPERIMENTS = {
 
 AT_WORK = {
     "no trace": ("bits=hawq_v2", ["has no trace", "bits.score=eigenvalue"]),
-    "no activation curvature": ("bits.activations=mixed", ["bits.activations=mixed", "analysis.activations=true"]),
+    "no activation curvature": (
+        "bits.activations=mixed analysis.activations=false",
+        ["bits.activations=mixed", "analysis.activations=false"],
+    ),
 }
 
 
 @pytest.mark.parametrize(("overrides", "fragments"), AT_WORK.values(), ids=AT_WORK)
 def test_what_the_analysis_lacks_is_told_in_one_line(overrides: str, fragments: list[str], tmp_path: Path) -> None:
-    message = run_here(tmp_path, "stages=[analysis,allocation]", overrides)
+    message = run_here(tmp_path, "stages=[analysis,allocation]", *overrides.split())
     assert message is not None and message.startswith("error: ") and len(message.splitlines()) == 1
     assert [fragment for fragment in fragments if fragment not in message] == [], message
 

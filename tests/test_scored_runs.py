@@ -9,6 +9,7 @@ from runs import files_below, finished, read_json, run_folder, run_here
 
 from hawq.blocks import find_blocks
 from hawq.curvature import DistillationLoss, Lanczos, NoCurvature
+from hawq.experiment.config.build import compose_parts
 from hawq.records import read_sensitivity
 from hawq.scoring import kl_score
 from hawq.sensitivity import Analysis, analyze
@@ -84,9 +85,12 @@ def test_without_curvature_only_the_score_is_measured(tmp_path, capfd):
             ("bits.score=trace",),
             "the analysis has no trace, .* give solver=trace, or bits.score=eigenvalue or bits.score=kl",
         ),
-        (("bits.score=kl", "bits.activations=mixed"), "bits.activations=mixed needs .* analysis.activations=true"),
         (
-            ("bits.score=quadratic", "bits.activations=mixed", "analysis.activations=true"),
+            ("bits.score=kl", "bits.activations=mixed", "analysis.activations=false"),
+            "bits.activations=mixed needs .* leave analysis.activations=false out",
+        ),
+        (
+            ("bits.score=quadratic", "bits.activations=mixed"),
             "bits.score=quadratic says nothing of activations",
         ),
         (("analysis.scores=[kl,kl]",), r"analysis.scores=\['kl', 'kl'\] is out of range"),
@@ -105,6 +109,21 @@ def test_what_cannot_be_found_is_told_before_any_work(tmp_path, arguments, told)
     assert message is not None
     assert pytest.importorskip("re").search(told, message), message
     assert not files_below(tmp_path / "cache")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "analysed"),
+    [
+        ((), False),
+        (("bits=uniform",), False),
+        (("bits.activations=mixed",), True),
+        (("bits=haq", "bits.activations=mixed"), True),
+        (("bits.activations=mixed", "analysis.activations=false"), False),
+        (("analysis.activations=true",), True),
+    ],
+)
+def test_activations_are_analysed_where_their_bits_are_chosen(arguments, analysed):
+    assert compose_parts(arguments)["analysis"].activations is analysed
 
 
 def test_the_library_verb_measures_the_same():

@@ -32,7 +32,8 @@ class Analysis:
     Args:
         num_samples: training samples, drawn once by the run's seed, that the loss is averaged over.
         batch_size: samples in one pass; with all samples in one batch no forward is repeated.
-        activations: whether curvature by, and errors of, the blocks' input activations are measured as well.
+        activations: whether curvature by, errors and scores of the blocks' input activations are measured as well; None
+            in a run: where bits.activations=mixed needs them.
         scores: measured for each block and bit-width, beside the curvature: some of kl, quadratic, output_shift,
             learned_steps. That of the allocation (bits.score) is measured in any case.
         images: that kl is measured on, at most `num_samples`: "train" (those of the loss), "test" (test images without
@@ -57,7 +58,7 @@ class Analysis:
 
     num_samples: int = 256
     batch_size: int = 256
-    activations: bool = False
+    activations: bool | None = None
     scores: tuple[str, ...] = ()
     images: str = TRAIN
     kl_temperature: float = 2.0

@@ -1,4 +1,4 @@
-"""What solver=auto, bits.score=auto and reconstruction=auto stand for in a run."""
+"""What a run takes where solver, bits.score, reconstruction and analysis.activations are left to it."""
 
 from __future__ import annotations
 
@@ -20,6 +20,13 @@ def is_automatic(component: Any) -> bool:
 def with_best_score(bits: Any) -> Any:
     """The same allocator, by the score that ranks whole plans best where it leaves that open (score=auto)."""
     return dataclasses.replace(bits, score=WHOLE_PLANS) if getattr(bits, "score", None) == "auto" else bits
+
+
+def with_activations(analysis: Any, bits: Any) -> Any:
+    """The same analysis, of activations as well where it leaves that open (null) and their bits are to be chosen."""
+    if analysis.activations is not None:
+        return analysis
+    return dataclasses.replace(analysis, activations=getattr(bits, "activations", None) == "mixed")
 
 
 def solver_for(bits: Any, landscape: bool) -> str | None:

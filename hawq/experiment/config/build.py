@@ -17,7 +17,13 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from hawq.experiment.config.automatic import is_automatic, reconstruction_for, solver_for, with_best_score
+from hawq.experiment.config.automatic import (
+    is_automatic,
+    reconstruction_for,
+    solver_for,
+    with_activations,
+    with_best_score,
+)
 from hawq.experiment.config.explain import explain, in_section, refuse_unknown_keys, suggest
 from hawq.experiment.config.fields import as_annotated, fits, wrong_type
 from hawq.experiment.config.names import config_folder, plain, register_resolvers, shown
@@ -93,6 +99,8 @@ def build_parts(
     allocation = build_component("allocation", values["allocation"], allowed)
     needed = COMPONENTS if allocation.sensitivity is None else FROM_FILE
     parts = {name: build_component(name, values[name], allowed) for name in needed}
+    if "analysis" in parts:
+        parts["analysis"] = with_activations(parts["analysis"], parts["bits"])
     if is_automatic(parts.get("solver")):
         parts["bits"] = with_best_score(parts["bits"])
         finder = solver_for(parts["bits"], parts["analysis"].landscape)

@@ -30,7 +30,7 @@ def check_demands(settings: Settings) -> None:
     if "allocation" in stages or "validate" in stages:
         _check_score(getattr(bits, "score", "auto"), name)
     if "allocation" in stages and getattr(bits, "activations", None) == "mixed":
-        _check_mixed(getattr(bits, "score", "auto"), analysis.activations)
+        _check_mixed(getattr(bits, "score", "auto"), bool(analysis.activations))
     if "validate" in stages and any(component_name(type(one)) == "solver/none" for one in settings.compared.values()):
         raise ValueError("validate.solvers names none, which has no score: leave it out")
     if analysis.loss == "distillation" and solver.reads in ("gradients", "sketches"):
@@ -55,7 +55,7 @@ def check_demands(settings: Settings) -> None:
     if "learned_steps" in (*named, *compared):
         from hawq.scoring.joint_training import refuse_fixed_steps  # here, because it loads torch
 
-        refuse_fixed_steps(settings.quantizer, activations=analysis.activations)
+        refuse_fixed_steps(settings.quantizer, activations=bool(analysis.activations))
 
 
 def _check_order(settings: Settings) -> None:
@@ -91,8 +91,8 @@ def _check_mixed(score: str, analysed: bool) -> None:
     """Raises ValueError where mixed activations have no score."""
     if not analysed:
         raise ValueError(
-            "bits.activations=mixed needs the sensitivity to activations: give analysis.activations=true, or the bits "
-            "of all activations, say bits.activations=8"
+            "bits.activations=mixed needs the sensitivity to activations: leave analysis.activations=false out, or "
+            "give the bits of all activations, say bits.activations=8"
         )
     if {"quadratic", "relative_error"} & set(parts_of(score)):
         raise ValueError(f"bits.score={score} says nothing of activations: give bits.score=kl, or bits.activations=8")

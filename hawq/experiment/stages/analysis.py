@@ -154,7 +154,7 @@ def shared_score(
         inputs.calibration(wanted.num_samples, CALIBRATION_BATCH, seed),
         quantizer,
         curvature=curvature,
-        activations=wanted.activations,
+        activations=bool(wanted.activations),
         kl_temperature=wanted.kl_temperature,
         training=wanted.joint_training(seed),
         conditions=Conditions(checkpoint, wanted.save_every_seconds, memory_limit_gib, progress),

@@ -80,7 +80,7 @@ def validate(run: Run, float_network: FloatNetwork, analysis: Sensitivity) -> Va
 
 
 def _truth(run: Run, float_network: FloatNetwork) -> LossIncreases:
-    activations = run.settings.analysis.activations
+    activations = bool(run.settings.analysis.activations)
     reads = ("validate", "quantizer", "seed", *(("analysis",) if activations else ()))
     make = partial(_measure, run, activations)
     facts = {"activations": activations, "truth": "kl", "calibration": run.settings.analysis.num_samples}
