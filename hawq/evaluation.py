@@ -81,10 +81,10 @@ def classes(
     found = [torch.zeros(2, 0, dtype=torch.int64)]
     with eval_mode(model), progress.task(title, num_images) as task:
         for images, labels in batches:
-            found.append(torch.stack([model(images).argmax(1), labels]).cpu())
+            chosen = model(images).argmax(1)
+            found.append(torch.stack([chosen, labels.to(chosen)]).cpu())
             task.advance(len(labels))
-    chosen, labels = torch.cat(found, 1)
-    return chosen, labels
+    return tuple(torch.cat(found, 1))  # type: ignore[return-value]
 
 
 def classes_on(

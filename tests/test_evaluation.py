@@ -12,8 +12,9 @@ OUTPUTS = torch.tensor([[2.0, 1.0], [0.0, 1.0], [5.0, 1.0], [0.0, 1.0]])
 
 @pytest.mark.parametrize(("labels", "percent"), [([0, 1, 0, 1], 100), ([1, 1, 0, 1], 75), ([1, 0, 1, 0], 0)])
 @pytest.mark.parametrize("sizes", [(4,), (3, 1)], ids=str)
-def test_share_of_right_answers_in_percent(labels, percent, sizes):
-    batches = cut((OUTPUTS, torch.tensor(labels)), sizes)
+@pytest.mark.parametrize("kind", [torch.int64, torch.int32, torch.uint8], ids=str)
+def test_share_of_right_answers_in_percent(labels, percent, sizes, kind):
+    batches = cut((OUTPUTS, torch.tensor(labels, dtype=kind)), sizes)
     assert accuracy(nn.Identity(), batches, 4) == percent
 
 
