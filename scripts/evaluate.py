@@ -132,7 +132,7 @@ def _compared(name: str, labels: Tensor, classes: Tensor, kl: Tensor) -> str:
     return (
         f"against {name} ({other.accuracy:.2f} %): {difference.value:+.2f} points "
         f"(95 %: {difference.low:+.2f} to {difference.high:+.2f}), {same:.2f} % in the same class, "
-        f" KL from its outputs {mean:.4g} ± {error:.2g}"
+        f"KL from its outputs {mean:.4g} ± {error:.2g}"
     )
 
 
