@@ -116,7 +116,7 @@ def trust(run: RunFolder, report: RunReport) -> tuple[tuple[str, str], ...]:
         found.append(("good" if d.high >= 0 else "bad", text))
     if row.agreement is not None:
         text = f"Both put {percent(row.agreement)} of these images into the same class, right or wrong"
-        found.append(("open", f"{text}: where images are few, that tells networks apart sooner than their accuracy."))
+        found.append(("open", f"{text}: changes that cancel out in the accuracy count here."))
     found += _baseline(report)
     found.append(_selection(report))
     found += _plan_holds(run.plan)

@@ -50,13 +50,11 @@ def agreement(mine: Measured, other: Measured) -> float | None:
 
     None where their images or classes are not known, or not the same in number.
     """
-    if None in (mine.num_images, mine.wrong, mine.chosen, other.wrong, other.chosen):
-        return None
-    if mine.num_images != other.num_images:
+    if mine.chosen is None or other.chosen is None or not mine.num_images or mine.num_images != other.num_images:
         return None
     one, two = (dict(zip(found.wrong or (), found.chosen or (), strict=True)) for found in (mine, other))
     apart = sum(one.get(image) != two.get(image) for image in one.keys() | two.keys())
-    return 100.0 * (mine.num_images - apart) / mine.num_images if mine.num_images else None
+    return 100.0 * (mine.num_images - apart) / mine.num_images
 
 
 def half_width(values: Sequence[float] | np.ndarray) -> float:

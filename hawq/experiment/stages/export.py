@@ -14,7 +14,7 @@ from hawq.experiment.artifacts import Artifact
 from hawq.experiment.run import Run
 from hawq.experiment.stages.cache import Files, KeyedSettings, cached
 from hawq.experiment.stages.finetune import Tuned, label, network_folder
-from hawq.experiment.stages.float_network import MEASURED, FloatNetwork
+from hawq.experiment.stages.float_network import ACCURACY_FORMAT, FloatNetwork
 from hawq.export import PACKED_SCHEMA, load, save
 from hawq.files import write_whole
 from hawq.records import Measured, from_dict, to_dict
@@ -38,7 +38,7 @@ def export(run: Run, float_network: FloatNetwork, finetune: dict[str, Tuned]) ->
             "finetune": tuned.artifact.key,
             "keep": run.settings.finetune.keep,
             "about": run.inputs.about,
-            "result": MEASURED,
+            "result": ACCURACY_FORMAT,
         }
         make, stage = partial(_pack, run, float_network, tuned), label("export", name)
         weights = float_network.weights_hash

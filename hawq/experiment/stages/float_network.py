@@ -20,7 +20,7 @@ from hawq.models import read_checkpoint, write_checkpoint
 from hawq.records import Measured, Phase, from_dict, to_dict
 from hawq.weights import load_strictly
 
-MEASURED = "classes"  # what accuracy.json holds beside the accuracy; files of earlier versions do not
+ACCURACY_FORMAT = "classes"  # what accuracy.json holds beside the accuracy; files of earlier versions do not
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def float_network(run: Run) -> FloatNetwork:
         partial(_measure, run),
         reads=(),
         network=weights_hash,
-        facts={"result": MEASURED},
+        facts={"result": ACCURACY_FORMAT},
         label="float_network/accuracy",
     )
     found = FloatNetwork(network, weights_hash, from_dict(artifact.read_json("accuracy.json"), Measured))
