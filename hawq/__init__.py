@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     )
     from hawq.deployment import deploy, integer_network
     from hawq.export import load, packed_overhead, save
-    from hawq.finetuning import FineTuning, finetune
+    from hawq.finetuning import Ensemble, FineTuning, finetune
     from hawq.quantization import LSQ, Uniform, quantize, reestimate_batch_norm
     from hawq.reconstruction import BRECQ, AdaRound, Descent, QDrop, Tuning, reconstruct, tune
     from hawq.records import BitPlan, Block, Estimate, Phase, Precision, RunReport, Sensitivity
@@ -39,7 +39,7 @@ _HOMES = {
     ),
     "hawq.deployment": ("deploy", "integer_network"),
     "hawq.export": ("load", "packed_overhead", "save"),
-    "hawq.finetuning": ("FineTuning", "finetune"),
+    "hawq.finetuning": ("Ensemble", "FineTuning", "finetune"),
     "hawq.quantization": ("LSQ", "Uniform", "quantize", "reestimate_batch_norm"),
     "hawq.reconstruction": ("AdaRound", "BRECQ", "Descent", "QDrop", "Tuning", "reconstruct", "tune"),
     "hawq.records": ("BitPlan", "Block", "Estimate", "Phase", "Precision", "RunReport", "Sensitivity"),
@@ -56,6 +56,7 @@ __all__ = [
     "BitPlan",
     "Block",
     "Descent",
+    "Ensemble",
     "Estimate",
     "FineTuning",
     "Fisher",

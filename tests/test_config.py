@@ -13,7 +13,7 @@ from runs import CONF, compose_here, run_here
 
 from hawq.experiment.config.build import build_component, build_settings
 from hawq.experiment.config.explain import modernise, with_section
-from hawq.experiment.config.options import COMPONENTS, RunOptions, Settings
+from hawq.experiment.config.options import COMPONENTS, TEACHERS, RunOptions, Settings
 
 # What a user must add to some options before they can be built.
 MANDATORY = {
@@ -88,7 +88,7 @@ def test_the_solver_follows_from_the_score_unless_it_is_given(overrides, solver,
 
 def test_config_lists_the_options_of_a_run() -> None:
     own = set(compose_here()) - {"hydra"}
-    assert own == {*COMPONENTS, *(field.name for field in dataclasses.fields(RunOptions))}
+    assert own == {*COMPONENTS, TEACHERS, *(field.name for field in dataclasses.fields(RunOptions))}
 
 
 def test_settings_say_what_was_asked_for() -> None:

@@ -30,6 +30,7 @@ FLOORS = (
     ("experiment.metrics",),
     ("experiment.config",),
     ("experiment.inputs",),
+    ("experiment.teachers",),
     ("experiment.prepare",),
     ("experiment.run",),
     ("experiment.stages",),

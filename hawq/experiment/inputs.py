@@ -22,6 +22,14 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
+class Teacher:
+    """What fine-tuning learns from in place of the float network, and what it is made of, JSON-ready, for keys."""
+
+    network: nn.Module
+    facts: list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
 class Inputs:
     """Data, network and blocks of a run, all there and fitting each other; nothing has been computed yet.
 
@@ -42,6 +50,7 @@ class Inputs:
     device: torch.device
     workers: int
     store: Store
+    teacher: Teacher | None = None
     unlabelled: StoredImages | None = None
     judging: tuple[RawImages, np.ndarray | None] | None = None
 

@@ -15,6 +15,7 @@ from hawq.experiment.config.demands import check_demands
 from hawq.experiment.config.names import NOT_PART_OF_A_RESULT, section_of
 from hawq.experiment.config.options import Settings
 from hawq.experiment.inputs import Inputs
+from hawq.experiment.teachers import open_teacher
 from hawq.malloc import keep_freed_memory
 from hawq.records import (
     Block,
@@ -146,6 +147,7 @@ def prepare_network(settings: Settings) -> Inputs:
         device=device,
         workers=options.workers,
         store=Store(Path(options.outputs) / "cache"),
+        teacher=open_teacher(settings, splits.num_classes, example, normalization),
         unlabelled=_unlabelled(settings, splits),
         judging=judging,
     )

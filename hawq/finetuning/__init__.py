@@ -7,13 +7,16 @@ from hawq.finetuning.ordered import finetune
 from hawq.finetuning.run import Row
 from hawq.finetuning.schedule import ORDERS, SCHEDULES, Order, learning_rate, make_phases, tuning_order
 from hawq.finetuning.settings import FineTuning, Training
+from hawq.finetuning.teachers import Ensemble, Renormalized
 
 __all__ = [
     "ORDERS",
     "SCHEDULES",
     "Distillation",
+    "Ensemble",
     "FineTuning",
     "Order",
+    "Renormalized",
     "RepeatedLoader",
     "Row",
     "Training",

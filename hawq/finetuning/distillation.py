@@ -1,4 +1,4 @@
-"""Distillation: the quantised network also learns from the outputs of its float parent."""
+"""Distillation: the quantised network also learns from the outputs of its float parent, or of other networks."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Distillation:
     the float parent with α = ½.
 
     Args:
-        teacher: the float network; run in eval mode without gradients and never changed.
+        teacher: the float network, or another; run in eval mode without gradients and never changed.
         weight: α, 0 to 1.
         temperature: T, above 0.
         network: what is called for the teacher's outputs, its compiled form say; the teacher itself unless given.
@@ -56,7 +56,7 @@ class Distillation:
         if own.shape != other.shape:
             raise UserError(
                 f"distillation={self.weight} cannot compare outputs of shape {tuple(own.shape)} in training with the "
-                f"float network's of shape {tuple(other.shape)}: give distillation=0"
+                f"teacher's of shape {tuple(other.shape)}: give distillation=0"
             )
         scored = scores_classes(own, classes)
         soft = soft_loss(own, other, self.temperature) if scored else F.mse_loss(own, other)

@@ -51,6 +51,7 @@ def finetune(
     on_row: Callable[[Row], None] = lambda row: None,
     on_best: Callable[[dict[str, Any]], None] = lambda state: None,
     start: nn.Module | None = None,
+    teacher: nn.Module | None = None,
     progress: Progress = SILENT,
     title: str = "fine-tuning",
 ) -> tuple[nn.Module, list[Row]]:
@@ -68,8 +69,8 @@ def finetune(
         settings, quantizer: `FineTuning()`, which is what train.py does by default, and LSQ unless given.
         seed: of a random order, and of the randomness inside the network.
         loss: mean loss of (outputs, targets); cross-entropy unless given. With distillation it is the hard part.
-        start: a quantised copy of `model` by this plan, from `reconstruct` say, to go on from; left unchanged. All its
-            blocks are quantised from the first step, whatever the order.
+        start: a quantised copy of `model` by this plan, from `reconstruct` say; all blocks are quantised from step one.
+        teacher: a network, an `Ensemble` say, that teaches in place of `model`; its outputs have the same shape.
         evaluate, checkpoint, on_row, on_best, progress, title: see `fit`.
 
     Raises ValueError: the plan is for another model, or the loss is not finite.
@@ -85,7 +86,7 @@ def finetune(
     norms = _BatchNorms(data, settings, steps, frozen_from, progress)
     told: dict[str, Any] = {"evaluate": evaluate, "checkpoint": checkpoint, "on_row": on_row, "on_best": on_best}
     told |= {"begin_step": norms.begin_step, "progress": progress, "title": title}
-    told |= {"seed": seed, "loss": loss, "distillation": _teacher(model, settings, inputs[0][:_COMPARED])}
+    told |= {"seed": seed, "loss": loss, "distillation": _taught_by(teacher or model, settings, inputs[0][:_COMPARED])}
 
     def enter(network: nn.Module, phase: Phase) -> None:
         entering = phase.enters if start is None else ()
@@ -96,10 +97,10 @@ def finetune(
     return quantized, history
 
 
-def _teacher(model: nn.Module, settings: FineTuning, inputs: Tensor) -> Distillation | None:
+def _taught_by(teacher: nn.Module, settings: FineTuning, inputs: Tensor) -> Distillation | None:
     if not settings.distillation:
         return None
-    return Distillation(folded(model, inputs), settings.distillation, settings.temperature)
+    return Distillation(folded(teacher, inputs), settings.distillation, settings.temperature)
 
 
 def _watch(blocks: tuple[Block, ...], settings: FineTuning) -> Oscillations | None:

@@ -27,8 +27,10 @@ from hawq.experiment.config.automatic import (
 from hawq.experiment.config.explain import explain, in_section, refuse_unknown_keys, suggest
 from hawq.experiment.config.fields import as_annotated, fits, wrong_type
 from hawq.experiment.config.names import config_folder, plain, register_resolvers, shown
-from hawq.experiment.config.options import COMPONENTS, FROM_FILE, RunOptions, Settings
+from hawq.experiment.config.options import COMPONENTS, FROM_FILE, TEACHERS, RunOptions, Settings
 from hawq.experiment.config.targets import allowed_class, typed_targets
+
+_TEACHER = f"type +model@{TEACHERS}.a=resnet20 {TEACHERS}.a.checkpoint=path"
 
 
 def build_settings(config: DictConfig) -> Settings:
@@ -91,7 +93,7 @@ def build_parts(
         allowed: prefixes of a user's own classes, as typed on the command line.
     """
     option_names = {field.name for field in dataclasses.fields(RunOptions)}
-    refuse_unknown_keys("", set(values), {*option_names, *COMPONENTS})
+    refuse_unknown_keys("", set(values), {*option_names, *COMPONENTS, TEACHERS})
     for name in COMPONENTS:
         if name not in values:
             raise ValueError(f"the config has no {name}: choose an option, say {name}=...")
@@ -99,6 +101,8 @@ def build_parts(
     allocation = build_component("allocation", values["allocation"], allowed)
     needed = COMPONENTS if allocation.sensitivity is None else FROM_FILE
     parts = {name: build_component(name, values[name], allowed) for name in needed}
+    if "model" in parts:
+        parts[TEACHERS] = _build_teachers(values.get(TEACHERS), allowed)
     if "analysis" in parts:
         parts["analysis"] = with_activations(parts["analysis"], parts["bits"])
     if is_automatic(parts.get("solver")):
@@ -117,6 +121,17 @@ def build_parts(
         if not isfinite(number):
             raise ValueError(f"{key}={number} is not a finite number: give one")
     return {"options": options, **parts}
+
+
+def _build_teachers(node: Any, allowed: Sequence[str]) -> dict[str, Any]:
+    """Name → network, in the order of the command line; none for null."""
+    teachers = {} if node is None else node
+    if not isinstance(teachers, dict) or "_target_" in teachers:
+        raise ValueError(f"{TEACHERS}={node!r} is no mapping of names to networks: {_TEACHER}")
+    for name, value in teachers.items():
+        if not isinstance(value, dict) or "_target_" not in value:
+            raise ValueError(f"{TEACHERS}.{name}={value!r} is no network: {_TEACHER}")
+    return {name: build_component(f"{TEACHERS}.{name}", value, allowed, "model") for name, value in teachers.items()}
 
 
 def _numbers(value: Any, key: str = "") -> Iterator[tuple[str, float]]:
@@ -150,8 +165,14 @@ def _option_node(group: str, name: str) -> dict[Any, Any]:
     return node
 
 
-def build_component(name: str, node: Any, allowed: Sequence[str] = ()) -> Any:
+def build_component(name: str, node: Any, allowed: Sequence[str] = (), slot: str | None = None) -> Any:
     """The object that `_target_` of a group option names, built from the option's other (plain) values.
+
+    Args:
+        name: section of the config.
+        node: its values.
+        allowed: prefixes of a user's own classes.
+        slot: the group that the option is of, where that is not the section's name.
 
     Only a class that fits the slot is built, and only with plain values. Raises ValueError for any other target, an
     unknown or missing key, a value of the wrong type, or one that the class refuses.
@@ -160,7 +181,7 @@ def build_component(name: str, node: Any, allowed: Sequence[str] = ()) -> Any:
         if (config_folder() / name).is_dir():
             raise ValueError(f"{name}={node!r} is not a group option with a _target_: choose one of conf/{name}/")
         raise ValueError(f"{name}={node!r} is no section: give single keys, {name}.KEY=... (see conf/config.yaml)")
-    cls = allowed_class(name, str(node["_target_"]), allowed)
+    cls = allowed_class(slot or name, str(node["_target_"]), allowed)
     values = {key: value for key, value in node.items() if key != "_target_"}
     _refuse_nested_targets(name, values)
     return _build_dataclass(name, cls, values)

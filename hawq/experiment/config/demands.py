@@ -40,6 +40,7 @@ def check_demands(settings: Settings) -> None:
         )
     if "finetune" in stages:
         _check_order(settings)
+        _check_teachers(settings)
     if "tuning" in stages and settings.tuning.epochs and _method(settings) == "none":
         raise ValueError(
             f"tuning.epochs={settings.tuning.epochs} needs a reconstructed network: give reconstruction=descent, or "
@@ -67,6 +68,17 @@ def _check_order(settings: Settings) -> None:
             f"reconstruction={method} quantises all blocks before training, so finetune.order={finetune.order} has no "
             "effect: give finetune.order=joint, or reconstruction=none"
         )
+
+
+def _check_teachers(settings: Settings) -> None:
+    """Raises ValueError for teachers that nothing learns from."""
+    finetune = settings.finetune
+    if settings.teachers and not (finetune.distillation and finetune.num_steps(1)):
+        if not finetune.distillation:
+            silent, remedy = "finetune.distillation=0", "finetune.distillation=0.5"
+        else:
+            silent, remedy = "no fine-tuning", "finetune.epochs=1"
+        raise ValueError(f"teachers have no effect with {silent}: give {remedy}, or leave them out")
 
 
 def _method(settings: Settings) -> str:

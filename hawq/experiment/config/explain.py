@@ -40,11 +40,22 @@ def explain(error: Exception, known_keys: Sequence[str] = ()) -> str:
             return f"{key} is called {today(key)} now: type that"
         if key in GONE:
             return f"{key} is gone: {GONE[key]}"
+        if key and key.startswith("teachers."):
+            return _explain_teacher(key, known_keys)
         if key and key not in known_keys:
             if owners := options_with(key):
                 return f"{key} is not a key of the chosen option: give {' or '.join(owners)} too"
             return f"{key} is not a key of the config: {suggest(key, known_keys)}"
     return " ".join(str(error).split())
+
+
+def _explain_teacher(key: str, known_keys: Sequence[str]) -> str:
+    """What is wrong with teachers.NAME, which nobody chose, or teachers.NAME.KEY, which no network has."""
+    place = ".".join(key.split(".")[:2])
+    if key == place:
+        return f"{place} is not chosen yet: type +model@{place}=resnet20 {place}.checkpoint=path"
+    allowed = [place + known.removeprefix("model") for known in known_keys if known.startswith("model.")]
+    return f"{key} is not a key of the config: {suggest(key, allowed)}"
 
 
 def options_with(key: str) -> list[str]:

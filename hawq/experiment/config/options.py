@@ -46,6 +46,9 @@ COMPONENTS = (
 )
 """Sections of the config that are built into an object each."""
 
+TEACHERS = "teachers"
+"""The section that holds networks, by names of the user's, each an option of the group model."""
+
 FROM_FILE = ("bits", "allocation", "tracking")
 """Those of a run that starts from a sensitivity file, which needs neither network nor data."""
 
@@ -117,6 +120,7 @@ class Settings:
 
     Args:
         compared: the solvers that validate.solvers names.
+        teachers: the networks that fine-tuning learns from in place of the float one, by the user's names.
         folder: of the run.
         resolved: the whole config as plain values, without secrets.
         command: what was typed.
@@ -142,4 +146,5 @@ class Settings:
     export: PackedExport = None  # type: ignore[assignment]
     deploy: NoDeployment | OnnxDeployment | DyadicReport = None  # type: ignore[assignment]
     compared: dict[str, Solver] = None  # type: ignore[assignment]
+    teachers: dict[str, ModelSpec] = None  # type: ignore[assignment]
     search: Search = None  # type: ignore[assignment]

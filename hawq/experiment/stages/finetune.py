@@ -55,6 +55,7 @@ def finetune(
     reconstructed start as they are then, with all blocks quantised.
     """
     tuned, settings = {}, run.settings.finetune
+    _introduce_teacher(run, float_network)
     unordered = settings if settings.order == "progressive" else replace(settings, order="joint")
     for name, plan in network_plans(run, analysis, allocation).items():
         own = settings if name == MAIN else unordered
@@ -81,6 +82,29 @@ def network_plans(run: Run, analysis: Sensitivity, plan: BitPlan) -> dict[str, B
     return {"direct": direct_baseline(analysis, plan), MAIN: plan}
 
 
+def taught_by(run: Run) -> dict[str, Any]:
+    """For the key of what `shared_tuning` makes: the networks it learns from, where they are not the float one."""
+    return {} if run.inputs.teacher is None else {"teachers": run.inputs.teacher.facts}
+
+
+def _introduce_teacher(run: Run, float_network: FloatNetwork) -> None:
+    """Prints the accuracy of what teaches in the float network's place, and a note where that is the lower one."""
+    teacher = run.inputs.teacher
+    if teacher is None:
+        return
+
+    def make(settings: KeyedSettings, artifact: Artifact) -> Files:
+        accuracy = run.inputs.test_accuracy(teacher.network, None, run.progress, "accuracy of the teachers")
+        return {"accuracy.json": json.dumps(accuracy).encode()}
+
+    weights = float_network.weights_hash
+    artifact = cached(run, "finetune", make, reads=(), network=weights, facts=taught_by(run), label="finetune/teachers")
+    accuracy = artifact.read_json("accuracy.json")
+    print(f"accuracy of the teachers: {accuracy:.2f} %")
+    if accuracy < float_network.accuracy:
+        print("note: that is less than the float network's, which teaches where teachers are left out")
+
+
 def _tune(
     run: Run,
     float_network: FloatNetwork,
@@ -95,6 +119,7 @@ def _tune(
     order = Order("joint") if start else settings.block_order()
     phases = make_phases(analysis, plan, order, steps, settings.lr, seed)
     facts: dict[str, Any] = {"bits": to_dict(plan.precisions), "phases": [to_dict(phase) for phase in phases]}
+    facts |= taught_by(run)
     if start:
         facts["reconstruction"] = start.artifact.key
     if not steps:
@@ -166,6 +191,7 @@ def shared_tuning(
         quantizer=quantizer,
         seed=seed,
         start=network,
+        teacher=inputs.teacher.network if inputs.teacher else None,
         **callbacks,
     )
 

@@ -15,7 +15,7 @@ from hawq.experiment.artifacts import Artifact
 from hawq.experiment.run import Run
 from hawq.experiment.stages.analysis import CALIBRATION_BATCH
 from hawq.experiment.stages.cache import Files, KeyedSettings, cached
-from hawq.experiment.stages.finetune import shared_tuning
+from hawq.experiment.stages.finetune import shared_tuning, taught_by
 from hawq.experiment.stages.float_network import FloatNetwork
 from hawq.records import PlanOutcome, Sensitivity, ValidatedPlans, dump_record, read_record, to_dict
 from hawq.scoring import TEST
@@ -134,7 +134,7 @@ def _trained(
         network, _ = broadcast(work)(run.inputs, checkpoint=artifact.partial, progress=run.progress, title=title)
         return {"outcome.json": dump_record(OUTCOME_SCHEMA, outcome_of(trials(), plan, network))}
 
-    facts = {**_facts(run), "trained": to_dict(plan)}
+    facts = {**_facts(run), **taught_by(run), "trained": to_dict(plan)}
     changed = run.with_settings(finetune=own)
     reads = ("finetune", "quantizer", "seed")
     artifact = _kept(changed, float_network, make, facts, reads, f"validate/trained_{number}")
