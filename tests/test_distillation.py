@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 from tuning import BATCHES, CALIBRATION, prepared, same_state
 
-from hawq.finetuning import Distillation, FineTuning, Training, finetune, fit, soft_loss
+from hawq.finetuning import Distillation, Ensemble, FineTuning, Training, finetune, fit, soft_loss
 from hawq.finetuning.compiling import with_compiled_teacher
 from hawq.finetuning.folding import folded
 from hawq.finetuning.step import Objective
@@ -181,6 +181,29 @@ def test_a_folded_teacher_gives_the_same_outputs(name):
     expected = model(images)
     torch.testing.assert_close(fast(images), expected, rtol=1e-4, atol=1e-4 * float(expected.detach().abs().max()))
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    assert norms_in(fast) < norms_in(model) or not norms_in(model)
+
+
+class Around(nn.Module):
+    """Cannot be traced as a whole, but its part can."""
+
+    def __init__(self, part):
+        super().__init__()
+        self.part = part
+
+    def forward(self, x):
+        return self.part(x) * (2 if bool(x.sum() > 0) else 1)
+
+
+@pytest.mark.parametrize("name", sorted(NETWORKS))
+@pytest.mark.parametrize(
+    "around", [Around, lambda part: Ensemble([Dropped(), part, part])], ids=["dynamic", "ensemble"]
+)
+def test_parts_are_folded_where_the_whole_cannot_be(around, name):
+    model = around(build(name, torch.float32)).eval()
+    images = samples(8, torch.float32)[0]
+    fast, expected = folded(model, images[:2]), model(images)
+    torch.testing.assert_close(fast(images), expected, rtol=1e-4, atol=1e-4 * float(expected.detach().abs().max()))
     assert norms_in(fast) < norms_in(model) or not norms_in(model)
 
 
