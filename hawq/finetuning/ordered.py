@@ -69,7 +69,7 @@ def finetune(
         settings, quantizer: `FineTuning()`, which is what train.py does by default, and LSQ unless given.
         seed: of a random order, and of the randomness inside the network.
         loss: mean loss of (outputs, targets); cross-entropy unless given. With distillation it is the hard part.
-        start: a quantised copy of `model` by this plan, from `reconstruct` say; all blocks are quantised from step one.
+        start: a quantised copy of `model` by this plan, left unchanged; all blocks are quantised from the first step.
         teacher: a network, an `Ensemble` say, that teaches in place of `model`; its outputs have the same shape.
         evaluate, checkpoint, on_row, on_best, progress, title: see `fit`.
 
