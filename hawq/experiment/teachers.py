@@ -44,6 +44,7 @@ def _open(
     import torch
 
     from hawq.finetuning import Renormalized
+    from hawq.models.float_model import why_refused
 
     with component_section(section := f"teachers.{name}", spec):
         model = spec.build(num_classes)
@@ -53,16 +54,11 @@ def _open(
     network = Renormalized(model.network, model.normalization, given).to(example.device).eval().requires_grad_(False)
     if spec.channels_last:
         network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    try:
-        with torch.no_grad():
-            network(example)
-    except Exception as error:  # networks refuse a size by any exception
-        if "memory" in str(error):
-            raise
+    reason = why_refused(network, example)
+    if reason is not None:
         height, width = example.shape[-2:]
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(
             f"{section}: {spec.name} cannot take the model's images of {height}×{width} ({reason}): give "
             f"{section}.input_size={height}, where it can be built for that, or another teacher"
-        ) from error
+        )
     return network, facts | {"normalization": to_dict(model.normalization)}

@@ -29,21 +29,31 @@ class FloatModel:
             ValueError: the network cannot take images of this size; the message names the size it was made for.
             RuntimeError: out of memory.
         """
-        import torch
-
-        from hawq.modes import eval_mode
-
-        try:
-            with torch.no_grad(), eval_mode(self.network):
-                self.network(example)
-        except Exception as error:  # networks refuse a size by any exception: assertions, shapes, divisions by zero
-            if "memory" in str(error):
-                raise
+        reason = why_refused(self.network, example)
+        if reason is not None:
             height, width = example.shape[-2:]
             size = self.preprocessing.size
             made_for = f"give input_size={size}, for which it was made"
             remedy = made_for if size not in (height, width) else "give another input_size, or null"
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise ValueError(
                 f"the network {type(self.network).__name__} cannot take images of {height}×{width} ({reason}): {remedy}"
-            ) from error
+            )
+
+
+def why_refused(network: nn.Module, example: Tensor) -> str | None:
+    """Why a network cannot take images like `example` (N, 3, H, W), in its own words; None where it can.
+
+    Raises RuntimeError: out of memory.
+    """
+    import torch
+
+    from hawq.modes import eval_mode
+
+    try:
+        with torch.no_grad(), eval_mode(network):
+            network(example)
+    except Exception as error:  # networks refuse a size by any exception: assertions, shapes, divisions by zero
+        if "memory" in str(error):
+            raise
+        return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return None

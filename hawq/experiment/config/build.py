@@ -24,13 +24,11 @@ from hawq.experiment.config.automatic import (
     with_activations,
     with_best_score,
 )
-from hawq.experiment.config.explain import explain, in_section, refuse_unknown_keys, suggest
+from hawq.experiment.config.explain import choosing_teacher, explain, in_section, refuse_unknown_keys, suggest
 from hawq.experiment.config.fields import as_annotated, fits, wrong_type
 from hawq.experiment.config.names import config_folder, plain, register_resolvers, shown
 from hawq.experiment.config.options import COMPONENTS, FROM_FILE, TEACHERS, RunOptions, Settings
 from hawq.experiment.config.targets import allowed_class, typed_targets
-
-_TEACHER = f"type +model@{TEACHERS}.a=resnet20 {TEACHERS}.a.checkpoint=path"
 
 
 def build_settings(config: DictConfig) -> Settings:
@@ -127,10 +125,11 @@ def _build_teachers(node: Any, allowed: Sequence[str]) -> dict[str, Any]:
     """Name → network, in the order of the command line; none for null."""
     teachers = {} if node is None else node
     if not isinstance(teachers, dict) or "_target_" in teachers:
-        raise ValueError(f"{TEACHERS}={node!r} is no mapping of names to networks: {_TEACHER}")
+        raise ValueError(f"{TEACHERS}={node!r} is no mapping of names to networks: {choosing_teacher(f'{TEACHERS}.a')}")
     for name, value in teachers.items():
         if not isinstance(value, dict) or "_target_" not in value:
-            raise ValueError(f"{TEACHERS}.{name}={value!r} is no network: {_TEACHER}")
+            place = f"{TEACHERS}.{name}"
+            raise ValueError(f"{place}={value!r} is no network: {choosing_teacher(place)}")
     return {name: build_component(f"{TEACHERS}.{name}", value, allowed, "model") for name, value in teachers.items()}
 
 

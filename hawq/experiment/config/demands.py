@@ -72,13 +72,14 @@ def _check_order(settings: Settings) -> None:
 
 def _check_teachers(settings: Settings) -> None:
     """Raises ValueError for teachers that nothing learns from."""
-    finetune = settings.finetune
-    if settings.teachers and not (finetune.distillation and finetune.num_steps(1)):
-        if not finetune.distillation:
-            silent, remedy = "finetune.distillation=0", "finetune.distillation=0.5"
-        else:
-            silent, remedy = "no fine-tuning", "finetune.epochs=1"
-        raise ValueError(f"teachers have no effect with {silent}: give {remedy}, or leave them out")
+    if not settings.teachers:
+        return
+    if not settings.finetune.distillation:
+        raise ValueError(
+            "teachers have no effect with finetune.distillation=0: give finetune.distillation=0.5, or leave them out"
+        )
+    if not settings.finetune.num_steps(1):
+        raise ValueError("teachers have no effect with no fine-tuning: give finetune.epochs=1, or leave them out")
 
 
 def _method(settings: Settings) -> str:

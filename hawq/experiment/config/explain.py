@@ -49,11 +49,16 @@ def explain(error: Exception, known_keys: Sequence[str] = ()) -> str:
     return " ".join(str(error).split())
 
 
+def choosing_teacher(place: str) -> str:
+    """How to choose a network for a section, teachers.a say."""
+    return f"type +model@{place}=resnet20 {place}.checkpoint=path"
+
+
 def _explain_teacher(key: str, known_keys: Sequence[str]) -> str:
     """What is wrong with teachers.NAME, which nobody chose, or teachers.NAME.KEY, which no network has."""
     place = ".".join(key.split(".")[:2])
     if key == place:
-        return f"{place} is not chosen yet: type +model@{place}=resnet20 {place}.checkpoint=path"
+        return f"{place} is not chosen yet: {choosing_teacher(place)}"
     allowed = [place + known.removeprefix("model") for known in known_keys if known.startswith("model.")]
     return f"{key} is not a key of the config: {suggest(key, allowed)}"
 
