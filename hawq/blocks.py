@@ -56,6 +56,11 @@ def find_blocks(
     return blocks
 
 
+def own_blocks(model: nn.Module) -> dict[str, str]:
+    """Layer → name of the block that it belongs to by the network's own structure (granularity "block")."""
+    return dict(_owners(model, "")) | _matched(quantizable_layers(model), _own_patterns(model))
+
+
 def block_layers(model: nn.Module, block: Block) -> list[nn.Module]:
     """The layers of a block that hold its distinct weights, in the block's order."""
     layers = dict(model.named_modules())
@@ -109,7 +114,7 @@ def _group(model: nn.Module, layers: dict[str, nn.Module], granularity: str | Se
     if granularity == "network":
         return dict.fromkeys(layers, "network")
     if granularity == "block":
-        return dict(_owners(model, "")) | _matched(layers, _own_patterns(model))
+        return own_blocks(model)
     if isinstance(granularity, str):
         raise ValueError(
             f"granularity {granularity!r} is not one of {', '.join(GRANULARITIES)} or a list of regular expressions"

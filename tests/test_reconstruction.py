@@ -377,10 +377,11 @@ def test_a_plan_of_another_model_is_refused():
 @pytest.mark.parametrize(
     ("granularity", "expected"),
     [
-        ("layer", ["stem", "unit.conv1", "unit.conv2", "head"]),
-        ("network", ["stem", "unit.conv1", "unit.conv2", "head"]),
+        ("layer", ["stem", "unit", "head"]),
+        ("network", ["stem", "unit", "head"]),
         ([r"unit|stem", "head"], ["stem", "unit", "head"]),
-        ([r"stem|unit\.conv1", "unit.conv2|head"], ["stem", "unit.conv1", "unit.conv2", "head"]),
+        (["stem", r"unit\.conv1", r"unit\.conv2", "head"], ["stem", "unit", "head"]),
+        ([r"stem|unit\.conv1", "unit.conv2|head"], ["stem", "unit", "head"]),
     ],
     ids=str,
 )
@@ -388,6 +389,49 @@ def test_units_follow_the_blocks(granularity, expected):
     model, blocks, plan, inputs = prepared(granularity=granularity)
     network = quantize(model, blocks, plan, [inputs])
     assert [unit.name for unit in find_units(network, blocks, inputs)] == expected
+
+
+SINGLY = ["stem", "unit.conv1", "unit.conv2", "head"]
+
+
+@pytest.mark.parametrize(
+    ("groups", "expected", "told"),
+    [
+        ([["stem", "unit.conv1"], ["unit.conv2", "head"]], SINGLY, "layer by layer"),
+        ([["stem", "unit.conv1"], ["unit.conv2"], ["head"]], SINGLY, "layer by layer"),
+        ([SINGLY[:3], ["head"]], ["stem", "unit", "head"], "in the blocks of the network itself"),
+        ([["unit.conv1"], ["unit.conv2"]], ["unit"], None),
+        ([["unit.conv2"]], ["unit.conv2"], None),
+    ],
+    ids=str,
+)
+def test_blocks_that_cut_across_those_of_the_network(groups, expected, told, caplog):
+    model, _, _, inputs = prepared()
+    blocks = tuple(hawq.Block(f"block {number}", tuple(layers), 100) for number, layers in enumerate(groups))
+    network = quantize(model, blocks, plan_for(blocks, 3, 4), [inputs])
+    with caplog.at_level(logging.WARNING):
+        units = find_units(network, blocks, inputs)
+    assert [unit.name for unit in units] == expected
+    assert [layer for unit in units for layer in unit.layers] == [layer for layers in groups for layer in layers]
+    assert told is None or f"block 0 is no module of its own with one output: reconstructed {told}" in caplog.text
+
+
+@pytest.mark.parametrize("granularity", ["layer", "network"])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_units_are_the_networks_own_whatever_shares_its_bits(name, granularity):
+    if (name, granularity) == ("tied", "layer"):
+        pytest.skip("two layers with one weight have the same bits")
+    model, blocks, plan, inputs = prepared(name)
+    expected = find_units(quantize(model, blocks, plan, [inputs]), blocks, inputs)
+    model, blocks, plan, inputs = prepared(name, granularity=granularity)
+    network = quantize(model, blocks, plan, [inputs])
+    assert find_units(network, blocks, inputs) == expected
+    layers = find_units(network, blocks, inputs, "layer")
+    assert sorted(layer for unit in layers for layer in unit.layers) == sorted(
+        layer for unit in expected for layer in unit.layers
+    )
+    _, rows = reconstruct(model, blocks, plan, [inputs], BRECQ(**SHORT))
+    assert [row["unit"] for row in rows] == [unit.name for unit in expected]
 
 
 def test_attention_is_reconstructed():

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from hawq.attention import opened_attention
+from hawq.blocks import own_blocks
 from hawq.modes import eval_mode
 from hawq.quantization import input_quantizer, weight_quantizer
 from hawq.records import Block
@@ -41,8 +42,9 @@ def find_units(network: nn.Module, blocks: Sequence[Block], example: Tensor, uni
     """The units of a quantised network, in the order in which its forward reaches them.
 
     A block is a unit where its layers lie in one module that holds no other block's layers, is called once per
-    forward, and whose tensors have a number of rows proportional to the batch. Other blocks are taken apart into their
-    layers; a layer that is no unit either stays as it is. The log says which.
+    forward, and whose tensors have a number of rows proportional to the batch. Blocks that divide one of the network's
+    own (`own_blocks`), as single layers do, are one unit together. What is no unit is taken apart into the network's
+    own blocks, then into layers; a layer that is none either stays as it is. The log says which.
 
     Args:
         network: from `quantize`.
@@ -50,35 +52,77 @@ def find_units(network: nn.Module, blocks: Sequence[Block], example: Tensor, uni
         example: a batch of inputs (N, ...).
         units: "block" or "layer".
     """
-    planned = {block.name: _planned(network, block) for block in blocks}
-    owners = {layer: block.name for block in blocks for layer in block.layers}
-    homes = {name: _enclosing(layers) for name, layers in planned.items() if layers}
-    every_layer = [layer for layers in planned.values() for layer in layers]
-    calls = _probe(network, {*homes.values(), *every_layer} - {""}, example)
+    layers = [layer for block in blocks for layer in block.layers]
+    planned = tuple(layer for layer in layers if _is_planned(network, layer))
+    own = own_blocks(network)
+    calls = _probe(network, {home for layer in planned for home in _homes(layer)}, example)
+    search = _Search(tuple(layers), planned, own, calls)
+    groups = _together(blocks, own) if units == "block" else [(layer, (layer,)) for layer in layers]
+    found = [unit for name, members in groups for unit in search.units(name, members)]
     order = {name: place for place, name in enumerate(calls)}
-    found: list[Unit] = []
-    for block, layers in planned.items():
-        if not layers:
-            continue
-        home = homes[block]
-        whole = units == "block" and _is_alone(network, home, block, owners) and _is_unit(calls.get(home))
-        if whole:
-            found.append(calls[home].unit(home, layers))
-            continue
-        if units == "block" and len(layers) > 1:
-            _LOG.warning("%s is no module of its own with one output: reconstructed layer by layer", block)
-        found += [calls[layer].unit(layer, (layer,)) for layer in layers if _is_unit(calls.get(layer))]
-        left = [layer for layer in layers if not _is_unit(calls.get(layer))]
-        if left:
-            _LOG.warning("%s: rounded to nearest, not reconstructed (not called exactly once)", ", ".join(left))
     return tuple(sorted(found, key=lambda unit: order[unit.name]))
 
 
-def _planned(network: nn.Module, block: Block) -> tuple[str, ...]:
-    """Layers of a block with a quantiser that is on."""
-    layers = {name: network.get_submodule(name) for name in block.layers}
-    made = {name: (weight_quantizer(layer), input_quantizer(layer)) for name, layer in layers.items()}
-    return tuple(name for name, pair in made.items() if any(one is not None and one.enabled for one in pair))
+def _together(blocks: Sequence[Block], own: Mapping[str, str]) -> list[tuple[str, tuple[str, ...]]]:
+    """Names and layers of what is to be one unit: blocks, or a block of the network's own that several divide."""
+    homes = [{own[layer] for layer in block.layers} for block in blocks]
+    across = {home for among in homes if len(among) > 1 for home in among}  # in part of a block that reaches beyond
+    groups: dict[tuple[bool, str], tuple[str, tuple[str, ...]]] = {}
+    for block, (home, *others) in zip(blocks, homes, strict=True):
+        divides = not others and home not in across
+        name, before = groups.get((divides, home if divides else block.name), (block.name, ()))
+        groups[divides, home if divides else block.name] = (home if before else name, (*before, *block.layers))
+    return list(groups.values())
+
+
+@dataclass(frozen=True)
+class _Search:
+    """What tells units apart: all layers of all blocks, those with a quantiser that is on, each one's own block."""
+
+    layers: tuple[str, ...]
+    planned: tuple[str, ...]
+    own: Mapping[str, str]
+    calls: Mapping[str, _Calls]
+
+    def units(self, name: str, layers: Sequence[str]) -> list[Unit]:
+        """The layers as one unit, or as the units of their parts; `name` is theirs in the log."""
+        members = tuple(layer for layer in layers if layer in self.planned)
+        if not members:
+            return []
+        home = _enclosing(members)
+        if _is_unit(self.calls.get(home)) and (len(layers) == 1 or self._is_alone(home, layers)):
+            return [self.calls[home].unit(home, members)]
+        if len(layers) == 1:
+            _LOG.warning("%s: rounded to nearest, not reconstructed (not called exactly once)", members[0])
+            return []
+        parts = self._parts(layers)
+        how = "layer by layer" if len(parts) == len(layers) else "in the blocks of the network itself"
+        _LOG.warning("%s is no module of its own with one output: reconstructed %s", name, how)
+        return [unit for part, inside in parts.items() for unit in self.units(part, inside)]
+
+    def _is_alone(self, home: str, layers: Sequence[str]) -> bool:
+        """Whether a module holds no other layers than these."""
+        return all(layer in layers for layer in self.layers if home in _homes(layer))
+
+    def _parts(self, layers: Sequence[str]) -> dict[str, list[str]]:
+        """The layers by their own blocks, or one by one where they have one block."""
+        parts: dict[str, list[str]] = {}
+        for layer in layers:
+            parts.setdefault(self.own[layer], []).append(layer)
+        return parts if len(parts) > 1 else {layer: [layer] for layer in layers}
+
+
+def _is_planned(network: nn.Module, layer: str) -> bool:
+    """Whether a layer has a quantiser that is on."""
+    module = network.get_submodule(layer)
+    made = (weight_quantizer(module), input_quantizer(module))
+    return any(one is not None and one.enabled for one in made)
+
+
+def _homes(layer: str) -> list[str]:
+    """A layer's name, and those of the modules around it but the network."""
+    parts = layer.split(".")
+    return [".".join(parts[: count + 1]) for count in range(len(parts))]
 
 
 def _enclosing(layers: Sequence[str]) -> str:
@@ -90,13 +134,6 @@ def _enclosing(layers: Sequence[str]) -> str:
             break
         shared.append(column[0])
     return ".".join(shared)
-
-
-def _is_alone(network: nn.Module, home: str, block: str, owners: Mapping[str, str]) -> bool:
-    """Whether a module holds layers of this block alone, and is not the whole network."""
-    if not home:
-        return False
-    return all(owner == block for layer, owner in owners.items() if layer == home or layer.startswith(f"{home}."))
 
 
 @dataclass

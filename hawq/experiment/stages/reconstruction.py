@@ -20,7 +20,7 @@ from hawq.reconstruction import Reconstruction, Row, reconstruct
 from hawq.records import BitPlan, Sensitivity, to_dict
 
 _ROWS = "units.json"
-_REVISION = 4  # raised when the same settings give another network: older artifacts are then left alone
+_REVISION = 5  # raised when the same settings give another network: older artifacts are then left alone
 
 
 @dataclass(frozen=True)
