@@ -57,7 +57,7 @@ def find_blocks(
 
 
 def own_blocks(model: nn.Module) -> dict[str, str]:
-    """Layer → name of the block that it belongs to by the network's own structure (granularity "block")."""
+    """Layer → name of the block that `find_blocks` puts it into by the network's structure (granularity "block")."""
     return dict(_owners(model, "")) | _matched(quantizable_layers(model), _own_patterns(model))
 
 

@@ -67,12 +67,12 @@ def _together(blocks: Sequence[Block], own: Mapping[str, str]) -> list[tuple[str
     """Names and layers of what is to be one unit: blocks, or a block of the network's own that several divide."""
     homes = [{own[layer] for layer in block.layers} for block in blocks]
     across = {home for among in homes if len(among) > 1 for home in among}  # in part of a block that reaches beyond
-    groups: dict[tuple[bool, str], tuple[str, tuple[str, ...]]] = {}
+    groups: dict[tuple[bool, str], tuple[str, ...]] = {}
     for block, (home, *others) in zip(blocks, homes, strict=True):
         divides = not others and home not in across
-        name, before = groups.get((divides, home if divides else block.name), (block.name, ()))
-        groups[divides, home if divides else block.name] = (home if before else name, (*before, *block.layers))
-    return list(groups.values())
+        key = divides, home if divides else block.name
+        groups[key] = (*groups.get(key, ()), *block.layers)
+    return [(name, layers) for (_, name), layers in groups.items()]
 
 
 @dataclass(frozen=True)
