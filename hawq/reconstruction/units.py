@@ -127,13 +127,8 @@ def _homes(layer: str) -> list[str]:
 
 def _enclosing(layers: Sequence[str]) -> str:
     """The smallest module that holds all named layers; '' for the network itself."""
-    parts = [layer.split(".") for layer in layers]
-    shared = []
-    for column in zip(*parts, strict=False):
-        if len(set(column)) > 1:
-            break
-        shared.append(column[0])
-    return ".".join(shared)
+    shared = [home for home in _homes(layers[0]) if all(home in _homes(layer) for layer in layers)]
+    return shared[-1] if shared else ""
 
 
 @dataclass
